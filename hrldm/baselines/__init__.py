@@ -1,0 +1,1 @@
+"""One file per compared system of Table 1."""

@@ -1,0 +1,1 @@
+"""CTs and nodules, wherever they come from, to one validated manifest."""

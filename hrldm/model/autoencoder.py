@@ -1,0 +1,155 @@
+"""Stage I (Section 3.1): the MAISI VAE, wrapped so that a lesion crop can be decoded only as far as the histogram needs.
+
+Notation: x (B, 1, D, H, W) is a CT in [0, 1]; z (B, c, D/4, H/4, W/4) its latent; the posterior is N(mu, sigma^2).
+D_trunc (Section 3.2.3) runs the decoder through its penultimate residual block, at full resolution; `decode_rest` runs
+what is left, so that ``decode(z) == decode_rest(decode_truncated(z))``.
+
+The compact autoencoder adds to the network the linear code of 4x4x4 blocks of the same latent size (a strided
+convolution in, a transposed one out; residual autoencoding, Chen et al., ICLR 2025). The network then only learns what
+a linear code cannot say, which is what makes training on two cores possible. MAISI's own file has no such term.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi, MaisiEncoder
+from torch import Tensor, nn
+
+from hrldm.config import HU_MAX, HU_MIN, Profile
+
+FACTOR = 4  # spatial compression (Section 5)
+
+
+def normalise_hu(hu):
+    """Clip HU to [-1000, 1000] and scale to [0, 1] (Section 5); tensors and arrays alike."""
+    clip = hu.clamp if isinstance(hu, Tensor) else np.asarray(hu, np.float32).clip
+    return (clip(HU_MIN, HU_MAX) - HU_MIN) / (HU_MAX - HU_MIN)
+
+
+def denormalise_hu(x):
+    """Inverse of `normalise_hu` within the window."""
+    return x * (HU_MAX - HU_MIN) + HU_MIN
+
+
+class LinearCode(nn.Module):
+    """Principal components of 4x4x4 blocks as a pair of strided convolutions: encode (B,1,4d,..) -> (B,c,d,..) and back."""
+
+    def __init__(self, latent_channels: int) -> None:
+        super().__init__()
+        self.analysis = nn.Conv3d(1, latent_channels, FACTOR, stride=FACTOR)
+        self.synthesis = nn.ConvTranspose3d(latent_channels, 1, FACTOR, stride=FACTOR)
+
+    @torch.no_grad()
+    def fit(self, x: Float[Tensor, "b 1 d h w"], whiten: float = 0.5) -> LinearCode:
+        """Set the weights to the leading components of the blocks of `x`.
+
+        whiten: 0 keeps the components' scale, 1 gives each unit variance. Half-way keeps the mean intensity (first
+        component) well above the noise of the diffusion without drowning texture.
+        """
+        blocks = x.unfold(2, FACTOR, FACTOR).unfold(3, FACTOR, FACTOR).unfold(4, FACTOR, FACTOR)
+        blocks = blocks.reshape(-1, FACTOR**3).double()
+        mean = blocks.mean(0)
+        values, vectors = torch.linalg.eigh((blocks - mean).T @ (blocks - mean) / len(blocks))
+        c = self.analysis.out_channels
+        components = vectors[:, -c:].flip(1).T  # (c, 64)
+        components *= torch.where(components.sum(1, keepdim=True) < 0, -1.0, 1.0)  # first component: brighter = larger
+        scale = values[-c:].flip(0).clamp_min(1e-12).sqrt()[:, None] ** whiten
+        shape = (c, 1, FACTOR, FACTOR, FACTOR)
+        self.analysis.weight.copy_((components / scale).reshape(shape))
+        self.analysis.bias.copy_(-(components / scale) @ mean)
+        self.synthesis.weight.copy_((components * scale).reshape(shape))
+        self.synthesis.bias.fill_(mean.mean())
+        return self
+
+
+class Autoencoder(nn.Module):
+    """MAISI VAE with encode, decode and decode_truncated.
+
+    channels:          (16, 32, 64)   # width per level, full resolution first
+    res_blocks:        (2, 1, 1)      # residual blocks per decoder level; the encoder has `encoder_res_blocks`
+    latent_channels:   8              # c
+    norm_groups:       8              # GroupNorm groups
+    linear_skip:       True           # add the linear code (False for MAISI's own weights)
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (16, 32, 64),
+        res_blocks: tuple[int, ...] = (2, 1, 1),
+        encoder_res_blocks: tuple[int, ...] = (1, 1, 1),
+        latent_channels: int = 8,
+        norm_groups: int = 8,
+        linear_skip: bool = True,
+    ) -> None:
+        super().__init__()
+        levels = len(channels)
+        if levels != 3:
+            raise ValueError(f"the MAISI VAE has three levels (compression by 4), got channels={channels}")
+        common = {
+            "spatial_dims": 3, "in_channels": 1, "num_channels": channels, "norm_num_groups": norm_groups, "norm_eps": 1e-6,
+            "attention_levels": (False,) * levels, "num_splits": 1, "dim_split": 1, "norm_float16": False, "save_mem": False,
+            "use_flash_attention": False,
+        }  # fmt: skip
+        self.net = AutoencoderKlMaisi(
+            out_channels=1, num_res_blocks=res_blocks, latent_channels=latent_channels, **common
+        )
+        if tuple(encoder_res_blocks) != tuple(res_blocks):
+            self.net.encoder = MaisiEncoder(out_channels=latent_channels, num_res_blocks=encoder_res_blocks, **common)
+        self.latent_channels = latent_channels
+        self.linear = LinearCode(latent_channels) if linear_skip else None
+        # conv, res blocks and upsamplings, then norm and conv: all but the last res block, norm and conv belong to D_trunc
+        self._cut = len(self.net.decoder.blocks) - 3
+        if linear_skip:  # start exactly at the linear code
+            for conv in (self.net.quant_conv_mu.conv, self.net.decoder.blocks[-1].conv.conv):
+                nn.init.zeros_(conv.weight)
+                nn.init.zeros_(conv.bias)
+            nn.init.zeros_(self.net.quant_conv_log_sigma.conv.weight)
+            nn.init.constant_(self.net.quant_conv_log_sigma.conv.bias, -6.0)
+
+    @classmethod
+    def from_profile(cls, p: Profile) -> Autoencoder:
+        return cls(p.ae_channels, p.ae_res_blocks, p.ae_encoder_res_blocks, p.ae_latent_channels, p.ae_norm_groups, p.ae_linear_skip)  # fmt: skip
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of `decode_truncated`: those of the network, and one of the linear code."""
+        return self.net.decoder.blocks[-1].conv.conv.in_channels + (self.linear is not None)
+
+    def encode(self, x: Float[Tensor, "b 1 4d 4h 4w"]) -> tuple[Tensor, Tensor]:
+        """CT in [0, 1] -> posterior mean and standard deviation, each (B, c, d, h, w)."""
+        if any(n % FACTOR for n in x.shape[2:]):
+            raise ValueError(f"spatial shape {tuple(x.shape[2:])} is not a multiple of {FACTOR}; pad or crop the volume")
+        mu, sigma = self.net.encode(x)
+        return (mu if self.linear is None else mu + self.linear.analysis(x)), sigma
+
+    def decode_truncated(self, z: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b f 4d 4h 4w"]:
+        """D_trunc (Section 3.2.3): latent -> all that crosses the cut after the penultimate residual block."""
+        h = self.net.post_quant_conv(z)
+        for block in self.net.decoder.blocks[: self._cut]:
+            h = block(h)
+        return h if self.linear is None else torch.cat([h, self.linear.synthesis(z)], dim=1)
+
+    def decode_rest(self, features: Float[Tensor, "b f 4d 4h 4w"]) -> Float[Tensor, "b 1 4d 4h 4w"]:
+        """The decoder after the cut: features of `decode_truncated` -> CT in [0, 1]."""
+        h = features if self.linear is None else features[:, :-1]
+        for block in self.net.decoder.blocks[self._cut :]:
+            h = block(h)
+        return h if self.linear is None else h + features[:, -1:]
+
+    def decode(self, z: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b 1 4d 4h 4w"]:
+        """Latent -> CT in [0, 1] (not clipped)."""
+        return self.decode_rest(self.decode_truncated(z))
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction from a posterior sample, with posterior mean and standard deviation."""
+        mu, sigma = self.encode(x)
+        eps = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
+        return self.decode(mu + sigma * eps), mu, sigma
+
+
+def kl_divergence(mu: Tensor, sigma: Tensor) -> Tensor:
+    """KL(N(mu, sigma^2) || N(0, 1)), summed over the latent, mean over the batch (as MAISI weighs it)."""
+    kl = 0.5 * (mu**2 + sigma**2 - 2 * sigma.clamp_min(1e-8).log() - 1)
+    return kl.flatten(1).sum(1).mean()

@@ -1,0 +1,1 @@
+"""From conditions to nodules: inpainting in latent space and blending into the original voxels."""

@@ -1,0 +1,1 @@
+"""One generator per training stage, and the checkpoints they resume from."""

@@ -1,0 +1,136 @@
+"""Training of Stage I: L1 + perceptual + patch-adversarial + KL (Section 3.1), as a generator.
+
+``for state in train_autoencoder(...)`` yields after every step, so that progress, logging and early stopping live in the
+caller. Each step draws its patches and noise from (seed, step, rank) alone: a run killed and resumed ends in the same
+weights as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from monai.losses import PatchAdversarialLoss
+from monai.networks.nets import PatchDiscriminator
+from torch import nn
+
+from hrldm.config import Profile
+from hrldm.data.volumes import sample_patches
+from hrldm.model.autoencoder import Autoencoder, kl_divergence, normalise_hu
+from hrldm.train import checkpoint as ckpt
+
+STAGE = "autoencoder"
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What a training step leaves for its caller."""
+
+    step: int  # steps done, 1-based
+    total: int
+    metrics: dict[str, float]
+
+
+def discriminator() -> nn.Module:
+    """Patch discriminator with two strided layers: receptive field of about 16 voxels, small enough for two cores."""
+    return PatchDiscriminator(spatial_dims=3, num_layers_d=2, channels=16, in_channels=1, out_channels=1, norm="INSTANCE")
+
+
+def fit_linear_code(model: Autoencoder, volumes: Sequence[np.ndarray], weights: Sequence[float], seed: int) -> None:
+    """Start the linear skip at the principal components of the training patches."""
+    if model.linear is not None:
+        patches = sample_patches(volumes, weights, 32, 256, np.random.default_rng((seed, 7)))
+        model.linear.fit(normalise_hu(torch.from_numpy(patches)))
+
+
+def train_autoencoder(
+    volumes: Sequence[np.ndarray],
+    weights: Sequence[float],
+    profile: Profile,
+    seed: int,
+    path: Path,
+    perceptual: nn.Module | None = None,
+    accelerator: Accelerator | None = None,
+    save_every: int = 200,
+) -> Iterator[StepState]:
+    """Train `ae_steps` steps on random patches, resuming from `path` when it exists.
+
+    volumes:    HU arrays at 1 mm     # see `hrldm.data.volumes.sample_patches`
+    perceptual: module (x, y) -> scalar, or None to leave the term out whatever its weight
+
+    Raises:
+        CheckpointError: `path` belongs to a run with other settings.
+    """
+    accelerator = accelerator or Accelerator(mixed_precision=profile.mixed_precision)
+    torch.manual_seed(seed)
+    model, critic = Autoencoder.from_profile(profile), discriminator()
+    fit_linear_code(model, volumes, weights, seed)
+    ema = ckpt.Ema(model, 0.999)
+    opt_g = torch.optim.Adam(model.parameters(), profile.ae_lr)
+    opt_d = torch.optim.Adam(critic.parameters(), profile.ae_lr / 2)
+    fields = [f.name for f in dataclasses.fields(profile) if f.name.startswith("ae_")]
+    meta = {"stage": STAGE, "digest": profile.digest(*fields), "seed": seed, "step": 0}
+    if Path(path).exists():
+        groups, meta_old = ckpt.load(path)
+        ckpt.require(meta_old, path, stage=STAGE, digest=meta["digest"], seed=seed)
+        model.load_state_dict(groups["model"])
+        critic.load_state_dict(groups["critic"])
+        ckpt.restore_optimizer(opt_g, groups["opt_g"])
+        ckpt.restore_optimizer(opt_d, groups.get("opt_d", {}))
+        ema.shadow = groups["ema"]
+        meta = meta_old
+    model, critic, opt_g, opt_d = accelerator.prepare(model, critic, opt_g, opt_d)
+    ema.shadow = {k: v.to(accelerator.device) for k, v in ema.shadow.items()}
+    adversarial = PatchAdversarialLoss(criterion="least_squares")
+
+    for step in range(meta["step"], profile.ae_steps):
+        draw = np.random.default_rng((seed, step, accelerator.process_index))
+        noise = torch.Generator(accelerator.device).manual_seed(int(draw.integers(2**62)))
+        hu = sample_patches(volumes, weights, profile.ae_patch, profile.ae_batch, draw)
+        x = normalise_hu(torch.from_numpy(hu)).to(accelerator.device)
+        for opt, base in ((opt_g, profile.ae_lr), (opt_d, profile.ae_lr / 2)):
+            for group in opt.param_groups:
+                group["lr"] = ckpt.polynomial_lr(base, step, profile.ae_steps, 0.9) * min(1.0, (step + 1) / 50)
+
+        with accelerator.autocast():
+            recon, mu, sigma = model(x, noise)
+        recon = recon.float()
+        losses = {"l1": (recon - x).abs().mean(), "kl": kl_divergence(mu.float(), sigma.float())}
+        total = losses["l1"] + profile.ae_kl * losses["kl"]
+        if perceptual is not None and profile.ae_perceptual > 0 and step >= profile.ae_adversarial_start:
+            slices = torch.Generator().manual_seed(int(draw.integers(2**62)))
+            losses["perceptual"] = perceptual(recon, x, slices)
+            total = total + profile.ae_perceptual * losses["perceptual"]
+        fights = profile.ae_adversarial > 0 and step >= profile.ae_adversarial_start
+        if fights:
+            losses["adversarial"] = adversarial(critic(recon)[-1], target_is_real=True, for_discriminator=False)
+            total = total + profile.ae_adversarial * losses["adversarial"]
+        opt_g.zero_grad()
+        accelerator.backward(total)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        opt_g.step()
+        if fights:
+            opt_d.zero_grad()
+            fake = adversarial(critic(recon.detach())[-1], target_is_real=False, for_discriminator=True)
+            real = adversarial(critic(x)[-1], target_is_real=True, for_discriminator=True)
+            losses["discriminator"] = 0.5 * (fake + real)
+            accelerator.backward(losses["discriminator"])
+            opt_d.step()
+        ema.update(accelerator.unwrap_model(model), step)
+
+        done = step + 1
+        if accelerator.is_main_process and (done % save_every == 0 or done == profile.ae_steps):
+            groups = {
+                "model": accelerator.unwrap_model(model).state_dict(),
+                "critic": accelerator.unwrap_model(critic).state_dict(),
+                "ema": ema.shadow,
+                "opt_g": ckpt.optimizer_tensors(opt_g.optimizer),
+                "opt_d": ckpt.optimizer_tensors(opt_d.optimizer),
+            }
+            ckpt.save(path, groups, meta | {"step": done})
+        yield StepState(done, profile.ae_steps, {k: float(v.detach()) for k, v in losses.items()})
