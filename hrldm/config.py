@@ -38,7 +38,7 @@ class Profile:
     ae_steps: int = 40
     ae_batch: int = 2
     ae_patch: int = 32
-    ae_lr: float = 1e-3
+    ae_lr: float = 5e-4
     ae_perceptual: float = 0.1
     ae_adversarial: float = 0.02
     ae_kl: float = 1e-7
@@ -52,6 +52,8 @@ class Profile:
     ctx_dim: int = 64  # d_ctx of Eq. 3
     hist_tokens: int = 1  # 1 = paper; B = one token per bin
     mask_channels: int = 1  # C of Section 3.2.1 item 3
+    latent_sample: bool = False  # draw latents from the posterior at each step instead of its mean
+    latent_variants: int = 4  # encodings of each training nodule: itself, and turned, mirrored and shifted copies
     ldm_steps: int = 1000
     ldm_batch: int = 8
     ldm_lr: float = 4e-4
@@ -61,6 +63,7 @@ class Profile:
     num_train_timesteps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
+    objective: str = "ddpm"  # ddpm | rflow
     background: str = "clean"  # clean | noised | paper
     use_c_hist: bool = True
     lambda_hist: float = 10.0
@@ -68,7 +71,9 @@ class Profile:
     hist_space: str = "feature"  # feature | hu
     hist_t_max: int | None = 400  # None = paper (all t)
     hist_max_voxels: int = 24  # side of the lesion crop the histogram reads, voxels; larger lesions are sub-cropped
-    inpaint_norm: str = "voxels_channels"  # voxels_channels | paper (voxels)
+    inpaint_norm: str = (
+        "paper"  # paper: per lesion voxel, summed over channels, the balance lambda = 10 was set for | voxels_channels
+    )
     # -- sampling ----------------------------------------------------------------------------------------------------
     sampler: str = "ddim"  # ddpm | ddim | rflow
     sample_steps: int = 50
@@ -98,7 +103,7 @@ class Profile:
 
 _SMOKE = Profile(
     name="smoke", n_train=24, n_val=9, n_test=18, patch_mm=32, ae_steps=4, ae_adversarial_start=2,
-    unet_channels=(32, 64), unet_norm_groups=8, ldm_steps=12, ldm_batch=4, sample_steps=4, n_synthetic=12, n_boot=20,
+    unet_channels=(32, 64), unet_norm_groups=8, latent_variants=2, ldm_steps=12, ldm_batch=4, sample_steps=4, n_synthetic=12, n_boot=20,
     fid_slices=1, ablation_steps=3, ablation_n=4, cls_epochs=1, cls_batch=8, cls_folds=2, cls_crop_mm=32,
     retention=(1.0, 0.2, 0.0), scarcity_folds=1,
 )  # fmt: skip
@@ -106,7 +111,7 @@ _GPU = Profile(
     name="gpu", n_train=1500, n_val=150, n_test=400, patch_mm=64, ae_source="train", ae_channels=(32, 64, 128), ae_norm_groups=16,
     ae_steps=12000, ae_batch=16, ae_patch=48, ae_adversarial_start=8000, unet_channels=(128, 256, 256),
     unet_attention=(False, True, True), unet_res_blocks=2, unet_head_channels=64, unet_norm_groups=32,
-    ctx_dim=256, ldm_steps=8000, ldm_batch=32, ldm_lr=2e-4, ldm_ema=0.999, mixed_precision="bf16", hist_max_voxels=32,
+    ctx_dim=256, latent_variants=8, ldm_steps=8000, ldm_batch=32, ldm_lr=2e-4, ldm_ema=0.999, mixed_precision="bf16", hist_max_voxels=32,
     n_synthetic=400, n_boot=1000, ablation_steps=2000, ablation_n=150, cls_crop_mm=64, cls_epochs=30, cls_patience=10,
     scarcity_folds=5,
 )  # fmt: skip
@@ -115,8 +120,8 @@ _PAPER = Profile(
     ae_latent_channels=4, ae_norm_groups=32, ae_linear_skip=False, ae_steps=280 * 58000, ae_batch=1, ae_patch=64, ae_lr=1e-4,
     ae_perceptual=0.3, ae_adversarial=0.1, ae_kl=1e-7, ae_adversarial_start=0,
     unet_channels=(64, 128, 256, 512), unet_attention=(False, False, True, True), unet_res_blocks=2, unet_head_channels=32,
-    unet_norm_groups=32, ctx_dim=64, ldm_steps=200 * 2950, ldm_batch=1, ldm_lr=1e-5, ldm_lr_power=2.0, ldm_ema=0.0,
-    mixed_precision="bf16", background="paper", lambda_hist=10.0, hist_t_max=None, hist_max_voxels=64, inpaint_norm="paper",
+    unet_norm_groups=32, ctx_dim=64, latent_variants=1, ldm_steps=200 * 2950, ldm_batch=1, ldm_lr=1e-5, ldm_lr_power=2.0, ldm_ema=0.0,
+    mixed_precision="bf16", background="paper", lambda_hist=10.0, hist_t_max=None, hist_max_voxels=64,
     sampler="ddpm", sample_steps=1000, n_synthetic=500, n_boot=2000, cls_crop_mm=90, cls_epochs=100, cls_batch=2,
     cls_lr=1e-4, cls_folds=5, cls_patience=15, scarcity_folds=5, ablation_steps=200 * 2950, ablation_n=390,
 )  # fmt: skip

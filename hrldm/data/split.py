@@ -37,4 +37,6 @@ def assert_disjoint(frame: pd.DataFrame, column: str = "patient_id") -> None:
     seen = frame.groupby(column)["split"].nunique()
     shared = seen[seen > 1].index.tolist()
     if shared:
-        raise ValueError(f"{len(shared)} {column} value(s) stand in two splits, for example {shared[:3]}; split by patient")
+        raise ValueError(
+            f"{len(shared)} {column} value(s) stand in two splits, for example {shared[:3]}; split by patient"
+        )

@@ -106,11 +106,11 @@ class Autoencoder(nn.Module):
                 nn.init.zeros_(conv.weight)
                 nn.init.zeros_(conv.bias)
             nn.init.zeros_(self.net.quant_conv_log_sigma.conv.weight)
-            nn.init.constant_(self.net.quant_conv_log_sigma.conv.bias, -6.0)
+            nn.init.constant_(self.net.quant_conv_log_sigma.conv.bias, -8.0)
 
     @classmethod
     def from_profile(cls, p: Profile) -> Autoencoder:
-        return cls(p.ae_channels, p.ae_res_blocks, p.ae_encoder_res_blocks, p.ae_latent_channels, p.ae_norm_groups, p.ae_linear_skip)  # fmt: skip
+        return cls(**architecture(p))
 
     @property
     def feature_channels(self) -> int:
@@ -120,7 +120,9 @@ class Autoencoder(nn.Module):
     def encode(self, x: Float[Tensor, "b 1 4d 4h 4w"]) -> tuple[Tensor, Tensor]:
         """CT in [0, 1] -> posterior mean and standard deviation, each (B, c, d, h, w)."""
         if any(n % FACTOR for n in x.shape[2:]):
-            raise ValueError(f"spatial shape {tuple(x.shape[2:])} is not a multiple of {FACTOR}; pad or crop the volume")
+            raise ValueError(
+                f"spatial shape {tuple(x.shape[2:])} is not a multiple of {FACTOR}; pad or crop the volume"
+            )
         mu, sigma = self.net.encode(x)
         return (mu if self.linear is None else mu + self.linear.analysis(x)), sigma
 
@@ -147,6 +149,14 @@ class Autoencoder(nn.Module):
         mu, sigma = self.encode(x)
         eps = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
         return self.decode(mu + sigma * eps), mu, sigma
+
+
+def architecture(p: Profile) -> dict:
+    """The arguments of `Autoencoder` that a profile stands for; JSON-able, kept in every checkpoint."""
+    return {
+        "channels": p.ae_channels, "res_blocks": p.ae_res_blocks, "encoder_res_blocks": p.ae_encoder_res_blocks,
+        "latent_channels": p.ae_latent_channels, "norm_groups": p.ae_norm_groups, "linear_skip": p.ae_linear_skip,
+    }  # fmt: skip
 
 
 def kl_divergence(mu: Tensor, sigma: Tensor) -> Tensor:

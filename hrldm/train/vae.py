@@ -21,7 +21,7 @@ from torch import nn
 
 from hrldm.config import Profile
 from hrldm.data.volumes import sample_patches
-from hrldm.model.autoencoder import Autoencoder, kl_divergence, normalise_hu
+from hrldm.model.autoencoder import Autoencoder, architecture, kl_divergence, normalise_hu
 from hrldm.train import checkpoint as ckpt
 
 STAGE = "autoencoder"
@@ -38,7 +38,9 @@ class StepState:
 
 def discriminator() -> nn.Module:
     """Patch discriminator with two strided layers: receptive field of about 16 voxels, small enough for two cores."""
-    return PatchDiscriminator(spatial_dims=3, num_layers_d=2, channels=16, in_channels=1, out_channels=1, norm="INSTANCE")
+    return PatchDiscriminator(
+        spatial_dims=3, num_layers_d=2, channels=16, in_channels=1, out_channels=1, norm="INSTANCE"
+    )
 
 
 def fit_linear_code(model: Autoencoder, volumes: Sequence[np.ndarray], weights: Sequence[float], seed: int) -> None:
@@ -71,10 +73,15 @@ def train_autoencoder(
     model, critic = Autoencoder.from_profile(profile), discriminator()
     fit_linear_code(model, volumes, weights, seed)
     ema = ckpt.Ema(model, 0.999)
-    opt_g = torch.optim.Adam(model.parameters(), profile.ae_lr)
-    opt_d = torch.optim.Adam(critic.parameters(), profile.ae_lr / 2)
+    linear = list(model.linear.parameters()) if model.linear is not None else []
+    # the linear code starts at its optimum: a tenth of the step keeps it near while the network learns the rest
+    groups_g = [{"params": [q for q in model.parameters() if all(q is not p for p in linear)], "scale": 1.0}]
+    groups_g += [{"params": linear, "scale": 0.1}] if linear else []
+    opt_g = torch.optim.Adam(groups_g, profile.ae_lr)
+    opt_d = torch.optim.Adam([{"params": critic.parameters(), "scale": 0.5}], profile.ae_lr)
     fields = [f.name for f in dataclasses.fields(profile) if f.name.startswith("ae_")]
     meta = {"stage": STAGE, "digest": profile.digest(*fields), "seed": seed, "step": 0}
+    meta["architecture"] = architecture(profile)
     if Path(path).exists():
         groups, meta_old = ckpt.load(path)
         ckpt.require(meta_old, path, stage=STAGE, digest=meta["digest"], seed=seed)
@@ -93,9 +100,9 @@ def train_autoencoder(
         noise = torch.Generator(accelerator.device).manual_seed(int(draw.integers(2**62)))
         hu = sample_patches(volumes, weights, profile.ae_patch, profile.ae_batch, draw)
         x = normalise_hu(torch.from_numpy(hu)).to(accelerator.device)
-        for opt, base in ((opt_g, profile.ae_lr), (opt_d, profile.ae_lr / 2)):
-            for group in opt.param_groups:
-                group["lr"] = ckpt.polynomial_lr(base, step, profile.ae_steps, 0.9) * min(1.0, (step + 1) / 50)
+        lr = ckpt.polynomial_lr(profile.ae_lr, step, profile.ae_steps, 0.9) * min(1.0, (step + 1) / 50)
+        for group in (*opt_g.param_groups, *opt_d.param_groups):
+            group["lr"] = lr * group["scale"]
 
         with accelerator.autocast():
             recon, mu, sigma = model(x, noise)

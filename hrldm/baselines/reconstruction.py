@@ -1,0 +1,13 @@
+"""The autoencoder's reconstruction of the true lesion, feathered into its background: the floor of every latent system."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hrldm.synthesis.generate import Request, feathered, reconstruct
+from hrldm.train.runs import Study, device
+
+
+def generate(study: Study, request: Request, truth: np.ndarray) -> np.ndarray:
+    """HU crops (N, D, D, D) of the truth as the autoencoder sees it."""
+    return feathered(request.background, reconstruct(study.autoencoder, truth, device=device()), request.mask)

@@ -1,0 +1,66 @@
+"""Every system of Table 1 by name. A new one is a function (study, request, truth) -> HU crops and a line here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import numpy as np
+
+from hrldm import paths
+from hrldm.baselines import latent, reconstruction, texture
+from hrldm.data.patches import Patches
+from hrldm.synthesis.generate import Request
+from hrldm.train.latents import lesion_histograms, weights_digest
+from hrldm.train.runs import Study
+
+SYSTEMS = {  # in the order of the tables; diff-tumor and lesion-diffusion go after texture
+    "autoencoder": reconstruction.generate,
+    "texture": texture.generate,
+    "maisi-rflow": latent.maisi_rflow,
+    "maisi-ddpm": latent.maisi_ddpm,
+    "hr-ldm": latent.hr_ldm,
+}
+
+
+def request_for(
+    study: Study, patches: Patches, background: Patches, condition: str = "library", seed: int = 0
+) -> Request:
+    """What to ask of every system for these nodules.
+
+    condition: library: a training nodule's histogram of the same subtype and size, as for new nodules (decision 10)
+               target:  the nodule's own histogram, to compare what comes with what was asked
+
+    Raises:
+        ValueError: unknown condition.
+    """
+    if condition not in ("library", "target"):
+        raise ValueError(f"unknown condition {condition!r}; choose library or target")
+    if condition == "target":
+        histogram = lesion_histograms(patches, study.profile.hist_bins)
+    else:
+        histogram = study.library_histograms(patches.frame, seed)
+    seeds = np.random.SeedSequence((study.seed, seed)).generate_state(len(patches))
+    return Request(background.hu, patches.mask, patches.subtype, histogram, seeds)
+
+
+def synthesise(study: Study, system: str, request: Request, truth: Patches) -> np.ndarray:
+    """Crops (N, D, D, D) int16 HU of a system, kept on disk by study, request and system.
+
+    Raises:
+        ValueError: unknown system.
+    """
+    if system not in SYSTEMS:
+        raise ValueError(f"unknown system {system!r}; choose one of {', '.join(SYSTEMS)}")
+    h = hashlib.sha256(f"{system} {study.profile.digest()} {study.data_hash} {study.seed}".encode())
+    h.update(weights_digest(study.autoencoder).encode())
+    for array in (request.background, request.mask, request.subtype, request.histogram, request.seeds):
+        h.update(np.ascontiguousarray(array).data)
+    file = paths.cache_dir() / "synthetic" / f"{system}-{h.hexdigest()[:16]}.npy"
+    if not file.exists():
+        made = np.rint(SYSTEMS[system](study, request, truth.hu)).clip(-1024, 3071).astype(np.int16)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part.npy")
+        np.save(part, made)
+        os.replace(part, file)
+    return np.load(file)

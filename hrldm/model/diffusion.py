@@ -1,0 +1,150 @@
+"""Forward and reverse diffusion for inpainting: Eq. 1, 4, 6, 10, the DDPM and DDIM steps, rectified flow, Algorithm 2.
+
+Notation: z0 clean latent, z_t noisy latent (Eq. 1), M binary lesion mask, abar_t = `alphas_cumprod[t]`. Time is counted
+0..T-1 as in every library; the paper's t = 1..T is ours plus one, so "t - 1" of the last step means no noise at all.
+
+Background rule (the paper trains with one and samples with the other):
+    clean   Eq. 4 in training, the clean background pasted again at each step of sampling
+    noised  Eq. 1 everywhere in training, Eq. 10 in sampling
+    paper   Eq. 4 in training, Eq. 10 in sampling: the network never saw a noised background
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hrldm.config import Profile
+
+BACKGROUNDS = ("clean", "noised", "paper")
+SAMPLERS = ("ddpm", "ddim", "rflow")
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # (z (B, c, ...), t (B,)) -> predicted noise (or velocity, for rflow)
+
+
+class Schedule:
+    """Scaled-linear DDPM noise schedule (Section 5): beta from 0.0015 to 0.0195 in T = 1000 steps."""
+
+    def __init__(self, timesteps: int = 1000, beta_start: float = 0.0015, beta_end: float = 0.0195) -> None:
+        root = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64)
+        self.timesteps = timesteps
+        self.betas = root**2
+        self.alphas_cumprod = torch.cumprod(1 - self.betas, 0)
+
+    @classmethod
+    def from_profile(cls, p: Profile) -> Schedule:
+        return cls(p.num_train_timesteps, p.beta_start, p.beta_end)
+
+    def abar(self, t: Int[Tensor, " b"], like: Tensor) -> Tensor:
+        """abar_t as (B, 1, 1, 1, 1) in `like`'s type; 1 where t < 0 (before any noise)."""
+        abar = torch.where(t < 0, 1.0, self.alphas_cumprod.to(t.device)[t.clamp_min(0)])
+        return abar.to(like.dtype).to(like.device).view(-1, *[1] * (like.ndim - 1))
+
+    def add_noise(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Eq. 1: z_t = sqrt(abar_t) z0 + sqrt(1 - abar_t) eps."""
+        abar = self.abar(t, z0)
+        return abar.sqrt() * z0 + (1 - abar).sqrt() * eps
+
+    def predict_z0(self, z_t: Tensor, eps_hat: Tensor, t: Tensor) -> Tensor:
+        """Eq. 6, the inverse of Eq. 1."""
+        abar = self.abar(t, z_t)
+        return (z_t - (1 - abar).sqrt() * eps_hat) / abar.sqrt()
+
+    def ddpm_step(self, z_t: Tensor, eps_hat: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """One ancestral step t -> t - 1 with the posterior variance (Ho et al., Eq. 7); no noise after the last."""
+        abar, abar_prev = self.abar(t, z_t), self.abar(t - 1, z_t)
+        beta = 1 - abar / abar_prev
+        z0 = self.predict_z0(z_t, eps_hat, t)
+        mean = (abar_prev.sqrt() * beta * z0 + (abar / abar_prev).sqrt() * (1 - abar_prev) * z_t) / (1 - abar)
+        return mean + (beta * (1 - abar_prev) / (1 - abar)).sqrt() * noise
+
+    def ddim_step(self, z_t: Tensor, eps_hat: Tensor, t: Tensor, t_prev: Tensor) -> Tensor:
+        """One deterministic step t -> t_prev (Song et al., eta = 0)."""
+        return self.add_noise(self.predict_z0(z_t, eps_hat, t), eps_hat, t_prev)
+
+    def spaced(self, steps: int) -> list[int]:
+        """`steps` times from T-1 down, evenly spaced, the last one 0 when there is more than one."""
+        if not 1 <= steps <= self.timesteps:
+            raise ValueError(f"sample_steps must lie in 1..{self.timesteps}, got {steps}")
+        return torch.linspace(self.timesteps - 1, 0, steps).round().int().tolist()
+
+
+def blend(m: Float[Tensor, "b 1 d h w"], lesion: Tensor, background: Tensor) -> Tensor:
+    """M * lesion + (1 - M) * background (the shape of Eq. 4 and Eq. 10)."""
+    return m * lesion + (1 - m) * background
+
+
+def noisy_input(z0: Tensor, z_t: Tensor, m: Tensor, background: str) -> Tensor:
+    """What the network sees in training: Eq. 4, or z_t itself for the `noised` rule."""
+    if background not in BACKGROUNDS:
+        raise ValueError(f"unknown background rule {background!r}; choose one of {', '.join(BACKGROUNDS)}")
+    return z_t if background == "noised" else blend(m, z_t, z0)
+
+
+def flow_input(z0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
+    """Rectified flow (MAISI-v2): z_tau = (1 - tau) z0 + tau eps with tau = t / T, and its target velocity z0 - eps."""
+    tau = (t / timesteps).to(z0.dtype).view(-1, *[1] * (z0.ndim - 1))
+    return (1 - tau) * z0 + tau * eps, z0 - eps
+
+
+def randn_like(z: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Noise (B, ...) drawn item by item, so that a nodule's noise does not depend on its batch. CPU generators."""
+    if len(generators) != len(z):
+        raise ValueError(f"{len(z)} items but {len(generators)} generators")
+    return torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
+
+
+@torch.no_grad()
+def inpaint(
+    denoiser: Denoiser,
+    z_bg: Float[Tensor, "b c d h w"],
+    m: Float[Tensor, "b 1 d h w"],
+    schedule: Schedule,
+    generators: list[torch.Generator],
+    sampler: str = "ddim",
+    steps: int = 50,
+    background: str = "clean",
+) -> Iterator[SimpleNamespace]:
+    """Denoise the lesion into the background, yielding after each step: z, z0_hat, t, step, total.
+
+    ``sampler="ddpm", steps=T, background="paper"`` is Algorithm 2 to the letter. The last z yielded has the clean
+    background outside M under every rule.
+
+    Raises:
+        ValueError: unknown sampler or background, or ddpm with fewer steps than the schedule has.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
+    if background not in BACKGROUNDS:
+        raise ValueError(f"unknown background rule {background!r}; choose one of {', '.join(BACKGROUNDS)}")
+    if sampler == "ddpm" and steps != schedule.timesteps:
+        raise ValueError(f"ddpm takes all {schedule.timesteps} steps; use ddim for {steps}")
+    z = randn_like(z_bg, generators)  # Algorithm 2, line 5
+    if background == "clean":
+        z = blend(m, z, z_bg)
+    total = schedule.timesteps
+    # rectified flow keeps its times as floats: rounding them makes the Euler steps integrate to more than one
+    times = [total * (1 - i / steps) for i in range(steps)] if sampler == "rflow" else schedule.spaced(steps)
+    for i, now in enumerate(times):
+        last = i + 1 == len(times)
+        following = (0.0 if sampler == "rflow" else -1) if last else times[i + 1]
+        t = torch.full((len(z),), now, device=z.device)
+        t_next = torch.full((len(z),), following, device=z.device)
+        out = denoiser(z, t)  # line 7
+        if sampler == "rflow":
+            z0_hat = z + (now / total) * out
+            z = z + ((now - following) / total) * out
+        else:
+            z0_hat = schedule.predict_z0(z, out, t)
+            z = schedule.ddpm_step(z, out, t, randn_like(z, generators)) if sampler == "ddpm" else schedule.ddim_step(z, out, t, t_next)  # fmt: skip
+        if background == "clean" or last:  # q(z_bg, "0") is z_bg itself
+            behind = z_bg
+        elif sampler == "rflow":
+            behind = flow_input(z_bg, randn_like(z, generators), t_next, total)[0]
+        else:
+            behind = schedule.add_noise(z_bg, randn_like(z, generators), t_next)  # line 9
+        z = blend(m, z, behind)  # line 10, Eq. 10
+        yield SimpleNamespace(z=z, z0_hat=z0_hat, t=now, step=i + 1, total=len(times))

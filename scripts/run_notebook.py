@@ -1,0 +1,105 @@
+"""Run one notebook: ``python scripts/run_notebook.py NOTEBOOK OUT --profile P --dataset D [--data-root R] [--seed S]``.
+
+OUT appears only when every cell ran; a failed run leaves OUT with the suffix ``.part.ipynb`` for reading. The wall time
+goes into ``provenance.json`` beside the folder of OUT. Exit status 0, 1 (a cell failed) or 2 (wrong parameters, before
+anything ran).
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import papermill
+
+from hrldm import paths
+from hrldm.config import get_profile
+from hrldm.report.provenance import write_provenance, write_text
+
+PARAMETERS = {"profile", "dataset", "data_root", "seed"}
+
+
+def check_parameters(notebook: Path) -> None:
+    """Papermill only warns of a parameter that the notebook does not have; here that is an error.
+
+    Raises:
+        ValueError: the cell tagged `parameters` is absent or does not define exactly `PARAMETERS`.
+    """
+    found = set(papermill.inspect_notebook(str(notebook)))
+    if found != PARAMETERS:
+        raise ValueError(
+            f"{notebook}: the cell tagged 'parameters' must define {sorted(PARAMETERS)}; "
+            f"missing {sorted(PARAMETERS - found)}, unknown {sorted(found - PARAMETERS)}"
+        )
+
+
+def check_data_root(dataset: str, data_root: str) -> str:
+    """The absolute `data_root` (notebooks run in their own folder); empty only for the embedded dataset.
+
+    Raises:
+        ValueError: no folder with a `manifest.csv` there, or none given for a dataset that needs one.
+    """
+    if not data_root:
+        if dataset != "lidc-mini":
+            raise ValueError(f"dataset {dataset!r} is not embedded: give DATA_ROOT, a folder with a manifest.csv")
+        return ""
+    root = Path(data_root).expanduser().resolve()
+    if not (root / "manifest.csv").is_file():
+        raise ValueError(f"DATA_ROOT {root}: no manifest.csv there; the README says how to make one")
+    return str(root)
+
+
+def run(notebook: Path, out: Path, *, profile: str, dataset: str, data_root: str, seed: int) -> float:
+    """Execute `notebook` in its own folder into `out`; returns the wall time in seconds."""
+    part = out.with_name(out.name + ".part.ipynb")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    papermill.execute_notebook(
+        str(notebook),
+        str(part),
+        parameters={"profile": profile, "dataset": dataset, "data_root": data_root, "seed": seed},
+        cwd=str(notebook.parent),
+        kernel_name="python3",
+        progress_bar=False,
+    )
+    # executed notebooks are published: no folder of this machine in their warnings and metadata
+    write_text(out, part.read_text(encoding="utf-8").replace(f"{paths.ROOT}{os.sep}", ""))
+    part.unlink()
+    return time.monotonic() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--data-root", default="")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    # a kernel named python3 in the user's home must not win over this environment's
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    try:
+        profile = get_profile(args.profile)
+        data_root = check_data_root(args.dataset, args.data_root)
+        check_parameters(args.notebook)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.notebook.stem} …\n", end="", flush=True)  # one write: lines of parallel jobs stay whole
+    options = {"profile": args.profile, "dataset": args.dataset, "data_root": data_root, "seed": args.seed}
+    try:
+        seconds = run(args.notebook, args.out, **options)
+    except papermill.PapermillExecutionError as error:
+        print(f"error: {args.notebook} failed; read {args.out}.part.ipynb\n{error}", file=sys.stderr)
+        return 1
+    write_provenance(
+        args.out.parents[1], profile, args.dataset, args.seed, wall_time_s={args.notebook.stem: round(seconds, 1)}
+    )
+    print(f"{args.notebook.stem}  {seconds:.1f} s\n", end="", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""Ship a trained autoencoder: `python scripts/ship_autoencoder.py CHECKPOINT` writes hrldm/weights/autoencoder.safetensors.
+
+Only the averaged weights travel, in float32, with the architecture and the provenance of the training in the header.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from hrldm.train import checkpoint as ckpt
+from hrldm.train.runs import SHIPPED_AUTOENCODER
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    args = parser.parse_args()
+    groups, meta = ckpt.load(args.checkpoint)
+    ckpt.save(SHIPPED_AUTOENCODER, {"ema": groups["ema"]}, meta)
+    print(f"{SHIPPED_AUTOENCODER}: {SHIPPED_AUTOENCODER.stat().st_size / 1e6:.1f} MB, {json.dumps(meta)}")
+
+
+if __name__ == "__main__":
+    main()
