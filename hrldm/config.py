@@ -34,11 +34,12 @@ class Profile:
     ae_encoder_res_blocks: tuple[int, ...] = (1, 1, 1)
     ae_latent_channels: int = 8
     ae_norm_groups: int = 8
+    ae_norm: bool = False  # GroupNorm as in MAISI; without it contrast survives, and a crop decodes as in the whole CT
     ae_linear_skip: bool = True  # linear code of 4x4x4 blocks beside the network (residual autoencoding)
     ae_steps: int = 40
     ae_batch: int = 2
     ae_patch: int = 32
-    ae_lr: float = 5e-4
+    ae_lr: float = 1e-3
     ae_perceptual: float = 0.1
     ae_adversarial: float = 0.02
     ae_kl: float = 1e-7
@@ -117,7 +118,7 @@ _GPU = Profile(
 )  # fmt: skip
 _PAPER = Profile(
     name="paper", n_train=2950, n_val=0, n_test=390, patch_mm=128, ae_source="train", ae_channels=(64, 128, 256), ae_res_blocks=(2, 2, 2), ae_encoder_res_blocks=(2, 2, 2),
-    ae_latent_channels=4, ae_norm_groups=32, ae_linear_skip=False, ae_steps=280 * 58000, ae_batch=1, ae_patch=64, ae_lr=1e-4,
+    ae_latent_channels=4, ae_norm_groups=32, ae_norm=True, ae_linear_skip=False, ae_steps=280 * 58000, ae_batch=1, ae_patch=64, ae_lr=1e-4,
     ae_perceptual=0.3, ae_adversarial=0.1, ae_kl=1e-7, ae_adversarial_start=0,
     unet_channels=(64, 128, 256, 512), unet_attention=(False, False, True, True), unet_res_blocks=2, unet_head_channels=32,
     unet_norm_groups=32, ctx_dim=64, latent_variants=1, ldm_steps=200 * 2950, ldm_batch=1, ldm_lr=1e-5, ldm_lr_power=2.0, ldm_ema=0.0,

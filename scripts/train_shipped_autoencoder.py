@@ -73,7 +73,7 @@ def validate(model: Autoencoder, cubes: list[np.ndarray]) -> tuple[float, float]
     scores = []
     for cube in cubes:
         x = normalise_hu(torch.from_numpy(cube[:48, :48, :48].astype(np.float32)))[None, None]
-        pair = model.decode(model.encode(x)[0]), model.linear.synthesis(model.linear.analysis(x))
+        pair = model.decode(model.encode(x)[0]), model.linear.decode(model.linear.analysis(x))
         scores.append([float(-10 * ((r.clamp(0, 1) - x) ** 2).mean().log10()) for r in pair])
     return tuple(np.mean(scores, axis=0))
 

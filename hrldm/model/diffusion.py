@@ -67,8 +67,6 @@ class Schedule:
 
     def spaced(self, steps: int) -> list[int]:
         """`steps` times from T-1 down, evenly spaced, the last one 0 when there is more than one."""
-        if not 1 <= steps <= self.timesteps:
-            raise ValueError(f"sample_steps must lie in 1..{self.timesteps}, got {steps}")
         return torch.linspace(self.timesteps - 1, 0, steps).round().int().tolist()
 
 
@@ -114,7 +112,7 @@ def inpaint(
     background outside M under every rule.
 
     Raises:
-        ValueError: unknown sampler or background, or ddpm with fewer steps than the schedule has.
+        ValueError: unknown sampler or background, no steps, or ddpm with fewer steps than the schedule has.
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
@@ -122,6 +120,8 @@ def inpaint(
         raise ValueError(f"unknown background rule {background!r}; choose one of {', '.join(BACKGROUNDS)}")
     if sampler == "ddpm" and steps != schedule.timesteps:
         raise ValueError(f"ddpm takes all {schedule.timesteps} steps; use ddim for {steps}")
+    if not 1 <= steps <= schedule.timesteps:
+        raise ValueError(f"sample_steps must lie in 1..{schedule.timesteps}, got {steps}")
     z = randn_like(z_bg, generators)  # Algorithm 2, line 5
     if background == "clean":
         z = blend(m, z, z_bg)

@@ -1,12 +1,12 @@
 """Stage of Sections 6.3-6.5: a 3D DenseNet on nodule crops, trained by a generator.
 
-For crops x (B, 1, D, D, D), HU clipped to [-1000, 1000] and scaled to [0, 1] as for the diffusion model (Section 5), and
-labels y in {0..K-1} the network minimises the cross-entropy -log softmax(f(x))_y with Adam. Crops are augmented by the 48
-symmetries of the cube (6 axis orders x 8 flips), exact on the voxel grid. The epoch with the lowest loss on the
+For crops x (B, 1, D, D, D), HU clipped to [-1000, 1000] and scaled to [0, 1] as for the diffusion model (Section 5),
+and labels y in {0..K-1} the network minimises the cross-entropy -log softmax(f(x))_y with Adam. Crops are augmented by
+the 48 symmetries of the cube (6 axis orders x 8 flips), exact on the voxel grid. The epoch with the lowest loss on the
 validation crops is kept; training stops after `patience` epochs without a better one.
 
-Every epoch draws its order and symmetries from (seed, epoch) alone, so a killed and resumed run ends in the same weights
-as an uninterrupted one (on one device with one number of threads; cuDNN may choose other kernels).
+Every epoch draws its order and symmetries from (seed, epoch) alone, so a killed and resumed run ends in the same
+weights as an uninterrupted one (on one device with one number of threads; cuDNN may choose other kernels).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ CUBE_SYMMETRIES = tuple(  # (order of the axes, axes to flip)
     for order in itertools.permutations(range(3))
     for flips in itertools.product((False, True), repeat=3)
 )
+MIN_SIDE = 29  # five halvings must leave one voxel
 HEAD = "class_layers.out."  # MONAI's name of the only layer that knows the number of classes
 
 
@@ -54,7 +55,7 @@ class EpochState:
 def build_classifier(arch: str, n_classes: int, seed: int, init: Mapping[str, Tensor] | None = None) -> nn.Module:
     """A 3D DenseNet (B, 1, D, D, D) -> (B, n_classes) logits, its first weights drawn from `seed`.
 
-    `init` are the weights of a classifier of the same architecture; all but the last layer are taken over (Section 6.5).
+    `init`: weights of a classifier of the same architecture; all but the last layer are taken over (Section 6.5).
 
     Raises:
         ValueError: unknown architecture, or `init` is of another one.
@@ -68,7 +69,7 @@ def build_classifier(arch: str, n_classes: int, seed: int, init: Mapping[str, Te
         body = {k: v for k, v in init.items() if not k.startswith(HEAD)}
         own = {k: v.shape for k, v in model.state_dict().items() if not k.startswith(HEAD)}
         if {k: v.shape for k, v in body.items()} != own:
-            raise ValueError(f"the initial weights are not of a {arch}; pre-train and fine-tune with the same `cls_arch`")
+            raise ValueError(f"the initial weights are not of a {arch}; use one `cls_arch` before and after")
         model.load_state_dict(body, strict=False)
     return model
 
@@ -121,14 +122,14 @@ def train_classifier(
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     batch = min(batch, len(crops))
     steps = steps_per_epoch or max(1, len(crops) // batch)
-    target, val_target = torch.as_tensor(labels).long(), torch.as_tensor(val_labels).long()
+    target, val_target = (torch.tensor(np.asarray(a, np.int64)) for a in (labels, val_labels))
     history: list[dict[str, float]] = []
     best = _copy(model)
     if checkpoint is not None and checkpoint.exists():
         groups, meta = ckpt.load(checkpoint, device)
         model.load_state_dict(groups["model"])
         ckpt.restore_optimizer(optimizer, groups["optimizer"])
-        best, history = groups["best"], meta["history"]
+        best, history = {k: v.cpu() for k, v in groups["best"].items()}, meta["history"]
         yield EpochState(len(history), epochs, model, best, history)
     while len(history) < epochs and not _exhausted(history, patience):
         epoch = len(history)
@@ -147,7 +148,7 @@ def train_classifier(
             losses.append(loss.detach())
         train_loss = torch.stack(losses).mean().item()
         val_loss = F.cross_entropy(_logits(model, val_crops, 2 * batch), val_target).item()
-        if not math.isfinite(train_loss):
+        if not math.isfinite(train_loss + val_loss):
             raise ValueError(f"classifier diverged in epoch {epoch + 1} (loss {train_loss}); lower `cls_lr` ({lr})")
         if val_loss < min((h["val_loss"] for h in history), default=math.inf):
             best = _copy(model)
@@ -170,6 +171,8 @@ def _exhausted(history: list[dict[str, float]], patience: int) -> bool:
 def _check(crops: np.ndarray, labels: np.ndarray, n_classes: int, what: str, least: int) -> None:
     if crops.ndim != 4 or len(set(crops.shape[1:])) != 1:
         raise ValueError(f"{what} crops must be (N, D, D, D), not {crops.shape}")
+    if crops.shape[1] < MIN_SIDE:
+        raise ValueError(f"{what} crops of {crops.shape[1]} voxels are too small; a DenseNet needs {MIN_SIDE}")
     if len(crops) < least or len(crops) != len(labels):
         raise ValueError(f"{len(crops)} {what} crops with {len(labels)} labels; at least {least} of each are needed")
     if labels.min() < 0 or labels.max() >= n_classes:

@@ -110,7 +110,8 @@ def train_ldm(
             group["lr"] = lr * min(1.0, (step + 1) / 20)
 
         if profile.objective == "rflow":
-            z_t, target = flow_input(z0, eps, t + 1, profile.num_train_timesteps)
+            t = t + 1  # rectified flow counts 1..T, in sampling too
+            z_t, target = flow_input(z0, eps, t, profile.num_train_timesteps)
         else:
             z_t, target = schedule.add_noise(z0, eps, t), eps  # Algorithm 1, line 3
         z_in = noisy_input(z0, z_t, m, profile.background)  # line 4

@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import os
+import pickle
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,8 +165,11 @@ def load_autoencoder(path: Path) -> Autoencoder:
     groups, meta = ckpt.load(path)
     if "architecture" not in meta:
         raise ckpt.CheckpointError(f"{path}: not an autoencoder checkpoint (no architecture in its metadata)")
-    model = Autoencoder(**meta["architecture"])
-    model.load_state_dict(groups["ema"])
+    try:
+        model = Autoencoder(**meta["architecture"])
+        model.load_state_dict(groups["ema"])
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise ckpt.CheckpointError(f"{path}: weights of another architecture ({str(error)[:200]})") from error
     return model
 
 
@@ -175,7 +179,7 @@ def load_maisi(path: Path) -> Autoencoder:
     Raises:
         CheckpointError: missing, or not these weights.
     """
-    model = Autoencoder((64, 128, 256), (2, 2, 2), (2, 2, 2), latent_channels=4, norm_groups=32, linear_skip=False)
+    model = Autoencoder((64, 128, 256), (2, 2, 2), (2, 2, 2), 4, norm_groups=32, linear_skip=False, norm=True)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("unet_state_dict", state)
@@ -183,7 +187,7 @@ def load_maisi(path: Path) -> Autoencoder:
         # older files say conv.weight where MONAI now says conv.conv.weight
         renamed = {(k if k in wanted else k.replace("conv.", "conv.conv.", 1)): v for k, v in state.items()}
         model.net.load_state_dict(renamed, strict=True)
-    except (OSError, RuntimeError, AttributeError, ValueError) as error:
+    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, AttributeError, ValueError) as error:
         raise ckpt.CheckpointError(
             f"{path}: not MAISI's autoencoder ({str(error)[:200]}); expected autoencoder_v1.pt"
         ) from error

@@ -94,6 +94,8 @@ def train_autoencoder(
     model, critic, opt_g, opt_d = accelerator.prepare(model, critic, opt_g, opt_d)
     ema.shadow = {k: v.to(accelerator.device) for k, v in ema.shadow.items()}
     adversarial = PatchAdversarialLoss(criterion="least_squares")
+    if perceptual is not None:
+        perceptual.to(accelerator.device)
 
     for step in range(meta["step"], profile.ae_steps):
         draw = np.random.default_rng((seed, step, accelerator.process_index))

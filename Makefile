@@ -1,0 +1,125 @@
+# make reproduce [PROFILE=quick] [DATASET=lidc-mini] [DATA_ROOT=folder] [SEED=0]   every table and figure
+# make test · lab · bench · clean · env
+#
+# A notebook is made when its stamp in .cache/make is newer than the notebook, the modules and data files it reaches
+# (scripts/notebook_deps.py), the notebooks whose stages it uses, and the parameters. Stamps, not the executed
+# notebooks, are the targets: git gives committed results the time of the checkout. Stages (trained weights, latents)
+# are cached by the library under a hash of what they depend on, so a notebook run again does not train again.
+
+PROFILE   ?= quick
+DATASET   ?= lidc-mini
+DATA_ROOT ?=
+SEED      ?= 0
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.DEFAULT_GOAL := reproduce
+.PHONY: reproduce test lint lab bench clean env FORCE
+FORCE:
+
+export HRLDM_CACHE := $(abspath $(or $(HRLDM_CACHE),.cache))
+export HRLDM_RESULTS := $(abspath $(or $(HRLDM_RESULTS),results))
+export PYTHONHASHSEED := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# -- the environment: PYTHON=… as given, else an active conda environment that holds hrldm, else .venv ------------------
+BASE := $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
+	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then command -v $$p; break; fi; done)
+ifeq ($(BASE),)
+  $(error no Python of version 3.11 or later on the PATH)
+endif
+ifeq ($(origin PYTHON),command line)
+  PY := $(PYTHON)
+else ifneq ($(and $(CONDA_PREFIX),$(shell $(CONDA_PREFIX)/bin/python -I -c 'import hrldm; print(1)' 2>/dev/null)),)
+  PY := $(CONDA_PREFIX)/bin/python
+else
+  PY  := .venv/bin/python
+  ENV := .venv/.installed
+endif
+
+env: $(ENV)
+
+.venv/.installed: pyproject.toml constraints.txt
+	@[ -x .venv/bin/python ] || $(BASE) -m venv .venv
+	@echo "installing the pinned packages into .venv (minutes)"
+	@.venv/bin/python -m pip install --quiet --constraint constraints.txt torch
+	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+# -- the notebooks ------------------------------------------------------------------------------------------------------
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+NAMES := $(NOTEBOOKS:notebooks/%.ipynb=%)
+OUT   := $(HRLDM_RESULTS)/$(DATASET)/$(PROFILE)
+STAMP := $(HRLDM_CACHE)/make/$(DATASET)/$(PROFILE)
+done   = $(foreach n,$(filter $(1),$(NAMES)),$(STAMP)/$(n).done)
+
+reproduce: $(STAMP)/all.done
+	$(if $(RAN),,@echo "nothing to do: all $(words $(NAMES)) notebooks are up to date in $(OUT)")
+
+$(STAMP)/all.done: $(call done,$(NAMES))
+	$(eval RAN := yes)
+	@$(PY) -m hrldm.report.tables '$(OUT)'
+	@touch $@
+
+# one pattern for all; what each depends on besides follows
+$(STAMP)/%.done: notebooks/%.ipynb $(STAMP)/parameters | $(ENV)
+	@$(PY) scripts/run_notebook.py $< '$(OUT)/runs/$*.ipynb' \
+		--profile '$(PROFILE)' --dataset '$(DATASET)' --data-root '$(DATA_ROOT)' --seed '$(SEED)'
+	@touch $@
+
+# changes its time only when a parameter or the user's manifest changes
+$(STAMP)/parameters: FORCE
+	@mkdir -p $(@D)
+	@text='seed=$(SEED) data_root=$(DATA_ROOT) results=$(HRLDM_RESULTS)'; \
+		text="$$text $(if $(DATA_ROOT),$$(cksum '$(DATA_ROOT)/manifest.csv' 2>/dev/null || echo absent))"; \
+		[ "$$(cat $@ 2>/dev/null)" = "$$text" ] || echo "$$text" > $@
+
+# stages: who reads what an earlier notebook made; "|" only keeps two notebooks from making the same stage at once
+$(call done,01_data): | $(call done,00_start_here)
+$(call done,02_autoencoder): $(call done,01_data)
+$(call done,03_hrldm): $(call done,02_autoencoder)
+$(call done,04_synthesis 05_fidelity 07_subtype 10_ablations): $(call done,03_hrldm)
+$(call done,06_turing): $(call done,05_fidelity)
+$(call done,08_scarcity 09_malignancy): $(call done,07_subtype)
+$(call done,11_claims): $(call done,$(filter-out 11_%,$(NAMES)))
+
+# executed notebooks that somebody removed
+$(foreach n,$(NAMES),$(if $(wildcard $(OUT)/runs/$(n).ipynb),,$(eval $(STAMP)/$(n).done: FORCE)))
+
+# the files each notebook reaches, looked up at every call: 0.2 s, never stale
+DEPS := $(HRLDM_CACHE)/make/deps.mk
+ifneq ($(shell mkdir -p $(dir $(DEPS)) && $(BASE) scripts/notebook_deps.py notebooks hrldm results/published > $(DEPS).$$PPID \
+	&& mv $(DEPS).$$PPID $(DEPS) && echo ok),ok)
+  $(error scripts/notebook_deps.py failed, see above)
+endif
+include $(DEPS)
+
+# -- tests --------------------------------------------------------------------------------------------------------------
+# Own cache and results, so that a stage made by former code cannot pass for this one's; only the fetched wheels stay.
+TESTING := $(abspath .cache/test)
+test: export HRLDM_CACHE := $(TESTING)
+test: export HRLDM_RESULTS := $(TESTING)/results
+test: lint
+	@mkdir -p $(TESTING) && find $(TESTING) -mindepth 1 -maxdepth 1 ! -name wheels -exec rm -rf {} +
+	@[ -e $(TESTING)/wheels ] || [ ! -d .cache/wheels ] || cp -r .cache/wheels $(TESTING)/wheels
+	$(PY) -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --durations=10 tests $(NOTEBOOKS)
+
+lint: $(ENV)
+	$(PY) -m ruff check --output-format concise .
+	$(PY) -m ruff format --check .
+	$(if $(NOTEBOOKS),$(PY) -m nbstripout --verify --keep-id \
+		--extra-keys "metadata.papermill cell.metadata.papermill" $(NOTEBOOKS))
+
+# -- the rest -----------------------------------------------------------------------------------------------------------
+lab: $(ENV)
+	$(PY) -m jupyter lab notebooks
+
+bench: $(ENV)
+	$(PY) -m hrldm.bench
+
+# committed results stay
+clean:
+	rm -rf .cache .pytest_cache .ruff_cache .hypothesis results/*/smoke
+	rm -f results/*/*/runs/*.part.ipynb

@@ -1,0 +1,354 @@
+"""A CT with its geometry: NIfTI or a DICOM series in, NIfTI out, nothing lost between.
+
+Notation: index i = (x, y, z) of a voxel, A (4, 4) its affine, world w = A·(i, 1) in RAS mm. A file stores s and means
+HU = slope·s + inter; `CT` keeps s as read, so a voxel nobody touched is written back bit for bit. Changing the voxel
+order (`to_ras`, `from_ras`) only permutes and flips; every other change of grid is a single `sample` through
+A_source⁻¹·A_target, so obliquity needs no special case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import uuid
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from scipy import ndimage
+
+from hrldm.data.dicom import read_series
+
+logger = logging.getLogger(__name__)
+_RAS = np.array([[0, 1], [1, 1], [2, 1]])
+THICK_MM = 5.0  # slices from here on are warned about
+HU_LIMITS = (-10240, 32767)  # extended CT scale with its padding value; beyond it is no HU
+AIR_HU = -300  # every chest CT, and every crop around a lung nodule, has voxels below
+
+
+@dataclass(frozen=True, eq=False)
+class CT:
+    """A CT volume. `array` (X, Y, Z) is in HU: the stored values themselves where they are HU already, else float32.
+
+    Attributes:
+        array:      (X, Y, Z) HU in the voxel order of the source
+        affine:     (4, 4) voxel index to RAS mm
+        stored:     (X, Y, Z) values as in the file, native byte order
+        slope, inter: HU = slope·stored + inter
+        header:     NIfTI header of the source, None for DICOM
+        source:     path it was read from
+        provenance: free text by key (series UID, kernel, …; no patient data)
+    """
+
+    array: np.ndarray = field(repr=False)
+    affine: np.ndarray = field(repr=False)
+    stored: np.ndarray = field(default=None, repr=False)
+    slope: float = 1.0
+    inter: float = 0.0
+    header: nib.Nifti1Header | None = field(default=None, repr=False)
+    source: str = ""
+    provenance: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.stored is None:
+            object.__setattr__(self, "stored", self.array)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """(3,) voxel size in mm along the array's own axes."""
+        return voxel_size(self.affine)
+
+
+def voxel_size(affine: np.ndarray) -> np.ndarray:
+    """(3,) voxel size in mm along the axes of an array with this affine."""
+    return np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
+
+
+def to_world(affine: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """RAS mm (..., 3) of voxel indices (..., 3); with the inverse affine, indices of world points."""
+    return np.asarray(index, float) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def grid_gap(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Largest distance (mm) between the same corner of one array placed by affine `a` and by affine `b`."""
+    corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(shape[:3]) - 1)
+    return float(np.linalg.norm(to_world(a, corners) - to_world(b, corners), axis=1).max())
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_ct(path: str | Path, min_slices: int = 20, series_uid: str | None = None) -> CT:
+    """The CT in a NIfTI file, a DICOM folder or a zip of one, checked to be a CT in HU with a usable geometry.
+
+    Args:
+        path:        .nii, .nii.gz, folder or .zip
+        min_slices:  fewest slices (voxels along the axis nearest to head-foot); 1 for crops around a nodule
+        series_uid:  which series of a DICOM folder with several
+
+    Raises:
+        ValueError: names the file, what is wrong with it and what to do. Slices of 5 mm or more are only warned about.
+    """
+    path = Path(path)
+    if path.is_dir() or path.suffix.lower() == ".zip" and path.is_file():
+        array, affine, provenance = read_series(path, series_uid)
+        check_geometry(affine, array.shape, path)
+        ct = CT(array, affine, source=str(path), provenance=provenance)
+    else:
+        image = open_nifti(path)
+        stored, array = read_voxels(image, path)
+        slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
+        ct = CT(array, image.affine, stored, slope, inter, image.header, str(path), {"format": "nifti"})
+    axis = int(np.flatnonzero(nib.io_orientation(ct.affine)[:, 0] == 2)[0])
+    if ct.shape[axis] < min_slices:
+        raise ValueError(
+            f"{path}: {ct.shape[axis]} slices, a whole chest CT has at least {min_slices}; give the full series"
+        )
+    check_hu(ct.array, path)
+    if ct.spacing.max() >= THICK_MM:
+        logger.warning(
+            "%s: %.1f mm slices; nodules below twice that are badly resolved, prefer ≤ 2.5 mm", path, ct.spacing.max()
+        )
+    return ct
+
+
+def open_nifti(path: str | Path) -> nib.Nifti1Pair:
+    """A NIfTI image with its header checked and its voxels still on disk.
+
+    Raises:
+        ValueError: missing, unreadable or no NIfTI; not 3D (length-1 axes behind are fine); affine missing, not
+            invertible, sheared, of absurd voxel size or two affines (sform, qform) that disagree.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder where a NIfTI file is needed; convert it (read_ct, then write_nifti)")
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such file; check the path (a .nii or .nii.gz file, a DICOM folder or a .zip of one)"
+        )
+    try:
+        image = nib.load(path)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a readable image ({error}); give .nii, .nii.gz or a DICOM folder") from error
+    if not isinstance(image, nib.Nifti1Pair):
+        raise ValueError(f"{path}: {type(image).__name__} instead of NIfTI; convert it to .nii.gz")
+    shape, header = image.shape, image.header
+    if len(shape) < 3 or max(shape[3:], default=1) > 1 or min(shape) < 1:
+        raise ValueError(f"{path}: shape {shape} is not one 3D volume; save a single volume of it")
+    if header["sform_code"] == 0 and header["qform_code"] == 0:
+        raise ValueError(
+            f"{path}: no affine (sform and qform codes are 0), so left and right are unknown; convert from the DICOM again"
+        )
+    if header.get_xyzt_units()[0] not in ("mm", "unknown"):
+        raise ValueError(f"{path}: lengths in {header.get_xyzt_units()[0]}; save it in mm")
+    check_geometry(image.affine, shape, path)
+    if header["sform_code"] > 0 and header["qform_code"] > 0:
+        gap = grid_gap(header.get_sform(), header.get_qform(), shape)
+        if gap > voxel_size(image.affine).min() / 2:
+            raise ValueError(
+                f"{path}: sform and qform disagree by {gap:.1f} mm; keep the right one and set the code of the other to 0"
+            )
+    return image
+
+
+def read_voxels(image: nib.Nifti1Pair, path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Stored values (X, Y, Z) of an opened image in native byte order, and what they mean (slope·stored + inter).
+
+    The second is the first itself where nothing is to be scaled, else float32.
+
+    Raises:
+        ValueError: truncated or corrupt file, colour or complex voxels.
+    """
+    if image.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"{path}: voxels of type {image.get_data_dtype()} are not a CT; save one real number a voxel")
+    try:
+        stored = np.array(image.dataobj.get_unscaled(), order="C").reshape(image.shape[:3])
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged or cut short ({error}); copy or download it again") from error
+    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
+    if slope == 1 and inter == 0:
+        return stored, stored
+    values = np.multiply(stored, slope, dtype=np.float32)
+    values += inter
+    return stored, values
+
+
+def check_geometry(affine: np.ndarray, shape: tuple[int, ...], name: str | Path) -> None:
+    """Raise ValueError for an affine that is not finite, not invertible, sheared or of absurd voxel size."""
+    columns = np.asarray(affine, float)[:3, :3]
+    size = np.linalg.norm(columns, axis=0)
+    if not np.isfinite(affine).all() or size.min() == 0 or abs(np.linalg.det(columns / size)) < 1e-3:
+        raise ValueError(
+            f"{name}: affine is not invertible, the place of a voxel is unknown; convert from the DICOM again"
+        )
+    if size.min() < 0.05 or size.max() > 20:
+        raise ValueError(
+            f"{name}: voxels of {' × '.join(f'{s:.4g}' for s in size)} mm are no CT's; is the affine in mm?"
+        )
+    cosines = (columns / size).T @ (columns / size) - np.eye(3)
+    if np.abs(cosines).max() > 0.02:
+        raise ValueError(
+            f"{name}: sheared affine (gantry tilt?), axes are not at right angles; resample to a straight grid"
+        )
+
+
+def check_hu(array: np.ndarray, name: str | Path) -> None:
+    """Raise ValueError when (X, Y, Z) values cannot be a chest CT (or a crop of lung) in HU."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise ValueError(f"{name}: {bad} voxels are NaN or infinite; replace them by -1024 HU (air)")
+    lo, hi = float(array.min()), float(array.max())
+    if lo == hi:
+        raise ValueError(f"{name}: every voxel is {lo:g}, an empty image; convert it again")
+    if lo < HU_LIMITS[0] or hi > HU_LIMITS[1]:
+        raise ValueError(
+            f"{name}: values {lo:g}..{hi:g} are beyond HU; apply the rescale slope and intercept, pad with -1024"
+        )
+    step = max(1, round((array.size / 1e6) ** (1 / 3)))  # about a million voxels are enough
+    if np.mean(array[::step, ::step, ::step] < AIR_HU) < 1e-3:
+        raise ValueError(
+            f"{name}: not a chest CT in HU (values {lo:g}..{hi:g}, no air below {AIR_HU}): "
+            "another modality, a mask, or values normalised or without their intercept; give the CT in HU"
+        )
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary neighbour to write to, moved onto `path` only when the block ends well.
+
+    Raises:
+        ValueError: `path` exists and `overwrite` is False.
+        OSError: the write failed (disk full, …); nothing of it is left and an older file stays as it was.
+    """
+    path = Path(path)
+    if path.is_dir() or path.exists() and not overwrite:
+        raise ValueError(f"{path}: exists already; choose another name or ask to overwrite it (overwrite=True)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")  # keeps the suffix, which decides the format
+    try:
+        yield part
+        with part.open("rb") as f:
+            os.fsync(f.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path}: could not be written ({error.strerror or error}); free space or choose another folder",
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_nifti(path: str | Path, stored: np.ndarray, like: CT, overwrite: bool = False) -> Path:
+    """Write stored values (X, Y, Z) on the grid of `like`, with its affine, header and scaling; the dtype is `stored`'s.
+
+    For values of another meaning (a mask, HU of a crop) give `like=CT(values, affine)`: a plain header, no scaling.
+
+    Raises:
+        ValueError: not .nii or .nii.gz, shape differs from `like`, or the file exists and `overwrite` is False.
+        OSError: could not be written; nothing is left behind.
+    """
+    path = Path(path)
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{path}: output must end in .nii or .nii.gz")
+    if stored.shape != like.shape:
+        raise ValueError(
+            f"{path}: array of shape {stored.shape} on the grid of {like.source or 'a CT'} {like.shape}; give an array of that shape"
+        )
+    stored = stored.astype(np.uint8) if stored.dtype == bool else stored
+    kind = nib.Nifti2Image if isinstance(like.header, nib.Nifti2Header) else nib.Nifti1Image
+    shape = like.header.get_data_shape() if like.header is not None else stored.shape
+    behind = shape[3:] if shape[:3] == stored.shape else ()  # length-1 axes of the source
+    image = kind(stored.reshape(stored.shape + behind), like.affine, like.header, dtype=stored.dtype)
+    if like.header is None:
+        image.header.set_xyzt_units("mm")
+        image.set_sform(like.affine, code=1)
+        image.set_qform(like.affine, code=1)
+        if grid_gap(image.header.get_qform(), like.affine, stored.shape) > like.spacing.min() / 4:
+            image.set_qform(None, code=0)  # a quaternion cannot hold a slight shear; sform alone then
+    image.header.set_slope_inter(like.slope, like.inter)  # a fixed slope makes nibabel write `stored` as it is
+    with atomic_path(path, overwrite) as part:
+        nib.save(image, part)
+    return path
+
+
+# -- geometry ----------------------------------------------------------------------------------------------------------
+
+
+def to_ras(ct: CT) -> CT:
+    """The same voxels with axes ordered right, anterior, superior (oblique: nearest). Exact; undone by `from_ras`."""
+    turn = nib.io_orientation(ct.affine)
+    affine = ct.affine @ nib.orientations.inv_ornt_aff(turn, ct.shape)
+    array = np.ascontiguousarray(nib.apply_orientation(ct.array, turn))
+    stored = array if ct.stored is ct.array else np.ascontiguousarray(nib.apply_orientation(ct.stored, turn))
+    return dataclasses.replace(ct, array=array, stored=stored, affine=affine)
+
+
+def from_ras(array: np.ndarray, like: CT) -> np.ndarray:
+    """(X, Y, Z) in the voxel order of `like` from an array in the voxel order of `to_ras(like)`. Exact."""
+    back = nib.orientations.ornt_transform(_RAS, nib.io_orientation(like.affine))
+    return np.ascontiguousarray(nib.apply_orientation(array, back))
+
+
+def sample(
+    array: np.ndarray, affine: np.ndarray, target_shape: tuple[int, int, int], target_affine: np.ndarray,
+    order: int = 1, outside: float | None = None,
+) -> np.ndarray:  # fmt: skip
+    """`array` (X, Y, Z) on another grid, any orientation; costs the target's size only.
+
+    Args:
+        order:    0 nearest (masks, keeps the dtype), 1 linear (float32), 3 cubic (float32)
+        outside:  value beyond the array; None repeats its edge
+
+    No smoothing before going coarser: at CT spacings it would change the HU histogram more than the aliasing does.
+    """
+    matrix = np.linalg.inv(affine) @ target_affine
+    turn, shift = matrix[:3, :3], matrix[:3, 3]
+    if np.abs(turn - np.diag(np.diagonal(turn))).max() < 1e-9:
+        turn = np.diagonal(turn).copy()  # scipy's separable path
+    keep = order == 0
+    values = array.astype(np.uint8) if keep and array.dtype == bool else array
+    out = ndimage.affine_transform(
+        values, turn, shift, tuple(target_shape), output=values.dtype if keep else np.float32,
+        order=order, mode="nearest" if outside is None else "constant", cval=0.0 if outside is None else outside,
+    )  # fmt: skip
+    return out.astype(array.dtype, copy=False) if keep else out
+
+
+def resample(
+    array: np.ndarray, affine: np.ndarray, spacing: float = 1.0, order: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """`array` (X, Y, Z) at isotropic `spacing` mm along its own axes, same field of view up to half a voxel.
+
+    Returns:
+        array (float32; order 0 keeps the dtype) and its affine.
+    """
+    size, old = voxel_size(affine), np.array(array.shape)
+    new = np.maximum(1, np.rint(old * size / spacing)).astype(int)
+    scale = spacing / size
+    grid = np.diag([*scale, 1.0])
+    grid[:3, 3] = (old - 1) / 2 - scale * (new - 1) / 2  # the centres of both grids coincide
+    grid = affine @ grid
+    return sample(array, affine, tuple(int(n) for n in new), grid, order), grid
+
+
+def crop_affine(centre_mm: np.ndarray, shape: tuple[int, int, int], spacing: float = 1.0) -> np.ndarray:
+    """(4, 4) affine of an axis-aligned RAS crop of `shape` voxels whose middle voxel (n // 2) lies at `centre_mm`."""
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine[:3, 3] = np.asarray(centre_mm, float) - spacing * (np.array(shape) // 2)
+    return affine

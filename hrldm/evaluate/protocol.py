@@ -1,0 +1,248 @@
+"""The experiments of Section 6 put together: what is asked of the generators, and which nodules meet which classifier.
+
+The measures themselves are elsewhere (`fidelity`, `intensity`, `turing`, `classification`); here are only the choices
+that several notebooks must share, so that they find each other's crops and runs in the cache:
+
+- the test nodules of Tables 1 and 2, and what every system is asked to make of them;
+- the synthetic pool of Table 3 and Figs. 7 and 8: places and shapes of *training* nodules, each with another training
+  nodule's histogram of its subtype and size and a noise of its own.
+
+Nodules are grouped by the patient of their shape, the unit of every interval and of every fold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+
+from hrldm import paths
+from hrldm.baselines.systems import request_for, synthesise
+from hrldm.config import SUBTYPES
+from hrldm.data.patches import Patches
+from hrldm.evaluate.classification import RunResult, run_jobs
+from hrldm.evaluate.classification_jobs import (
+    ClassifierData,
+    Job,
+    centre_crop,
+    draw,
+    malignancy_data,
+    malignancy_jobs,
+    scarcity_jobs,
+    subtype_jobs,
+)
+from hrldm.evaluate.intensity import power_spectrum
+from hrldm.evaluate.statistics import Estimate
+from hrldm.evaluate.turing import Cases, observers
+from hrldm.synthesis.generate import Request
+from hrldm.train.runs import Study, device
+
+POOL_SEED, CROSS_SEED = 7, 3  # keep the requests of the pool and of the crossed control apart from all others
+
+
+def shape_patients(frame: pd.DataFrame) -> np.ndarray:
+    """(N,) patient that each nodule's shape comes from: `shape_patient_id` where the manifest has it, else the patient."""
+    column = (
+        "shape_patient_id" if "shape_patient_id" in frame and frame.shape_patient_id.notna().all() else "patient_id"
+    )
+    return frame[column].astype(str).to_numpy()
+
+
+# -- Tables 1 and 2 ----------------------------------------------------------------------------------------------------
+
+
+def evaluation_nodules(study: Study) -> tuple[Patches, Patches]:
+    """The nodules of Tables 1 and 2 and the same places without them, at most `n_synthetic`."""
+    rows = slice(study.profile.n_synthetic)
+    return study.patches("test")[rows], study.backgrounds("test")[rows]
+
+
+def crossed_request(
+    study: Study, truth: Patches, background: Patches, n: int | None = None
+) -> tuple[Patches, Request, np.ndarray]:
+    """Nodules that keep their label and shape but are asked for the histogram of another subtype of their size.
+
+    What comes shows whether the generator follows c_hist or reads the intensity off the label.
+
+    Returns:
+        the chosen nodules (`n`, default `ablation_n`), the request, and the subtype label (n,) of each histogram.
+    """
+    rng = np.random.default_rng((study.seed, CROSS_SEED))
+    rows = np.sort(rng.permutation(len(truth))[: n or study.profile.ablation_n])
+    chosen = truth[rows]
+    asked = (chosen.subtype + rng.integers(1, len(SUBTYPES), len(rows))) % len(SUBTYPES)
+    others = chosen.frame.assign(subtype=np.array(SUBTYPES)[asked])
+    request = request_for(study, chosen, background[rows], "library", CROSS_SEED)
+    return chosen, replace(request, histogram=study.library_histograms(others, CROSS_SEED)), asked
+
+
+def mean_spectra(crops: Mapping[str, np.ndarray], masks: np.ndarray, side: int = 12) -> pd.DataFrame:
+    """Mean power spectrum of the centre of the largest third of the lesions: system, cycles_per_mm, power_hu2.
+
+    Small lesions are left out: a cube about them is mostly background, which is the same in every system.
+
+    Args:
+        crops: system -> (N, D, D, D) HU at 1 mm.
+        masks: (N, D, D, D) bool.
+        side: of the cube, voxels.
+    """
+    volume = np.asarray(masks).reshape(len(masks), -1).sum(1)
+    largest = np.argsort(-volume, kind="stable")[: max(1, len(volume) // 3)]
+    parts = []
+    for system, volumes in crops.items():
+        spectra = [power_spectrum(cube) for cube in centre_crop(np.asarray(volumes)[largest], side)]
+        mean = np.mean([power for _, power in spectra], axis=0)
+        parts.append(pd.DataFrame({"system": system, "cycles_per_mm": spectra[0][0], "power_hu2": mean}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def difference_sentence(what: str, e: Estimate, unit: str = "") -> str:
+    """A difference of two systems in words, for measures where lower is better: value, 95 % interval, p and verdict."""
+    if e.ci_high < 0:
+        verdict = "the first is closer to the truth"
+    elif e.ci_low > 0:
+        verdict = "the second is closer to the truth"
+    else:
+        verdict = "no difference seen (the interval holds zero)"
+    unit = f" {unit}" if unit else ""
+    return (
+        f"{what}: {e.value:+.3g}{unit} (95 % interval {e.ci_low:+.3g} to {e.ci_high:+.3g}, p = {e.p:.2g}, n = {e.n}): "
+        f"{verdict}."
+    )
+
+
+def observer_calls(shown: Cases, seed: int, observer: str, folds: int = 5) -> pd.DataFrame:
+    """Each case's out-of-fold call, as `turing_table` counts them: case (row in its side), truth, called.
+
+    Raises:
+        ValueError: no observer of that name.
+    """
+    x = np.concatenate([shown.real, shown.synthetic]).astype(float)
+    truth = np.repeat([0, 1], [len(shown.real), len(shown.synthetic)])
+    groups = np.concatenate([shown.groups_real, shown.groups_synthetic])
+    cv = StratifiedGroupKFold(min(folds, np.unique(groups).size), shuffle=True, random_state=seed)
+    smallest = min(len(train) for train, _ in cv.split(x, truth, groups))
+    known = observers(seed, min(50, smallest - 1, x.shape[1]))
+    if observer not in known:
+        raise ValueError(f"no observer {observer!r}; choose one of {', '.join(known)}")
+    called = cross_val_predict(known[observer], x, truth, groups=groups, cv=cv)
+    words = np.array(["real", "synthetic"])
+    case = np.concatenate([np.arange(len(shown.real)), np.arange(len(shown.synthetic))])
+    return pd.DataFrame({"case": case, "truth": words[truth], "called": words[called]})
+
+
+# -- Table 3, Figs. 6-8 ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Downstream:
+    """What the classifiers of Sections 6.3-6.5 learn from and are tested on, crops of `cls_crop_mm`."""
+
+    real: ClassifierData  # train + validation
+    synthetic: ClassifierData
+    test: ClassifierData
+    real_ratings: np.ndarray  # (N,) the readers' malignancy, 1-5; NaN where there is none
+    test_ratings: np.ndarray
+
+    def counts(self) -> pd.DataFrame:
+        """Nodules and patients of each subtype in the three sets."""
+        parts = {"real (train + val)": self.real, "synthetic": self.synthetic, "test": self.test}
+        rows = [[*np.bincount(d.labels, minlength=len(SUBTYPES)), len(np.unique(d.groups))] for d in parts.values()]
+        return pd.DataFrame(rows, index=list(parts), columns=[*SUBTYPES, "patients"])
+
+
+def pool_request(study: Study, per_subtype: int | None = None) -> tuple[Patches, Request]:
+    """The synthetic pool: the same number of each subtype, from training places and shapes; and the nodules it rests on.
+
+    per_subtype: default as many as the largest subtype has in the training split, at most `n_synthetic`. Where a subtype
+        has fewer nodules, they are used again with another histogram and another noise.
+
+    Raises:
+        ValueError: a subtype without any training nodule.
+    """
+    train, background = study.patches("train"), study.backgrounds("train")
+    counts = np.bincount(train.subtype, minlength=len(SUBTYPES))
+    if (counts == 0).any():
+        missing = [s for s, c in zip(SUBTYPES, counts, strict=True) if c == 0]
+        raise ValueError(f"the training split has no {' and no '.join(missing)} nodule to make synthetic ones from")
+    n = per_subtype or min(int(counts.max()), study.profile.n_synthetic)
+    rng = np.random.default_rng((study.seed, POOL_SEED))
+    index = np.concatenate([draw(np.flatnonzero(train.subtype == k), n, rng) for k in range(len(SUBTYPES))])
+    return train[index], request_for(study, train[index], background[index], "library", POOL_SEED)
+
+
+def downstream_data(study: Study, system: str = "hr-ldm", per_subtype: int | None = None) -> Downstream:
+    """Real, synthetic and test nodules for the classifiers; the synthetic ones are made once and kept on disk.
+
+    Raises:
+        ValueError: `cls_crop_mm` exceeds `patch_mm`; see `pool_request`.
+    """
+    p = study.profile
+    if p.cls_crop_mm > p.patch_mm:
+        raise ValueError(f"cls_crop_mm {p.cls_crop_mm} exceeds patch_mm {p.patch_mm}, the side of synthetic crops")
+    splits = [s for s in ("train", "val") if (study.frame.split == s).any()]
+    real = [study.patches(s) for s in splits]
+    test = study.patches("test")
+    source, request = pool_request(study, per_subtype)
+    made = synthesise(study, system, request, source)
+    every = ClassifierData(
+        *(
+            np.concatenate(columns)
+            for columns in zip(*(_columns(r, r.hu, p.cls_crop_mm, False) for r in real), strict=True)
+        )
+    )
+    return Downstream(
+        real=every,
+        synthetic=ClassifierData(*_columns(source, made, p.cls_crop_mm, True)),
+        test=ClassifierData(*_columns(test, test.hu, p.cls_crop_mm, False)),
+        real_ratings=np.concatenate([r.frame.malignancy.to_numpy(float) for r in real]),
+        test_ratings=test.frame.malignancy.to_numpy(float),
+    )
+
+
+def subtype_runs(study: Study, data: Downstream) -> list[RunResult]:
+    """Table 3 and Fig. 6: Real only and Real + Synth in every fold."""
+    jobs = subtype_jobs(data.real, data.synthetic, study.profile, study.seed)
+    return _run(study, jobs, data.real, data.synthetic, data.test)
+
+
+def scarcity_runs(study: Study, data: Downstream) -> list[RunResult]:
+    """Fig. 7: retention x arm."""
+    jobs = scarcity_jobs(data.real, data.synthetic, study.profile, study.seed)
+    return _run(study, jobs, data.real, data.synthetic, data.test)
+
+
+def malignancy_runs(study: Study, data: Downstream) -> tuple[list[RunResult], ClassifierData]:
+    """Fig. 8: malignant or benign from three initialisations, and the rated test nodules they are judged on.
+
+    The two pre-trained initialisations are the runs of `subtype_runs`, trained now where they are not in the cache.
+    """
+    weights = {(run.arm, run.fold): run.weights for run in subtype_runs(study, data)}
+    rated, test = malignancy_data(data.real, data.real_ratings), malignancy_data(data.test, data.test_ratings)
+    return _run(study, malignancy_jobs(rated, weights, study.profile, study.seed), rated, None, test), test
+
+
+def run_overview(runs: list[RunResult]) -> pd.DataFrame:
+    """One row a run: arm, retention, fold, training nodules, how many of them synthetic and different, chosen epoch."""
+    rows = [
+        (r.arm, r.retention, r.fold, r.n_real, r.n_synthetic, r.n_synthetic_unique, r.best_epoch, r.epochs)
+        for r in runs
+    ]
+    columns = "arm retention fold n_real n_synthetic n_synthetic_unique best_epoch epochs".split()
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _columns(patches: Patches, hu: np.ndarray, side: int, synthetic: bool) -> tuple[np.ndarray, ...]:
+    frame = patches.frame
+    fixed = np.full(len(frame), synthetic)
+    return centre_crop(hu, side), patches.subtype, shape_patients(frame), frame.diameter_mm.to_numpy(float), fixed
+
+
+def _run(
+    study: Study, jobs: list[Job], real: ClassifierData, synthetic: ClassifierData | None, test: ClassifierData
+) -> list[RunResult]:
+    cache = paths.cache_dir() / "classifiers"
+    return run_jobs(jobs, real, synthetic, test, study.profile, study.seed, cache, device=device())

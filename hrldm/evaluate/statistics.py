@@ -1,0 +1,179 @@
+"""Intervals and tests shared by the tables (Section 6; decision 15 of the design).
+
+The unit of resampling is the patient (or whatever `groups` names): nodules of one patient and slices of one nodule are
+not independent. A cluster bootstrap draws G of the G groups with replacement; w_g counts how often group g was drawn,
+so a statistic that accepts weights needs no copying of data.
+
+The paper tests with Mann-Whitney U across runs. Its smallest two-sided exact p at n against n runs is 2 / C(2n, n):
+.0079 at 5 against 5, and runs on one test set are not independent; the paired patient bootstrap stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+LEVEL = 0.95
+Metric = Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval; `p` is two-sided, NaN where nothing is tested, and `n` counts what `value` is over."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+    p: float = float("nan")
+
+
+def wilson_interval(count: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson score interval of a proportion count / n.
+
+    Raises:
+        ValueError: n < 1 or count outside 0..n.
+    """
+    if n < 1 or not 0 <= count <= n:
+        raise ValueError(f"a proportion needs 0 <= count <= n and n >= 1, got {count} of {n}")
+    low, high = proportion_confint(count, n, alpha=1 - level, method="wilson")
+    return float(low), float(high)
+
+
+def mann_whitney(a: np.ndarray, b: np.ndarray) -> float:
+    """Two-sided p of the Mann-Whitney U test, exact (Section 6.3: metric values of independent runs).
+
+    Without ties the exact null distribution; with ties, up to 8 against 8, all splits of the pooled values are
+    enumerated; larger tied samples use the normal approximation. All values equal gives 1.
+
+    Raises:
+        ValueError: an empty sample or NaN.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if not a.size or not b.size or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError(f"Mann-Whitney needs two samples of finite values, got {a.size} and {b.size}")
+    pooled = np.concatenate([a, b])
+    if np.unique(pooled).size == 1:
+        return 1.0
+    if np.unique(pooled).size == pooled.size:
+        return float(stats.mannwhitneyu(a, b, alternative="two-sided", method="exact").pvalue)
+    if max(a.size, b.size) <= 8:
+        every_split = stats.PermutationMethod(n_resamples=comb(a.size + b.size, a.size))
+        return float(stats.mannwhitneyu(a, b, alternative="two-sided", method=every_split).pvalue)
+    return float(stats.mannwhitneyu(a, b, alternative="two-sided", method="asymptotic").pvalue)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Holm-adjusted p-values of one family of tests, in the order given.
+
+    Raises:
+        ValueError: a value outside [0, 1] or NaN (leave untested cells out of the family).
+    """
+    p = np.asarray(p_values, dtype=float)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("Holm's correction needs a vector of p-values in [0, 1]")
+    return multipletests(p, method="holm")[1] if p.size else p
+
+
+def cluster_weights(n_groups: int, n_boot: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each group was drawn: (n_boot, n_groups) float, every row summing to n_groups.
+
+    Raises:
+        ValueError: no group or no resample.
+    """
+    if n_groups < 1 or n_boot < 1:
+        raise ValueError(f"a bootstrap needs groups and resamples, got {n_groups} groups and {n_boot} resamples")
+    return rng.multinomial(n_groups, np.full(n_groups, 1.0 / n_groups), size=n_boot).astype(float)
+
+
+def percentile_interval(draws: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws without those that could not be computed (NaN); NaN if none is left."""
+    draws = np.asarray(draws, dtype=float)
+    draws = draws[np.isfinite(draws)]
+    if not draws.size:
+        return float("nan"), float("nan")
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def two_sided_p(draws: np.ndarray) -> float:
+    """Bootstrap p of "the difference is 0": twice the smaller share of draws on a side, never below 2 / (n + 1)."""
+    draws = np.asarray(draws, dtype=float)
+    draws = draws[np.isfinite(draws)]
+    if not draws.size:
+        return float("nan")
+    tail = min((draws <= 0).sum(), (draws >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (draws.size + 1)))
+
+
+def mean_interval(values: np.ndarray, groups: np.ndarray, n_boot: int, seed: int, level: float = LEVEL) -> Estimate:
+    """Mean of `values` (n,) with its cluster-bootstrap interval, and the bootstrap p of "the mean is 0".
+
+    Raises:
+        ValueError: lengths differ, no values, or NaN among them.
+    """
+    values, codes, weights = _clusters(values, groups, n_boot, seed)
+    sums, counts = np.bincount(codes, values), np.bincount(codes)
+    draws = weights @ sums / (weights @ counts)
+    return Estimate(float(values.mean()), *percentile_interval(draws, level), values.size, two_sided_p(draws))
+
+
+def weighted_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """AUROC for labels (n,) in {0, 1}, scores (n,) and case weights (B, n): (B,), or (1,) unweighted; NaN for one class.
+
+    The weighted share of pairs (positive, negative) in the right order, ties counting one half.
+    """
+    labels, scores = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=float)
+    weights = np.ones((1, labels.size)) if weights is None else np.asarray(weights, dtype=float)
+    gap = scores[labels][:, None] - scores[~labels]
+    positive, negative = weights[:, labels], weights[:, ~labels]
+    with np.errstate(invalid="ignore"):
+        total = positive.sum(1) * negative.sum(1)
+        return ((positive @ ((gap > 0) + 0.5 * (gap == 0))) * negative).sum(1) / total
+
+
+def paired_score_difference(
+    labels: np.ndarray,
+    scores_a: np.ndarray,
+    scores_b: np.ndarray,
+    groups: np.ndarray,
+    n_boot: int,
+    seed: int,
+    metric: Metric = weighted_auroc,
+    level: float = LEVEL,
+) -> Estimate:
+    """metric(b) - metric(a) of two classifiers on the same cases, patients resampled together.
+
+    Args:
+        labels: (n,) 0 or 1.
+        scores_a, scores_b: (n,) one classifier each, higher means class 1.
+        groups: (n,) patient of each case.
+        metric: function of labels (n,), scores (n,) and weights (B, n) or None, as :func:`weighted_auroc`.
+
+    Raises:
+        ValueError: lengths differ, or a single class.
+    """
+    labels, a, b = np.asarray(labels), np.asarray(scores_a, dtype=float), np.asarray(scores_b, dtype=float)
+    if not labels.shape == a.shape == b.shape or set(np.unique(labels)) != {0, 1}:
+        raise ValueError("labels and both scores must have one length, and labels hold both 0 and 1")
+    _, codes, weights = _clusters(labels, groups, n_boot, seed)
+    weights = weights[:, codes]
+    draws = metric(labels, b, weights) - metric(labels, a, weights)
+    value = (metric(labels, b, None) - metric(labels, a, None)).item()
+    return Estimate(value, *percentile_interval(draws, level), labels.size, two_sided_p(draws))
+
+
+def _clusters(
+    values: np.ndarray, groups: np.ndarray, n_boot: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    values, groups = np.asarray(values, dtype=float), np.asarray(groups)
+    if values.ndim != 1 or not values.size or groups.shape != values.shape or not np.isfinite(values).all():
+        raise ValueError(f"expected finite values (n,) with a group each, got {values.shape} and {groups.shape}")
+    labels, codes = np.unique(groups, return_inverse=True)
+    return values, codes, cluster_weights(labels.size, n_boot, np.random.default_rng(seed))

@@ -1,0 +1,139 @@
+"""Where the numbers in a results folder come from: ``provenance.json``.
+
+One file per results folder. Every notebook run adds to it (several may end at once under ``make -j``), so writing means
+merging under a lock; a run with another profile, dataset or seed starts it anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from filelock import FileLock
+
+from hrldm import paths
+from hrldm.config import Profile
+
+NAME = "provenance.json"
+PACKAGES = ("torch", "monai", "numpy", "scipy", "pandas", "scikit-learn", "torchmetrics", "accelerate")
+
+
+def write_provenance(
+    results_dir: Path | str,
+    profile: Profile,
+    dataset: str,
+    seed: int,
+    data_hash: str | None = None,
+    wall_time_s: Mapping[str, float] | None = None,
+    device: str | None = None,
+) -> Path:
+    """Write or complete ``results_dir/provenance.json``.
+
+    Args:
+        results_dir: results/<dataset>/<profile>/, made when absent.
+        profile: the profile with all overrides; its name, digest and every field are recorded.
+        dataset: name of the dataset.
+        seed: the run's seed.
+        data_hash: hash of the manifest and its files; None keeps the recorded one.
+        wall_time_s: {notebook: seconds}, added to the recorded ones.
+        device: what the numbers were computed on; None looks (`device_name`).
+
+    Returns:
+        Path of the file.
+    """
+    folder = Path(results_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NAME
+    run = {
+        "dataset": dataset,
+        "seed": seed,
+        "profile": profile.name,
+        "profile_digest": profile.digest(),
+        "profile_fields": json.loads(json.dumps(dataclasses.asdict(profile))),  # tuples become lists, as in the file
+    }
+    with _lock(path):
+        before = _read(path)
+        if any(before.get(key) != value for key, value in run.items()):
+            before = {}
+        record = run | {
+            "data_hash": data_hash if data_hash is not None else before.get("data_hash"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "git": git_state(),
+            "device": device or device_name(),
+            "python": platform.python_version(),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "wall_time_s": dict(sorted((before.get("wall_time_s", {}) | dict(wall_time_s or {})).items())),
+        }
+        write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def read_provenance(results_dir: Path | str) -> dict:
+    """The record of a results folder.
+
+    Raises:
+        ValueError: there is none, or it is not JSON.
+    """
+    path = Path(results_dir) / NAME
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; `make reproduce` writes it")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}); remove it and run `make reproduce`") from error
+
+
+def git_state() -> dict[str, str | bool | None]:
+    """Commit of the working tree, and whether files other than results differ from it; None outside a repository."""
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--", ".", ":!results")
+    return {"commit": commit, "dirty": None if commit is None or changes is None else bool(changes)}
+
+
+def device_name() -> str:
+    """The GPU that torch sees, else the number of CPU cores. Torch is only imported where a GPU can be."""
+    if Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists():
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
+    return f"CPU, {len(os.sched_getaffinity(0))} cores"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader, or a kill at any moment, finds the former file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=paths.ROOT, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _read(path: Path) -> dict:
+    """The former record; a broken one counts as none, for it is about to be replaced."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _lock(path: Path) -> FileLock:
+    """The lock of `path`, kept in the cache so that no lock file lies among results."""
+    folder = paths.cache_dir() / "locks"
+    folder.mkdir(exist_ok=True)
+    return FileLock(folder / (hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16] + ".lock"))

@@ -1,0 +1,23 @@
+"""Shared by all tests: results never go into the repository's own folder; real data is found or the test is skipped."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _results_apart(tmp_path_factory, monkeypatch):
+    """A test that writes results writes them into a temporary folder."""
+    monkeypatch.setenv("HRLDM_RESULTS", str(tmp_path_factory.getbasetemp() / "results"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real nodules (`HRLDM_SHARED_DATA`, else ../shared/data beside the repository)."""
+    folder = Path(os.environ.get("HRLDM_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set HRLDM_SHARED_DATA")
+    return folder

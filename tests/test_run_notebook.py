@@ -1,0 +1,67 @@
+"""The runner of one notebook: parameters, a failed run, what is published, and what is refused beforehand."""
+
+import sys
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from hrldm import paths
+from hrldm.report.provenance import read_provenance
+from scripts import run_notebook
+
+PARAMETERS = 'profile = "smoke"\ndataset = "lidc-mini"\ndata_root = ""\nseed = 0'
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Run a notebook of one cell in a results folder; returns exit status and that folder."""
+    monkeypatch.setenv("HRLDM_CACHE", str(tmp_path / "cache"))
+
+    def _call(code, *arguments, parameters=PARAMETERS):
+        cell = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+        notebook = new_notebook(cells=[new_markdown_cell("# toy"), cell, new_code_cell(code)])
+        notebook.metadata["kernelspec"] = {"name": "no-such-kernel", "display_name": "x", "language": "python"}
+        (tmp_path / "notebooks").mkdir(exist_ok=True)
+        source, results = tmp_path / "notebooks" / "01_toy.ipynb", tmp_path / "lidc-mini" / "quick"
+        nbformat.write(notebook, source)
+        command = ["run_notebook.py", str(source), str(results / "runs" / "01_toy.ipynb")]
+        monkeypatch.setattr(sys, "argv", [*command, "--profile", "quick", "--dataset", "lidc-mini", *arguments])
+        return run_notebook.main(), results
+
+    return _call
+
+
+def test_parameters_reach_the_cells_and_the_result_names_no_folder(call):
+    code = f"from pathlib import Path\nprint(profile, seed, Path.cwd().name, {str(paths.ROOT)!r} + '/hrldm/x.py')"
+    status, results = call(code, "--seed", "7")
+    assert status == 0
+    executed = nbformat.read(results / "runs" / "01_toy.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0].text == "quick 7 notebooks hrldm/x.py\n"
+    assert [p.name for p in (results / "runs").iterdir()] == ["01_toy.ipynb"]
+    record = read_provenance(results)
+    assert record["seed"] == 7 and record["profile"] == "quick" and record["wall_time_s"]["01_toy"] > 0
+
+
+def test_failed_run_leaves_only_its_copy_for_reading(call, capsys):
+    status, results = call("raise RuntimeError('no such luck')")
+    assert status == 1
+    assert [p.name for p in (results / "runs").iterdir()] == ["01_toy.ipynb.part.ipynb"]
+    assert "no such luck" in (results / "runs" / "01_toy.ipynb.part.ipynb").read_text()
+    assert "01_toy.ipynb.part.ipynb" in capsys.readouterr().err
+    assert not (results / "provenance.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parameters", "message"),
+    [
+        (["--profile", "quik"], PARAMETERS, "unknown profile 'quik'"),
+        (["--dataset", "lidc-cubes"], PARAMETERS, "'lidc-cubes' is not embedded: give DATA_ROOT"),
+        (["--data-root", "no/such"], PARAMETERS, "no manifest.csv there"),
+        ([], PARAMETERS.replace("seed", "sed"), "missing ['seed'], unknown ['sed']"),
+    ],
+)
+def test_bad_parameters_are_refused_before_anything_runs(call, capsys, arguments, parameters, message):
+    status, results = call("1", *arguments, parameters=parameters)
+    assert status == 2 and message in capsys.readouterr().err
+    assert not results.exists()

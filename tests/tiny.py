@@ -1,0 +1,91 @@
+"""Networks, nodules and profiles small enough for seconds, shared by the tests of the core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from hrldm.config import SUBTYPES, Profile, get_profile
+from hrldm.data.patches import Patches
+from hrldm.model.autoencoder import Autoencoder
+from hrldm.model.unet import ConditionalUNet
+
+SETTINGS = {
+    "patch_mm": 16, "ae_channels": (8, 8, 8), "ae_norm_groups": 4, "ae_latent_channels": 4, "ae_patch": 16,
+    "unet_channels": (16, 32), "unet_norm_groups": 8, "unet_head_channels": 16, "ctx_dim": 8, "latent_variants": 2,
+    "ldm_steps": 6, "ldm_batch": 2, "ldm_ema": 0.9, "hist_t_max": None, "sample_steps": 3,
+}  # fmt: skip
+
+
+def profile(**changes) -> Profile:
+    return get_profile("smoke", **(SETTINGS | changes))
+
+
+def wake(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give parameters that start at zero random values, so that everything upstream matters."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if not p.any():
+                p.copy_(torch.randn(p.shape, generator=g) * 0.05)
+    return model
+
+
+def autoencoder(seed: int = 0, **changes) -> Autoencoder:
+    """Frozen; random, so its pictures mean nothing, but its linear code does and keeps intensity."""
+    torch.manual_seed(seed)
+    model = wake(Autoencoder.from_profile(profile(**changes)), seed)
+    if model.linear is not None:
+        smooth = nn.functional.interpolate(torch.rand(4, 1, 8, 8, 8), scale_factor=4, mode="trilinear")
+        model.linear.fit(smooth + 0.05 * torch.rand(smooth.shape))
+    return model.eval().requires_grad_(False)
+
+
+def unet(seed: int = 0, **changes) -> ConditionalUNet:
+    torch.manual_seed(seed)
+    return wake(ConditionalUNet(profile(**changes)), seed).eval().requires_grad_(False)
+
+
+def ball(size: int, radius: float) -> np.ndarray:
+    """Mask (size, size, size) of a ball around the middle voxel."""
+    grid = np.indices((size,) * 3) - size // 2
+    return (grid**2).sum(0) <= radius**2
+
+
+def patches(n: int, size: int = 24, seed: int = 0) -> Patches:
+    """Balls of 3-7 mm radius at subtype-like HU in noisy lung."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(n) % 3
+    radius = rng.uniform(3, min(7, size / 2 - 2), n)
+    mask = np.stack([ball(size, r) for r in radius])
+    hu = rng.normal(-850, 60, mask.shape)
+    level = np.array([20.0, -250.0, -600.0])[label]
+    hu[mask] = np.repeat(level, mask.sum((1, 2, 3))) + rng.normal(0, 60, mask.sum())
+    frame = pd.DataFrame(
+        {
+            "nodule_id": [f"n{i}" for i in range(n)],
+            "patient_id": [f"p{i}" for i in range(n)],
+            "subtype": [SUBTYPES[i] for i in label],
+            "diameter_mm": 2 * radius,
+        }
+    )
+    return Patches(hu.round().astype(np.int16), mask, frame)
+
+
+def manifest(root: Path, splits: dict[str, int], size: int = 32, seed: int = 0) -> Path:
+    """A folder of 1 mm NIfTI nodules with its manifest.csv and clean backgrounds."""
+    made = patches(sum(splits.values()), size, seed)
+    frame = made.frame.assign(split=np.repeat(list(splits), list(splits.values())))
+    rng = np.random.default_rng((seed, 1))
+    for i, row in frame.iterrows():
+        clean = np.where(made.mask[i], rng.normal(-850, 60, made.mask[i].shape), made.hu[i]).astype(np.int16)
+        for column, array in (("image", made.hu[i]), ("mask", made.mask[i].astype(np.uint8)), ("background", clean)):
+            nib.save(nib.Nifti1Image(array, np.eye(4)), root / f"{row.nodule_id}_{column}.nii.gz")
+            frame.loc[i, column] = f"{row.nodule_id}_{column}.nii.gz"
+    frame.to_csv(root / "manifest.csv", index=False)
+    return root
