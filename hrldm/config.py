@@ -40,8 +40,8 @@ class Profile:
     ae_batch: int = 2
     ae_patch: int = 32
     ae_lr: float = 1e-3
-    ae_perceptual: float = 0.1
-    ae_adversarial: float = 0.02
+    ae_perceptual: float = 0.01
+    ae_adversarial: float = 0.003
     ae_kl: float = 1e-7
     ae_adversarial_start: int = 20
     # -- stage II: latent diffusion (Section 3.2) --------------------------------------------------------------------
@@ -83,11 +83,13 @@ class Profile:
     n_boot: int = 200  # bootstrap resamples behind every interval
     fid_slices: int = 5  # slices per plane around the lesion centre
     fid_crop_mm: int = 32
-    ablation_steps: int = 250
-    ablation_n: int = 48  # test nodules sampled per ablation cell
+    ablation_steps: int = 150
+    ablation_start: str = "maisi-ddpm"  # every cell goes on from this network for ablation_steps | scratch
+    ablation_seeds: int = 1
+    ablation_n: int = 40  # test nodules sampled per ablation cell
     cls_crop_mm: int = 32  # 90 in the paper
-    cls_arch: str = "densenet121"
-    cls_epochs: int = 6
+    cls_arch: str = "densenet-small"  # densenet121 in the paper; see train/classifier.py
+    cls_epochs: int = 8
     cls_batch: int = 16
     cls_lr: float = 1e-3
     cls_folds: int = 5
@@ -105,7 +107,7 @@ class Profile:
 _SMOKE = Profile(
     name="smoke", n_train=24, n_val=9, n_test=18, patch_mm=32, ae_steps=4, ae_adversarial_start=2,
     unet_channels=(32, 64), unet_norm_groups=8, latent_variants=2, ldm_steps=12, ldm_batch=4, sample_steps=4, n_synthetic=12, n_boot=20,
-    fid_slices=1, ablation_steps=3, ablation_n=4, cls_epochs=1, cls_batch=8, cls_folds=2, cls_crop_mm=32,
+    fid_slices=1, ablation_steps=3, ablation_n=4, cls_arch="densenet-tiny", cls_epochs=1, cls_batch=8, cls_folds=2, cls_crop_mm=32,
     retention=(1.0, 0.2, 0.0), scarcity_folds=1,
 )  # fmt: skip
 _GPU = Profile(
@@ -113,7 +115,7 @@ _GPU = Profile(
     ae_steps=12000, ae_batch=16, ae_patch=48, ae_adversarial_start=8000, unet_channels=(128, 256, 256),
     unet_attention=(False, True, True), unet_res_blocks=2, unet_head_channels=64, unet_norm_groups=32,
     ctx_dim=256, latent_variants=8, ldm_steps=8000, ldm_batch=32, ldm_lr=2e-4, ldm_ema=0.999, mixed_precision="bf16", hist_max_voxels=32,
-    n_synthetic=400, n_boot=1000, ablation_steps=2000, ablation_n=150, cls_crop_mm=64, cls_epochs=30, cls_patience=10,
+    n_synthetic=400, n_boot=1000, ablation_steps=2000, ablation_start="scratch", ablation_seeds=3, ablation_n=150, cls_arch="densenet121", cls_crop_mm=64, cls_epochs=30, cls_patience=10,
     scarcity_folds=5,
 )  # fmt: skip
 _PAPER = Profile(
@@ -123,8 +125,8 @@ _PAPER = Profile(
     unet_channels=(64, 128, 256, 512), unet_attention=(False, False, True, True), unet_res_blocks=2, unet_head_channels=32,
     unet_norm_groups=32, ctx_dim=64, latent_variants=1, ldm_steps=200 * 2950, ldm_batch=1, ldm_lr=1e-5, ldm_lr_power=2.0, ldm_ema=0.0,
     mixed_precision="bf16", background="paper", lambda_hist=10.0, hist_t_max=None, hist_max_voxels=64,
-    sampler="ddpm", sample_steps=1000, n_synthetic=500, n_boot=2000, cls_crop_mm=90, cls_epochs=100, cls_batch=2,
-    cls_lr=1e-4, cls_folds=5, cls_patience=15, scarcity_folds=5, ablation_steps=200 * 2950, ablation_n=390,
+    sampler="ddpm", sample_steps=1000, n_synthetic=500, n_boot=2000, cls_arch="densenet121", cls_crop_mm=90, cls_epochs=100, cls_batch=2,
+    cls_lr=1e-4, cls_folds=5, cls_patience=15, scarcity_folds=5, ablation_steps=200 * 2950, ablation_start="scratch", ablation_seeds=3, ablation_n=390,
 )  # fmt: skip
 PROFILES: dict[str, Profile] = {p.name: p for p in (_SMOKE, Profile(name="quick"), _GPU, _PAPER)}
 

@@ -24,3 +24,10 @@ def results_dir(dataset: str, profile: str) -> Path:
     for sub in ("tables", "figures", "runs"):
         (path / sub).mkdir(parents=True, exist_ok=True)
     return path
+
+
+def bench_dir() -> Path:
+    """`results/bench/`, where `make bench` writes."""
+    path = Path(os.environ.get("HRLDM_RESULTS", ROOT / "results")) / "bench"
+    path.mkdir(parents=True, exist_ok=True)
+    return path

@@ -82,7 +82,10 @@ def main(root: Path) -> None:
     cells = pd.DataFrame(textures).groupby(["subtype", "size_bin"])
     summary = cells.median().round(1)
     summary.insert(0, "nodules", cells.size())
-    for name, frame in (("hu_histograms.csv", pd.DataFrame(histograms)), ("texture_statistics.csv", summary.reset_index())):
+    for name, frame in (
+        ("hu_histograms.csv", pd.DataFrame(histograms)),
+        ("texture_statistics.csv", summary.reset_index()),
+    ):
         with (OUT / name).open("w") as f:
             f.write(SOURCE + f"# {len(histograms)} nodules. Definitions: docstring of the script.\n")
             frame.to_csv(f, index=False, lineterminator="\n")

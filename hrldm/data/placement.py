@@ -104,6 +104,29 @@ class LungMap:
         return centers[keep]
 
 
+def _why_not(
+    depth: np.ndarray,
+    hu: np.ndarray,
+    location: str,
+    margin_mm: float,
+    shell_mm: float,
+    max_vessel: float,
+    max_airway: float,
+) -> str | None:
+    """Reason against a place from the depth (mm) and HU of the voxels the lesion would take; None when it is good."""
+    if depth.min() <= 0:
+        return "chest wall"
+    if location == "inner" and depth.min() < margin_mm:
+        return "too near the pleura"
+    if location == "subpleural" and depth.min() > shell_mm:
+        return "too far from the pleura"
+    if (hu > VESSEL_HU).mean() > max_vessel:
+        return "vessel"
+    if (hu < AIRWAY_HU).mean() > max_airway:
+        return "airway"
+    return None
+
+
 def sample_positions(
     ct: np.ndarray,
     lobes: np.ndarray,
@@ -170,25 +193,16 @@ def sample_positions(
                 break
             report.tried += 1
             at = voxels + center
-            reason = None
             if (at < 0).any() or (at >= limit).any():
                 reason = "volume edge"
             else:
                 index = tuple(at.T)
-                depth, hu = lung_map.depth[index], ct[index]
-                if depth.min() <= 0:
-                    reason = "chest wall"
-                elif location == "inner" and depth.min() < margin_mm:
-                    reason = "too near the pleura"
-                elif location == "subpleural" and depth.min() > shell_mm:
-                    reason = "too far from the pleura"
-                elif (hu > VESSEL_HU).mean() > max_vessel:
-                    reason = "vessel"
-                elif (hu < AIRWAY_HU).mean() > max_airway:
-                    reason = "airway"
-                elif occupied is not None and occupied[index].any():
+                reason = _why_not(
+                    lung_map.depth[index], ct[index], location, margin_mm, shell_mm, max_vessel, max_airway
+                )
+                if reason is None and occupied is not None and occupied[index].any():
                     reason = "existing lesion"
-                elif n > 1 and not taken.isdisjoint(map(tuple, at.tolist())):
+                elif reason is None and n > 1 and not taken.isdisjoint(map(tuple, at.tolist())):
                     reason = "overlap"
             if reason:
                 report.rejected[reason] += 1

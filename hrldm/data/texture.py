@@ -10,9 +10,10 @@ outlines are not the tissue's edge: the surface is the shape's, moved by a smoot
 mean of a agree with the mean HU asked for. A part-solid nodule has two surfaces, the rim's and that of an eccentric core
 whose share is the share of the histogram above `SOLID_HU`. Vessels (b near 1) run through ground-glass and vanish in
 solid tissue. Amplitude and spectrum of g are measured on real nodules by subtype and size (`texture_statistics.csv`,
-scripts/make_hu_histograms.py). The ranks of the voxels in s are mapped on the quantiles of the target histogram, so the
-histogram is met exactly and the structure comes from s. Outside the mask the step is carried on by a point-spread
-function and dies out within `HALO_VOXELS`: the rest of the background is untouched.
+scripts/make_hu_histograms.py). The voxels' ranks in s are mapped on the quantiles of the target histogram; the result is
+blurred, given the noise of the CT at hand, and ranked again, so the histogram is met exactly and the structure comes from
+s. Outside the mask the step is carried on by a point-spread function and dies out within `HALO_VOXELS`: the rest of the
+background is untouched.
 
 Nothing is learnt: this is the zero-training system `texture` of Table 1.
 """
@@ -29,11 +30,17 @@ from scipy import ndimage, optimize, special
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
 
 HALO_VOXELS = 3
-PSF_MM = (0.9, 0.9, 1.1)  # SDs along x, y, z of the halo; real cubes are 29-114 HU up on the lung at 0-1 mm, 11-47 at 1-2
-EDGE_MM = 1.1  # real cubes: about 220 HU/mm at the surface of 850 HU of contrast
-SURFACE_SD_MM, SURFACE_MM = 0.7, 2.0  # of the field that moves the surface
+PSF_MM = (
+    0.9,
+    0.9,
+    1.1,
+)  # SDs along x, y, z of the halo; real cubes are 29-114 HU up on the lung at 0-1 mm, 11-47 at 1-2
+EDGE_MM = 1.3  # real cubes: about 220 HU/mm at the surface of 850 HU of contrast
+SURFACE_SD_MM, SURFACE_MM = 1.0, 2.0  # of the field that moves the surface
 SOLID_HU = -300.0  # solid tissue begins
-FIELD_MM = (0.6, 1.2, 2.5, 5.0)  # kernels of g
+NOISE_MM = (0.6,)  # kernel of a scanner's noise
+FIELD_MM = (1.2, 2.5, 5.0)  # kernels of g, the structure
+BLUR_MM = (0.7, 0.7, 0.9)  # PSF within the lesion, after the first ranking
 MIN_NODULES = 8  # a cell of the tables with fewer real nodules borrows from its neighbours
 _FOLDER = Path(__file__).parent
 
@@ -91,23 +98,27 @@ def choose_histogram(
 
 @functools.cache
 def _statistics(subtype: str, size: int) -> tuple[float, np.ndarray]:
-    """Spread of the core (HU), and the variance weights of `FIELD_MM`.
+    """Spread of the core's structure (HU), and the variance weights of `FIELD_MM`.
 
     White noise smoothed by sigma loses to an in-plane Gaussian mean of width w all variance but
-    1 - 4 sigma^2 / (2 sigma^2 + w^2) + sigma^2 / (sigma^2 + w^2); the weights fit that to the measured grain.
+    1 - 4 sigma^2 / (2 sigma^2 + w^2) + sigma^2 / (sigma^2 + w^2); the weights fit that to the measured grain. What the
+    finest kernel takes is the noise of those scanners: it is left out, the CT at hand has its own.
     """
     table = pd.read_csv(_FOLDER / "texture_statistics.csv", comment="#")
     table = table[(table.subtype == subtype) & (table.nodules >= MIN_NODULES)]
     row = table.iloc[int((table.size_bin - size).abs().to_numpy().argmin())]
     widths = np.array([1.0, 2.0, 4.0])[:, None]
-    sigma2 = np.square(FIELD_MM)
+    sigma2 = np.square([*NOISE_MM, *FIELD_MM])
     left = 1 - 4 * sigma2 / (2 * sigma2 + widths**2) + sigma2 / (sigma2 + widths**2)
     grain = np.square(row[["grain_1", "grain_2", "grain_4"]].to_numpy(float) / row.core_sd)
-    weights = optimize.nnls(np.vstack([left, np.ones(len(sigma2))]), np.append(np.minimum(grain, 1), 1.0))[0]
-    return float(row.core_sd), weights / weights.sum()
+    weights = optimize.nnls(np.vstack([left, np.ones(len(sigma2))]), np.append(np.minimum(grain, 1), 1.0))[0][1:]
+    share = weights.sum()
+    return float(row.core_sd * np.sqrt(share)), weights / share if share > 0 else weights
 
 
-def _field(shape: tuple[int, ...], weights: np.ndarray, sigmas: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
+def _field(
+    shape: tuple[int, ...], weights: np.ndarray, sigmas: tuple[float, ...], rng: np.random.Generator
+) -> np.ndarray:
     """Gaussian random field of unit variance: smoothed white noises, longer along z as thick slices make it."""
     out = np.zeros(shape)
     for weight, sigma in zip(weights, sigmas, strict=True):
@@ -123,6 +134,13 @@ def quantiles(histogram: np.ndarray, n: int) -> np.ndarray:
     edges = np.linspace(HIST_HU_MIN, HIST_HU_MAX, len(histogram) + 1)
     cdf = np.concatenate([[0.0], np.cumsum(histogram / histogram.sum())])
     return np.interp((np.arange(n) + 0.5) / n, cdf, edges)
+
+
+def _ranked(score: np.ndarray, inside: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The ascending `target` values dealt to the masked voxels in the order of their scores."""
+    values = np.empty(len(target))
+    values[np.argsort(score[inside], kind="stable")] = target
+    return values
 
 
 def _occupancy(
@@ -199,15 +217,14 @@ def texture_nodule(
         fill += solid * ((np.median(core) - level) / air - fill) if len(core) else 0.0
     else:
         fill = _filling(target, level, distance, inside, rng)
-    grain = core_sd / air * _field(inside.shape, weights, FIELD_MM, rng)
+    structure = core_sd / air * _field(inside.shape, weights, FIELD_MM, rng)
     tissue = np.clip((lung - level) / air, -0.2, 1)
-    score = tissue + (1 - tissue) * (fill + grain)
+    residue = lung - ndimage.gaussian_filter(lung, (1, 1, 0))
+    noise = 1.4826 * float(np.median(np.abs(residue))) * _field(inside.shape, np.ones(1), NOISE_MM, rng)
 
     filled = lung.copy()
-    order = np.argsort(score[inside], kind="stable")
-    values = np.empty(order.size)
-    values[order] = target
-    filled[inside] = values
+    filled[inside] = _ranked(tissue + (1 - tissue) * (fill + structure), inside, target)
+    filled[inside] = _ranked(ndimage.gaussian_filter(filled, BLUR_MM) + noise, inside, target)
     halo = ndimage.gaussian_filter(filled - lung, psf_mm, mode="constant", truncate=HALO_VOXELS / max(psf_mm))
     near = ndimage.binary_dilation(inside, iterations=HALO_VOXELS) & ~inside
     filled[near] = (lung + halo)[near]

@@ -148,7 +148,7 @@ def losses_by_time(
         sums = np.zeros(2)
         for start in range(0, n, batch):
             i = np.arange(start, min(start + batch, n))
-            z0 = torch.from_numpy(np.asarray(cache.mean[i, 0])).to(term.device) * cache.scale
+            z0 = torch.from_numpy(np.array(cache.mean[i, 0])).to(term.device) * cache.scale
             noise = [np.random.default_rng((seed, int(k))).standard_normal(z0.shape[1:], np.float32) for k in i]
             eps, t = torch.from_numpy(np.stack(noise)).to(z0), torch.full((len(i),), int(now), device=z0.device)
             m, condition = latent_masks(mask_tensor(cache.mask[i, 0]).to(z0.device))

@@ -99,18 +99,17 @@ def mean_spectra(crops: Mapping[str, np.ndarray], masks: np.ndarray, side: int =
     return pd.concat(parts, ignore_index=True)
 
 
-def difference_sentence(what: str, e: Estimate, unit: str = "") -> str:
-    """A difference of two systems in words, for measures where lower is better: value, 95 % interval, p and verdict."""
+def difference_sentence(measure: str, first: str, second: str, e: Estimate, unit: str = "") -> str:
+    """`first` minus `second` in words, where lower is better: value, 95 % interval, p, n, and who is closer to real."""
     if e.ci_high < 0:
-        verdict = "the first is closer to the truth"
+        verdict = f"{first} is closer"
     elif e.ci_low > 0:
-        verdict = "the second is closer to the truth"
+        verdict = f"{second} is closer"
     else:
-        verdict = "no difference seen (the interval holds zero)"
-    unit = f" {unit}" if unit else ""
+        verdict = "no difference seen, the interval holds zero"
     return (
-        f"{what}: {e.value:+.3g}{unit} (95 % interval {e.ci_low:+.3g} to {e.ci_high:+.3g}, p = {e.p:.2g}, n = {e.n}): "
-        f"{verdict}."
+        f"{measure}, {first} minus {second}: {e.value:+.3g}{unit and ' ' + unit} "
+        f"(95 % interval {e.ci_low:+.3g} to {e.ci_high:+.3g}, p = {e.p:.2g}, n = {e.n}): {verdict}."
     )
 
 
@@ -132,6 +131,14 @@ def observer_calls(shown: Cases, seed: int, observer: str, folds: int = 5) -> pd
     words = np.array(["real", "synthetic"])
     case = np.concatenate([np.arange(len(shown.real)), np.arange(len(shown.synthetic))])
     return pd.DataFrame({"case": case, "truth": words[truth], "called": words[called]})
+
+
+def printed_table1(table: pd.DataFrame, plane: str = "average") -> pd.DataFrame:
+    """`table1_fidelity.csv`, ours or the paper's, in the units it is printed in: FID, KID x 1e3, MMD x 1e2 per system."""
+    rows = table[table.plane == plane]
+    wide = rows.pivot(index="system", columns="metric", values="value").loc[rows.system.unique()]
+    named = {"fid": "FID", "kid": "KID x 1e3", "mmd": "MMD x 1e2"}
+    return wide.mul({"fid": 1.0, "kid": 1e3, "mmd": 1e2}).rename(columns=named).rename_axis(columns=None)
 
 
 # -- Table 3, Figs. 6-8 ------------------------------------------------------------------------------------------------

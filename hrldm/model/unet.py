@@ -28,9 +28,9 @@ class HistogramEmbedding(nn.Module):
             raise ValueError(f"hist_tokens must be 1 (paper) or the number of bins ({bins}), got {tokens}")
         self.bins, self.tokens, self.use = bins, tokens, use
         self.null = nn.Parameter(torch.zeros(1, 1, dim))
-        if use:
-            self.mlp = nn.Sequential(nn.Linear(bins if tokens == 1 else 1, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
-            self.position = nn.Parameter(torch.randn(1, tokens, dim) * 0.02) if tokens > 1 else None
+        # made even when unused, so that networks with and without c_hist have the same weights to start from
+        self.mlp = nn.Sequential(nn.Linear(bins if tokens == 1 else 1, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
+        self.position = nn.Parameter(torch.randn(1, tokens, dim) * 0.02) if tokens > 1 else None
 
     def forward(self, h: Float[Tensor, "b k"]) -> Float[Tensor, "b n d"]:
         if not self.use:

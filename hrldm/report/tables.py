@@ -60,7 +60,7 @@ SCHEMAS: dict[str, Schema] = {
     "control": _schema(
         "system nodule_id subtype requested_mean_hu obtained_mean_hu requested_sd_hu obtained_sd_hu",
     ),
-    "control_summary": _schema("system subtype slope r2 n"),
+    "control_summary": _schema("system subtype quantity slope intercept r2 n"),
     "table2_turing": _schema(
         "observer condition truth called_real called_synthetic",
         {"condition": ("cropped", "full_context"), "truth": ("real", "synthetic")},

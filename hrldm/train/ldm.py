@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
 from hrldm.config import Profile
@@ -64,17 +64,19 @@ def train_ldm(
     """Train `ldm_steps` steps of Algorithm 1, resuming from `path` when it exists.
 
     autoencoder: frozen decoder for L_hist; may be None when lambda_hist is 0
-    initial:     weights to start from (fine-tuning)
+    initial:     weights to start from; those of another shape (hist_tokens changed) start afresh
 
     Raises:
         CheckpointError: `path` belongs to a run with other settings or other latents.
     """
-    accelerator = accelerator or Accelerator(mixed_precision=profile.mixed_precision)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # the null token, or the MLP of c_hist
+    accelerator = accelerator or Accelerator(kwargs_handlers=[unused])
     device, schedule = accelerator.device, Schedule.from_profile(profile)
     torch.manual_seed(seed)
     model = ConditionalUNet(profile)
     if initial is not None:
-        model.load_state_dict(initial)
+        own = model.state_dict()
+        model.load_state_dict(own | {k: v for k, v in initial.items() if own[k].shape == v.shape})
     ema = ckpt.Ema(model, profile.ldm_ema)
     optimizer = torch.optim.Adam(model.parameters(), profile.ldm_lr)
     meta = {
@@ -115,7 +117,8 @@ def train_ldm(
         else:
             z_t, target = schedule.add_noise(z0, eps, t), eps  # Algorithm 1, line 3
         z_in = noisy_input(z0, z_t, m, profile.background)  # line 4
-        with accelerator.autocast():
+        # not accelerate's own: it keeps one precision a process, and a notebook may open profiles of two
+        with torch.autocast(device.type, torch.bfloat16, enabled=profile.mixed_precision == "bf16"):
             out = model(z_in, t, condition, batch["subtype"], batch["histogram"])  # lines 5, 6
         out = out.float()
         losses = {"inpaint": inpainting_loss(target, out, m, profile.inpaint_norm)}  # line 9

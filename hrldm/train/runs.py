@@ -31,6 +31,7 @@ from hrldm.data.split import assert_disjoint
 from hrldm.data.texture import choose_histogram
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.perceptual import PerceptualLoss
+from hrldm.model.unet import ConditionalUNet
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.latents import SHIFT, LatentCache, build_latents, lesion_histograms, weights_digest
 from hrldm.train.ldm import RUN_FIELDS, load_unet, train_ldm
@@ -90,16 +91,26 @@ class Study:
         patches = self.patches(split, p.patch_mm + (2 * SHIFT if variants > 1 else 0))
         return build_latents(self.autoencoder, patches, p.patch_mm, variants, p.hist_bins, self.seed, device())
 
-    def unet(self, **changes):
-        """A trained U-Net with some settings changed: (network, latent scale, its profile, loss history)."""
+    def unet(self, start: ConditionalUNet | None = None, **changes):
+        """A trained U-Net with some settings changed: (network, latent scale, its profile, loss history).
+
+        start: network whose weights the training begins with (those that fit); None draws them from the seed.
+        """
         profile = dataclasses.replace(self.profile, **changes)
-        path = self.run_path(profile)
-        history = fit_ldm(self, profile, path)
+        # the `paper` rule trains as `clean` does and differs in sampling only
+        trained = dataclasses.replace(profile, background="clean") if profile.background == "paper" else profile
+        path = self.run_path(trained, start)
+        history = fit_ldm(self, trained, path, start)
         return (*load_unet(path, profile, device()), profile, history)
 
-    def run_path(self, profile: Profile) -> Path:
-        key = f"{profile.digest(*RUN_FIELDS, 'latent_variants', 'patch_mm')}-{self.data_hash}-{weights_digest(self.autoencoder)}"
-        return paths.cache_dir() / "runs" / f"{key}-s{self.seed}" / "ldm.safetensors"
+    def run_path(self, profile: Profile, start: ConditionalUNet | None = None) -> Path:
+        parts = [
+            profile.digest(*RUN_FIELDS, "latent_variants", "patch_mm"),
+            self.data_hash,
+            weights_digest(self.autoencoder),
+        ]
+        parts += [weights_digest(start)] if start is not None else []
+        return paths.cache_dir() / "runs" / f"{'-'.join(parts)}-s{self.seed}" / "ldm.safetensors"
 
     def library_histograms(self, frame: pd.DataFrame, seed: int) -> np.ndarray:
         """A training nodule's histogram of the same subtype and about the same size for every row (never its own)."""
@@ -206,12 +217,13 @@ def fit_autoencoder(study: Study, profile: Profile) -> tuple[Path, pd.DataFrame]
     return path, _follow(steps, folder, profile.ae_steps, path, "autoencoder")
 
 
-def fit_ldm(study: Study, profile: Profile, path: Path) -> pd.DataFrame:
+def fit_ldm(study: Study, profile: Profile, path: Path, start: ConditionalUNet | None = None) -> pd.DataFrame:
     """Train Stage II unless `path` is finished (resumes where it stopped); the loss history."""
     if path.exists() and ckpt.load_meta(path)["step"] == profile.ldm_steps:
         return read_history(path.parent)
     cache = study.latents("train")
-    steps = train_ldm(cache, profile, study.seed, path, study.autoencoder)
+    initial = None if start is None else start.state_dict()
+    steps = train_ldm(cache, profile, study.seed, path, study.autoencoder, initial=initial)
     label = f"{profile.objective} lambda={profile.lambda_hist:g}"
     return _follow(steps, path.parent, profile.ldm_steps, path, label)
 

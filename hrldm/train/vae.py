@@ -68,7 +68,7 @@ def train_autoencoder(
     Raises:
         CheckpointError: `path` belongs to a run with other settings.
     """
-    accelerator = accelerator or Accelerator(mixed_precision=profile.mixed_precision)
+    accelerator = accelerator or Accelerator()
     torch.manual_seed(seed)
     model, critic = Autoencoder.from_profile(profile), discriminator()
     fit_linear_code(model, volumes, weights, seed)
@@ -106,7 +106,8 @@ def train_autoencoder(
         for group in (*opt_g.param_groups, *opt_d.param_groups):
             group["lr"] = lr * group["scale"]
 
-        with accelerator.autocast():
+        # not accelerate's own: it keeps one precision a process, and a notebook may open profiles of two
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=profile.mixed_precision == "bf16"):
             recon, mu, sigma = model(x, noise)
         recon = recon.float()
         losses = {"l1": (recon - x).abs().mean(), "kl": kl_divergence(mu.float(), sigma.float())}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
 from torch.distributions import Normal, kl_divergence
 
 from hrldm.config import get_profile
@@ -63,21 +64,44 @@ def test_truncated_decoder_ends_at_the_penultimate_residual_block():
     assert ran == list(range(residual[-2] + 1))
 
 
-def test_untrained_autoencoder_with_linear_skip_is_exactly_pca():
+def test_linear_code_without_overlap_is_pca():
+    x = volumes()
+    pca = PCA(4).fit(blocks(x))
+    code = ae.LinearCode(4, overlap=False).fit(x)
+    # a transposed convolution has one bias: the mean intensity stands for the mean block
+    expected = pca.inverse_transform(pca.transform(blocks(x))) - (pca.mean_ - pca.mean_.mean())
+    np.testing.assert_allclose(blocks(code.decode(code.analysis(x)).detach()), expected, atol=1e-5)
+
+
+def test_overlapping_synthesis_is_the_ridge_regression_from_27_blocks():
+    x = volumes(n=16)
+    code = ae.LinearCode(4).fit(x)
+    z = code.analysis(x).detach().numpy()
+    rows, targets = [], []
+    for b in range(len(x)):
+        for i, j, k in np.ndindex(2, 2, 2):  # the blocks that have all 26 neighbours
+            rows.append(z[b, :, i : i + 3, j : j + 3, k : k + 3].ravel())
+            low = [4 * (n + 1) for n in (i, j, k)]
+            targets.append(x[b, 0][tuple(slice(n, n + 4) for n in low)].numpy().ravel())
+    bias = code.synthesis.bias.item()
+    ridge = Ridge(1e-5 * len(rows), fit_intercept=False).fit(np.array(rows, float), np.array(targets, float) - bias)
+    ours = blocks(code.decode(torch.from_numpy(z)).detach()[..., 4:-4, 4:-4, 4:-4])
+    np.testing.assert_allclose(ours, ridge.predict(np.array(rows, float)) + bias, atol=2e-3)
+    plain = ae.LinearCode(4, overlap=False).fit(x)
+    inner = blocks(x[..., 4:-4, 4:-4, 4:-4])
+    alone = blocks(plain.decode(plain.analysis(x)).detach()[..., 4:-4, 4:-4, 4:-4])
+    assert ((ours - inner) ** 2).mean() < ((alone - inner) ** 2).mean()
+
+
+def test_untrained_autoencoder_starts_exactly_at_its_linear_code():
     x = volumes()
     torch.manual_seed(0)
-    model = ae.Autoencoder.from_profile(tiny.profile(ae_norm=False))
+    model = ae.Autoencoder.from_profile(tiny.profile())
     model.linear.fit(x)
-    pca = PCA(4).fit(blocks(x))
-    # ours adds the mean intensity as one bias: the same as PCA's mean block as far as it lies in the components
-    mean = pca.mean_
-    offset = mean - mean.mean()
-    lost = offset - pca.components_.T @ (pca.components_ @ offset)
-    expected = pca.inverse_transform(pca.transform(blocks(x))) - lost
-    ours = blocks(model.decode(model.encode(x)[0]).detach())
-    scale = np.abs(expected - mean.mean()).max()
-    np.testing.assert_allclose(ours, expected, atol=1e-4 * scale)
-    assert np.abs(lost).max() < 0.05 * scale
+    z = model.linear.analysis(x)
+    assert torch.equal(model.encode(x)[0], z)
+    assert torch.equal(model.decode(z), model.linear.decode(z))
+    assert torch.equal(model.decode_truncated(z)[:, -1:], model.linear.decode(z))
 
 
 def test_whitening_scales_the_components_between_pca_and_unit_variance():

@@ -152,9 +152,9 @@ def test_exact_score_of_a_gaussian_gives_its_mean_and_spread(sampler, steps):
         abar = schedule.alphas_cumprod[t].view(-1, 1, 1, 1, 1)
         return (1 - abar).sqrt() * (z - abar.sqrt() * mu) / (abar * sd**2 + 1 - abar)
 
-    one = torch.ones(1, 1, 24, 24, 24, dtype=torch.float64)
+    one = torch.ones(1, 1, 20, 20, 20, dtype=torch.float64)
     z = run(denoiser, one, one, schedule, seeded(1), sampler, steps)[-1].z
-    assert z.mean().item() == pytest.approx(mu, abs=0.015)
+    assert z.mean().item() == pytest.approx(mu, abs=0.02)
     assert z.std().item() == pytest.approx(sd, rel=0.03)
 
 

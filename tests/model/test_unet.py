@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 from torch.nn import functional as F
 
 from hrldm.data.fetch import FetchError
@@ -11,7 +10,7 @@ from hrldm.data.shapes import load_shapes
 from hrldm.model.unet import HistogramEmbedding, latent_masks
 from tests import tiny
 
-SPACINGS = (0.5, 0.7, 1.0, 1.25, 1.5, 2.0, 2.5)
+SPACINGS = (0.5, 0.7, 1.25, 2.0, 2.5)
 
 
 def inputs(n: int = 2, seed: int = 0):
@@ -120,8 +119,8 @@ def test_no_library_shape_loses_its_latent_mask(spacing):
         assert 5.9 <= diameter <= 30.1
         scales = [1 / spacing] + ([4 / diameter / spacing] if diameter < 7 else [])  # the smallest also at 4 mm
         for scale in scales:
-            axes = [np.arange(0, n - 1 + 1e-9, 1 / scale) for n in mask.shape]
-            coarse = ndimage.map_coordinates(mask.astype(np.float32), np.meshgrid(*axes, indexing="ij"), order=1) > 0.5
+            axes = [np.rint(np.arange(0, n - 1 + 1e-9, 1 / scale)).astype(int) for n in mask.shape]
+            coarse = mask[np.ix_(*axes)]
             if not coarse.any():  # thinner than a voxel: the voxel that holds most of it stands for it
                 at = np.rint(np.argwhere(mask).mean(0) * scale).astype(int)
                 coarse[tuple(at.clip(0, np.array(coarse.shape) - 1))] = True

@@ -1,0 +1,357 @@
+"""Stage II training: exact resumption, lambda = 0 is MAISI-DDPM bit for bit, and what L_hist reads."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hrldm.config import get_profile
+from hrldm.model.histogram import hu_histogram
+from hrldm.model.unet import ConditionalUNet
+from hrldm.train import checkpoint as ckpt
+from hrldm.train import ldm
+from hrldm.train.hist_term import HistogramTerm, lesion_crop
+from hrldm.train.latents import LatentCache, build_latents, encode_patches
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+DEVICE = torch.device("cpu")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> LatentCache:
+    monkeypatch.setenv("HRLDM_CACHE", str(tmp_path / "cache"))
+    return build_latents(tiny.autoencoder(), tiny.patches(6), 16, 2, 40, 0)
+
+
+def train(cache, path, seed=0, save_every=2, initial=None, **changes):
+    return ldm.train_ldm(
+        cache, tiny.profile(**changes), seed, path, tiny.autoencoder(), save_every=save_every, initial=initial
+    )
+
+
+def finish(steps):
+    return deque(steps, maxlen=1)[0]
+
+
+def weights(path, group="model"):
+    return ckpt.load(path)[0][group]
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+# -- resumption ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"objective": "rflow", "lambda_hist": 0.0}, {"latent_sample": True}])
+def test_resumed_run_equals_uninterrupted(cache, tmp_path, changes):
+    whole = [s.metrics for s in train(cache, tmp_path / "a", **changes)]
+    killed = train(cache, tmp_path / "b", **changes)
+    for _ in range(3):
+        next(killed)
+    killed.close()
+    resumed = list(train(cache, tmp_path / "b", **changes))
+    assert [s.step for s in resumed] == [3, 4, 5, 6]
+    assert [s.metrics for s in resumed] == whole[2:]
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert same(weights(tmp_path / "a", "ema"), weights(tmp_path / "b", "ema"))
+    assert list(train(cache, tmp_path / "b", **changes)) == []
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from hrldm.train import ldm
+from hrldm.train.latents import build_latents
+from tests import tiny
+model = tiny.autoencoder()
+cache = build_latents(model, tiny.patches(6), 16, 2, 40, 0)
+for state in ldm.train_ldm(cache, tiny.profile(ldm_steps=12), 0, Path(sys.argv[1]), model, save_every=1):
+    print(state.step, flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_run_killed_by_sigkill_ends_in_the_same_weights(tmp_path):
+    environment = os.environ | {"HRLDM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def start(path, pause):
+        command = [sys.executable, "-c", CHILD, str(path), str(pause)]
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    whole = start(tmp_path / "a.safetensors", 0)
+    assert len(whole.communicate()[0].split()) == 12
+    killed = start(tmp_path / "b.safetensors", 0.05)
+    while killed.stdout.readline().strip() != "4":
+        assert killed.poll() is None
+    time.sleep(0.08)  # somewhere within a later step
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    reached = ckpt.load_meta(tmp_path / "b.safetensors")["step"]
+    assert 4 <= reached < 12
+    resumed = start(tmp_path / "b.safetensors", 0)
+    assert resumed.communicate()[0].split() == [str(s) for s in range(reached + 1, 13)]
+    assert same(weights(tmp_path / "a.safetensors"), weights(tmp_path / "b.safetensors"))
+    assert same(weights(tmp_path / "a.safetensors", "ema"), weights(tmp_path / "b.safetensors", "ema"))
+
+
+def test_checkpoint_of_other_settings_seed_or_latents_is_refused(cache, tmp_path):
+    finish(train(cache, tmp_path / "a"))
+    for changes, word in (({"ldm_lr": 1.0}, "digest"), ({"seed": 9}, "seed")):
+        with pytest.raises(ckpt.CheckpointError, match=f"another run .*{word}"):
+            next(train(cache, tmp_path / "a", **changes))
+    fewer = build_latents(tiny.autoencoder(), tiny.patches(5), 16, 2, 40, 0)
+    with pytest.raises(ckpt.CheckpointError, match="another run .*n is 6, not 5"):
+        next(train(fewer, tmp_path / "a"))
+
+
+def test_same_seed_same_weights_other_seed_other_weights(cache, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        finish(train(cache, tmp_path / name, seed, ldm_steps=2))
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+# -- lambda = 0 ------------------------------------------------------------------------------------------------------------
+
+
+def reference_ddpm(cache, profile, seed, steps) -> dict:
+    """MAISI-DDPM written out: noise, Eq. 4, U-Net, masked L1 (Eq. 5), Adam. No histogram anywhere."""
+    torch.manual_seed(seed)
+    model = ConditionalUNet(profile)
+    optimizer = torch.optim.Adam(model.parameters(), profile.ldm_lr)
+    root = torch.linspace(profile.beta_start**0.5, profile.beta_end**0.5, 1000, dtype=torch.float64)
+    abar = torch.cumprod(1 - root**2, 0)
+    for step in range(steps):
+        rng = np.random.default_rng((seed, step, 0))
+        batch = ldm.draw_batch(cache, profile, rng)
+        z0 = batch["z0"]
+        eps = torch.from_numpy(rng.standard_normal(z0.shape, np.float32))
+        t = torch.from_numpy(rng.integers(1000, size=len(z0)))
+        a = abar[t].float().view(-1, 1, 1, 1, 1)
+        m = torch.nn.functional.max_pool3d(batch["mask"], 4)
+        z_in = m * (a.sqrt() * z0 + (1 - a).sqrt() * eps) + (1 - m) * z0
+        condition = torch.cat([torch.nn.functional.avg_pool3d(batch["mask"], 4), m], 1)
+        out = model(z_in, t, condition, batch["subtype"], batch["histogram"])
+        error = (m * (eps - out)).abs().flatten(1).sum(1) / (m.flatten(1).sum(1) + 1e-6)
+        optimizer.param_groups[0]["lr"] = profile.ldm_lr * (1 - step / profile.ldm_steps) * min(1, (step + 1) / 20)
+        optimizer.zero_grad()
+        error.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return model.state_dict()
+
+
+def test_lambda_0_is_the_maisi_ddpm_update_bit_for_bit(cache, tmp_path):
+    steps = train(cache, tmp_path / "a", save_every=3, lambda_hist=0.0)
+    states = [next(steps) for _ in range(3)]
+    steps.close()
+    assert all(set(s.metrics) == {"inpaint"} for s in states)
+    expected = reference_ddpm(cache, tiny.profile(lambda_hist=0.0), 0, 3)
+    assert same(weights(tmp_path / "a"), expected)
+    without = ldm.train_ldm(cache, tiny.profile(lambda_hist=0.0), 0, tmp_path / "b", None, save_every=3)
+    for _ in range(3):
+        next(without)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_lambda_changes_neither_nodules_nor_times_nor_noise(cache, tmp_path, monkeypatch):
+    seen = []
+    original = ConditionalUNet.forward
+
+    def spy(self, z_t, t, masks, subtype, histogram):
+        seen[-1].append([x.clone() for x in (z_t, t, masks, subtype, histogram)])
+        return original(self, z_t, t, masks, subtype, histogram)
+
+    monkeypatch.setattr(ConditionalUNet, "forward", spy)
+    for name, value in (("a", 0.0), ("b", 10.0)):
+        seen.append([])
+        state = finish(train(cache, tmp_path / name, lambda_hist=value, ldm_steps=3))
+    assert state.metrics["hist"] > 0
+    assert all(torch.equal(x, y) for a, b in zip(*seen, strict=True) for x, y in zip(a, b, strict=True))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_no_nodule_below_hist_t_max_leaves_the_ddpm_update(cache, tmp_path):
+    finish(train(cache, tmp_path / "a", lambda_hist=10.0, hist_t_max=-1, ldm_steps=3))
+    finish(train(cache, tmp_path / "b", lambda_hist=0.0, ldm_steps=3))
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_training_lowers_the_noise_error(cache, tmp_path):
+    steps = train(cache, tmp_path / "a", save_every=10**6, ldm_steps=120, ldm_lr=4e-3, lambda_hist=0.0, ldm_batch=4)
+    errors = [s.metrics["inpaint"] for s in steps]
+    assert np.mean(errors[-20:]) < 0.9 * np.mean(errors[:20])
+
+
+# -- the histogram term ----------------------------------------------------------------------------------------------------
+
+
+def term_and_batch(cache, n=2, **changes):
+    term = HistogramTerm(tiny.autoencoder(), cache, tiny.profile(**changes), DEVICE)
+    index = torch.tensor([[i, i % 2] for i in range(n)])
+    z0 = torch.stack([torch.from_numpy(cache.mean[i, v].copy()) for i, v in index]) * cache.scale
+    mask = torch.stack([torch.from_numpy(cache.mask[i, v].copy()) for i, v in index]).float()[:, None]
+    return term, z0, torch.nn.functional.max_pool3d(mask, 4), index
+
+
+@pytest.mark.parametrize("space", ["feature", "hu"])
+def test_true_latent_has_no_histogram_loss_and_another_one_has(cache, space):
+    term, z0, m, index = term_and_batch(cache, hist_space=space)
+    t = torch.zeros(2, dtype=torch.long)
+    assert term(z0, z0, m, t, index).item() == pytest.approx(0, abs=1e-6)
+    assert term(z0.flip(0) + 1, z0, m, t, index) > 0.01
+
+
+def test_loss_reads_the_lesion_only_and_its_gradient_stays_inside(cache):
+    term, z0, m, index = term_and_batch(cache)
+    t = torch.zeros(2, dtype=torch.long)
+    outside = (z0 + 5 * (1 - m)).requires_grad_()
+    assert term(outside, z0, m, t, index).item() == pytest.approx(0, abs=1e-6)
+    inside = (z0 + 0.3 * m).requires_grad_()
+    term(inside, z0, m, t, index).backward()
+    assert inside.grad.isfinite().all() and inside.grad.any()
+    assert inside.grad[m.expand_as(z0) == 0].eq(0).all()
+
+
+@pytest.mark.parametrize("t", [0, 300, 999])
+def test_gradient_through_the_frozen_decoder_is_finite_at_every_t(cache, t):
+    from hrldm.model.diffusion import Schedule
+
+    term, z0, m, index = term_and_batch(cache)
+    times, schedule = torch.full((2,), t), Schedule()
+    g = torch.Generator().manual_seed(t)
+    z_t = schedule.add_noise(z0, torch.randn(z0.shape, generator=g), times)
+    eps_hat = torch.randn(z0.shape, generator=g).requires_grad_()
+    term(schedule.predict_z0(z_t, eps_hat, times), z0, m, times, index).backward()
+    assert eps_hat.grad.isfinite().all()
+
+
+def test_nodules_beyond_hist_t_max_count_zero(cache):
+    term, z0, m, index = term_and_batch(cache, hist_t_max=400)
+    z0_hat = z0 + m
+    both = term(z0_hat, z0, m, torch.tensor([400, 0]), index)
+    first = term(z0_hat, z0, m, torch.tensor([400, 401]), index)
+    second = term(z0_hat, z0, m, torch.tensor([401, 400]), index)
+    assert first > 0 and second > 0
+    assert both.item() == pytest.approx((first + second).item(), rel=1e-5)
+    assert term(z0_hat, z0, m, torch.tensor([401, 999]), index) == 0
+
+
+def test_ranges_hold_the_training_features_of_each_channel(cache):
+    term, *_ = term_and_batch(cache)
+    assert term.lo.shape == term.hi.shape == (tiny.autoencoder().feature_channels,)
+    assert (term.hi > term.lo).all()
+    crop = term.crop(0, 0)
+    features = term.features(torch.from_numpy(cache.mean[0, 0].copy())[None][(..., *crop.box)] * cache.scale)
+    inside = features[0][:, crop.mask[0, 0] > 0]
+    within = (inside >= term.lo[:, None]) & (inside <= term.hi[:, None])
+    assert within.float().mean() > 0.98
+
+
+def test_histogram_in_hu_space_is_the_reconstructed_lesions(cache):
+    term, z0, _, _ = term_and_batch(cache, hist_space="hu", hist_bins=10)
+    crop = term.crop(0, 0)
+    hu = term.features(z0[:1][(..., *crop.box)])[0, 0][crop.mask[0, 0] > 0].numpy()
+    soft = term.histogram(z0[:1][(..., *crop.box)], crop)[0, 0].numpy()
+    lo, hi = term.lo.item(), term.hi.item()
+    half = (hi - lo) / 9 / 2  # hard bins around the soft ones' centres
+    hard = hu_histogram(hu.clip(lo, hi), 10, lo - half, hi + half)
+    assert np.abs(np.cumsum(soft) - np.cumsum(hard)).max() < 0.12
+    assert (soft * np.linspace(lo, hi, 10)).sum() == pytest.approx(hu.clip(lo, hi).mean(), abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("size", "radius", "widest"), [(32, 3, 24), (40, 15, 24), (40, 15, 8), (24, 11, 64), (16, 0, 4)]
+)
+def test_lesion_crop_is_tight_within_bounds_and_never_empty(size, radius, widest):
+    rng = np.random.default_rng(size + radius)
+    for _ in range(5):
+        shift = rng.integers(-(size // 2 - radius - 1) // 2, (size // 2 - radius - 1) // 2 + 1, 3)
+        mask = np.roll(tiny.ball(size, radius), shift, (0, 1, 2))
+        crop = lesion_crop(mask, widest)
+        sides = [b.stop - b.start for b in crop.box]
+        assert all(0 <= b.start < b.stop <= size // 4 for b in crop.box)
+        assert max(sides) <= max(widest // 4, 1)
+        cut = mask[tuple(slice(4 * b.start, 4 * b.stop) for b in crop.box)]
+        np.testing.assert_array_equal(crop.mask[0, 0].numpy(), cut)
+        assert cut.any()
+        if 2 * radius + 1 + 16 <= widest:
+            assert cut.sum() == mask.sum()
+            assert max(sides) <= -(-(2 * radius + 1) // 4) + 3
+
+
+def test_crop_of_a_hollow_lesion_still_holds_lesion():
+    shell = tiny.ball(40, 16) & ~tiny.ball(40, 14)
+    assert lesion_crop(shell, 8).mask.any()
+
+
+def test_bad_histogram_settings_are_named_before_training(cache, tmp_path):
+    with pytest.raises(ValueError, match="unknown hist_space 'pixel'"):
+        next(train(cache, tmp_path / "a", hist_space="pixel"))
+    with pytest.raises(ValueError, match="needs the autoencoder"):
+        next(ldm.train_ldm(cache, tiny.profile(), 0, tmp_path / "a", None))
+    with pytest.raises(ValueError, match="unknown background rule"):
+        next(train(cache, tmp_path / "a", background="dirty"))
+    assert not (tmp_path / "a").exists()
+
+
+# -- batches, weights, profiles --------------------------------------------------------------------------------------------
+
+
+def test_batches_are_scaled_latents_with_their_conditions(cache):
+    batch = ldm.draw_batch(cache, tiny.profile(ldm_batch=5), np.random.default_rng(0))
+    for b, (i, v) in enumerate(batch["index"].tolist()):
+        np.testing.assert_allclose(batch["z0"][b], cache.mean[i, v] * cache.scale, rtol=1e-6)
+        np.testing.assert_array_equal(batch["mask"][b, 0], cache.mask[i, v])
+        np.testing.assert_allclose(batch["histogram"][b], cache.histogram[i], rtol=1e-6)
+        assert batch["subtype"][b] == cache.subtype[i]
+    sampled = ldm.draw_batch(cache, tiny.profile(ldm_batch=5, latent_sample=True), np.random.default_rng(0))
+    assert torch.equal(sampled["index"], batch["index"])
+    assert not torch.equal(sampled["z0"], batch["z0"])
+
+
+def test_loaded_network_has_ema_weights_and_the_scale_of_its_training(cache, tmp_path):
+    finish(train(cache, tmp_path / "a", ldm_steps=3))
+    model, scale = ldm.load_unet(tmp_path / "a", tiny.profile())
+    assert scale == cache.scale and not model.training
+    assert same(model.state_dict(), weights(tmp_path / "a", "ema"))
+    assert not same(model.state_dict(), weights(tmp_path / "a"))
+    with pytest.raises(ckpt.CheckpointError, match="another architecture"):
+        ldm.load_unet(tmp_path / "a", tiny.profile(unet_channels=(32, 32)))
+    finish(train(cache, tmp_path / "b", initial=dict(model.state_dict()), ldm_steps=1, ldm_lr=0.0))
+    assert same(weights(tmp_path / "b"), model.state_dict())
+
+
+@pytest.mark.slow
+def test_paper_unet_makes_one_step_with_histogram_loss(tmp_path):
+    """The paper's U-Net on its 32^3 latents and L_hist through the paper's decoder, for a nodule of 12 mm."""
+    profile = get_profile("paper")
+    torch.manual_seed(0)
+    from hrldm.model.autoencoder import Autoencoder
+
+    model = Autoencoder.from_profile(profile).eval().requires_grad_(False)
+    mask = tiny.ball(profile.patch_mm, 6)
+    hu = np.where(mask, -30, -850).astype(np.int16) + np.random.default_rng(0).integers(-50, 50, mask.shape, np.int16)
+    mean = 0.1 * np.random.default_rng(1).standard_normal((1, 1, 4, 32, 32, 32)).astype(np.float32)
+    near = encode_patches(model, hu[None, 44:84, 44:84, 44:84])[0].numpy()
+    mean[0, 0, :, 11:21, 11:21, 11:21] = near[0]
+    cache = LatentCache(mean, np.zeros_like(mean), mask[None, None], hu_histogram(hu[mask])[None], np.array([0]), 1.0)
+    steps = ldm.train_ldm(cache, profile, 0, tmp_path / "a", model, save_every=10**9)
+    state = next(steps)
+    steps.close()
+    assert state.total == 200 * 2950
+    assert set(state.metrics) == {"inpaint", "hist"} and np.isfinite(list(state.metrics.values())).all()
+    assert 0 < state.metrics["hist"] <= np.log(2)

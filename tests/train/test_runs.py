@@ -1,0 +1,187 @@
+"""A study finds what it trained before, and every wrong input is named before long work."""
+
+import numpy as np
+import pytest
+import torch
+
+from hrldm.config import get_profile
+from hrldm.model.autoencoder import Autoencoder
+from hrldm.train import checkpoint as ckpt
+from hrldm.train import runs
+from tests import tiny
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch) -> runs.Study:
+    monkeypatch.setenv("HRLDM_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "data"
+    root.mkdir()
+    study = runs.open_study(tiny.profile(), "mine", str(tiny.manifest(root, {"train": 6, "test": 3})), seed=0)
+    study.__dict__["autoencoder"] = tiny.autoencoder()
+    return study
+
+
+def test_study_splits_patches_and_backgrounds(study):
+    assert len(study.split("train")) == 6 and len(study.split("test")) == 3 and not len(study.split("val"))
+    train, clean = study.patches("train"), study.backgrounds("train")
+    assert train.hu.shape == (6, 16, 16, 16)
+    np.testing.assert_array_equal(train.hu[~train.mask], clean.hu[~train.mask])
+    assert clean.hu[train.mask].mean() < -800 < train.hu[train.mask].mean()
+    assert study.patches("test", 24).hu.shape == (3, 24, 24, 24)
+    assert study.results.parts[-2:] == ("mine", "smoke")
+
+
+def test_unet_is_trained_once_and_found_again(study, monkeypatch):
+    unet, scale, profile, history = study.unet(ldm_steps=3)
+    assert profile.ldm_steps == 3 and history.step.tolist() == [1, 2, 3]
+    assert {"inpaint", "hist", "seconds"} <= set(history.columns)
+    monkeypatch.setattr(runs, "train_ldm", lambda *a, **k: pytest.fail("trained again"))
+    again, scale2, _, history2 = study.unet(ldm_steps=3)
+    assert scale == scale2 and history2.equals(history)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in unet.state_dict().items())
+    paths = {study.run_path(tiny.profile(**c)) for c in ({}, {"lambda_hist": 0.0}, {"use_c_hist": False})}
+    assert len(paths) == 3
+    assert study.run_path(tiny.profile(n_boot=7)) == study.run_path(tiny.profile())  # concerns no training
+
+
+def test_half_a_run_is_finished_with_one_history(study, monkeypatch):
+    path = study.run_path(tiny.profile())
+    real = runs.train_ldm
+
+    def interrupted(*args, **kwargs):
+        for state in real(*args, **kwargs, save_every=2):
+            yield state
+            if state.step == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "train_ldm", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        study.unet()
+    assert ckpt.load_meta(path)["step"] == 2
+    monkeypatch.setattr(runs, "train_ldm", real)
+    history = study.unet()[3]
+    assert history.step.is_unique and history.step.iloc[-1] == 6
+    assert ckpt.load_meta(path)["step"] == 6
+
+
+def test_library_histograms_come_from_training_nodules_of_the_subtype(study):
+    test = study.split("test")
+    rows = study.library_histograms(test, seed=1)
+    train = study.patches("train")
+    own = runs.lesion_histograms(train, 40)
+    for row, subtype in zip(rows, test.subtype, strict=True):
+        source = np.flatnonzero((own == row).all(1))
+        assert len(source) == 1 and train.frame.subtype[source[0]] == subtype
+    np.testing.assert_array_equal(rows, study.library_histograms(test, seed=1))
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------------
+
+
+def maisi_state(seed: int = 0) -> dict:
+    torch.manual_seed(seed)
+    model = Autoencoder((64, 128, 256), (2, 2, 2), (2, 2, 2), 4, norm_groups=32, linear_skip=False, norm=True)
+    return model.net.state_dict()
+
+
+@pytest.mark.parametrize("layout", ["present", "older", "wrapped"])
+def test_maisi_file_loads_in_every_layout(tmp_path, layout):
+    """84 MB in float32, as the published autoencoder_v1.pt; older files name a convolution once less."""
+    state = maisi_state()
+    assert sum(v.numel() for v in state.values()) * 4 == pytest.approx(83.8e6, rel=1e-3)
+    if layout == "older":
+        stored = {
+            k if k.startswith(("quant", "post_quant")) else k.replace("conv.conv.", "conv.", 1): v
+            for k, v in state.items()
+        }
+        assert stored.keys() != state.keys() and len(stored) == len(state)
+    else:
+        stored = state if layout == "present" else {"unet_state_dict": state}
+    torch.save(stored, tmp_path / "autoencoder_v1.pt")
+    model = runs.load_maisi(tmp_path / "autoencoder_v1.pt")
+    assert all(torch.equal(v, state[k]) for k, v in model.net.state_dict().items())
+    assert model.linear is None and model.latent_channels == 4
+
+
+@pytest.mark.parametrize("content", ["absent", b"", b"not a torch file", {"encoder.weight": torch.zeros(1)}])
+def test_other_files_are_not_taken_for_maisis(tmp_path, content):
+    path = tmp_path / "weights.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content != "absent":
+        torch.save(content, path)
+    with pytest.raises(ckpt.CheckpointError, match=r"weights\.pt: not MAISI's autoencoder"):
+        runs.load_maisi(path)
+
+
+def test_autoencoder_round_trip_and_strangers(tmp_path):
+    from hrldm.model.autoencoder import architecture
+
+    model, meta = tiny.autoencoder(), {"architecture": architecture(tiny.profile())}
+    ckpt.save(tmp_path / "a", {"ema": model.state_dict()}, meta)
+    loaded = runs.load_autoencoder(tmp_path / "a")
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
+    ckpt.save(tmp_path / "b", {"ema": model.state_dict()}, {"stage": "ldm"})
+    with pytest.raises(ckpt.CheckpointError, match="not an autoencoder checkpoint"):
+        runs.load_autoencoder(tmp_path / "b")
+    ckpt.save(tmp_path / "c", {"ema": {"x": torch.zeros(1)}}, meta)
+    with pytest.raises(ckpt.CheckpointError, match="another architecture"):
+        runs.load_autoencoder(tmp_path / "c")
+    with pytest.raises(ckpt.CheckpointError, match="no such checkpoint"):
+        runs.load_autoencoder(tmp_path / "d")
+
+
+def test_shipped_autoencoder_is_that_of_the_quick_profile_and_reconstructs():
+    from hrldm.model.autoencoder import normalise_hu
+
+    model = runs.load_autoencoder(runs.SHIPPED_AUTOENCODER)
+    ours = Autoencoder.from_profile(get_profile("quick")).state_dict()
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in ours.items()}
+    assert runs.SHIPPED_AUTOENCODER.stat().st_size <= 20e6
+    x = normalise_hu(torch.from_numpy(tiny.patches(2, 32).hu[:, None].astype(np.float32)))
+    with torch.no_grad():
+        error = (model.decode(model.encode(x)[0]) - x)[..., 4:-4, 4:-4, 4:-4].abs().mean()
+    assert error < 0.03  # 60 HU, on lesions with white noise of 60 HU that no code of this size can keep
+
+
+def test_study_takes_the_users_maisi_file_or_names_what_is_wrong(study, tmp_path):
+    import dataclasses
+
+    asked = dataclasses.replace(study, profile=tiny.profile(ae_source=str(tmp_path / "mine.pt")))
+    with pytest.raises(ckpt.CheckpointError, match="mine.pt: not MAISI's autoencoder"):
+        _ = asked.autoencoder
+    torch.save(maisi_state(), tmp_path / "mine.pt")
+    model = asked.autoencoder
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+
+
+# -- bad input before long work ------------------------------------------------------------------------------------------------
+
+
+def test_wrong_studies_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HRLDM_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="unknown profile 'tiny'"):
+        runs.open_study("tiny")
+    with pytest.raises(ValueError, match="unknown profile field"):
+        runs.open_study("smoke", lamda_hist=0.0)
+    with pytest.raises(ValueError, match="'mine' needs data_root"):
+        runs.open_study("smoke", "mine")
+    with pytest.raises(ValueError, match="manifest.csv"):
+        runs.open_study("smoke", "mine", str(tmp_path / "nowhere"))
+    root = tmp_path / "data"
+    root.mkdir()
+    tiny.manifest(root, {"train": 2, "val": 1})
+    with pytest.raises(ValueError, match=r"no nodule in split\(s\) \['test'\]"):
+        runs.open_study("smoke", "mine", str(root))
+    text = tiny.manifest(root, {"train": 2, "test": 1})
+    (text / "manifest.csv").write_text((text / "manifest.csv").read_text().replace("p2", "p0"))
+    with pytest.raises(ValueError, match="two splits"):
+        runs.open_study("smoke", "mine", str(root))
+
+
+def test_history_counts_repeated_steps_once(tmp_path):
+    lines = ['{"step": 1, "loss": 1.0}', '{"step": 2, "loss": 9.0}', '{"step": 2, "loss": 2.0}']
+    (tmp_path / "history.jsonl").write_text("\n".join(lines) + "\n")
+    history = runs.read_history(tmp_path)
+    assert history.step.tolist() == [1, 2] and history.loss.tolist() == [1.0, 2.0]
+    assert runs.read_history(tmp_path / "none").empty

@@ -1,0 +1,112 @@
+"""Stage I training: it learns, and a resumed run ends in the bits of an uninterrupted one."""
+
+import dataclasses
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hrldm.config import get_profile
+from hrldm.train import checkpoint as ckpt
+from hrldm.train.vae import train_autoencoder
+from tests import tiny
+
+SIZES = {"ae_steps": 5, "ae_adversarial_start": 2, "ae_batch": 2}
+
+
+def volumes(n: int = 3) -> list[np.ndarray]:
+    return list(tiny.patches(n, 36).hu)
+
+
+class Difference(nn.Module):
+    """Stands for the perceptual network: its slices are drawn from the generator it is given."""
+
+    def forward(self, x, y, generator):
+        index = torch.randperm(x.shape[2], generator=generator)[:2]
+        return (x[:, :, index] - y[:, :, index]).square().mean()
+
+
+def train(path, seed=0, save_every=2, perceptual=None, **changes):
+    profile = tiny.profile(**(SIZES | changes))
+    return train_autoencoder(volumes(), np.ones(3), profile, seed, path, perceptual, save_every=save_every)
+
+
+def finish(steps):
+    return deque(steps, maxlen=1)[0]
+
+
+def assert_same(a, b):
+    (left, meta_a), (right, meta_b) = ckpt.load(a), ckpt.load(b)
+    assert meta_a == meta_b
+    for group in left:
+        assert left[group].keys() == right[group].keys()
+        assert all(torch.equal(v, right[group][k]) for k, v in left[group].items()), group
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 4])  # before any checkpoint; past one; right after the second
+def test_resumed_run_equals_uninterrupted(tmp_path, killed_after):
+    whole = [s.metrics for s in train(tmp_path / "a", perceptual=Difference())]
+    killed = train(tmp_path / "b", perceptual=Difference())
+    for _ in range(killed_after):
+        next(killed)
+    killed.close()
+    resumed = list(train(tmp_path / "b", perceptual=Difference()))
+    assert resumed[0].step == killed_after // 2 * 2 + 1 and resumed[-1].step == 5
+    assert [s.metrics for s in resumed] == whole[resumed[0].step - 1 :]
+    assert_same(tmp_path / "a", tmp_path / "b")
+    assert list(train(tmp_path / "b", perceptual=Difference())) == []  # finished: nothing left to do
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        finish(train(tmp_path / name, seed))
+    assert_same(tmp_path / "a", tmp_path / "b")
+    a, c = (ckpt.load(tmp_path / n)[0]["model"] for n in "ac")
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+
+
+def test_terms_enter_at_their_time_and_weight(tmp_path):
+    steps = list(train(tmp_path / "a", perceptual=Difference()))
+    late = {"perceptual", "adversarial", "discriminator"}
+    assert all(set(s.metrics) == {"l1", "kl"} | (late if s.step > 2 else set()) for s in steps)
+    assert all(np.isfinite(list(s.metrics.values())).all() for s in steps)
+    plain = finish(train(tmp_path / "b", perceptual=Difference(), ae_perceptual=0.0, ae_adversarial=0.0))
+    assert set(plain.metrics) == {"l1", "kl"}
+    assert "perceptual" not in finish(train(tmp_path / "c")).metrics  # no network given
+
+
+def test_training_without_the_linear_code_learns_the_intensities(tmp_path):
+    changes = {"ae_steps": 25, "ae_adversarial": 0.0, "ae_linear_skip": False, "ae_norm": True, "ae_lr": 0.02}
+    errors = [s.metrics["l1"] for s in train(tmp_path / "a", save_every=100, **changes)]
+    assert np.mean(errors[-3:]) < 0.5 * np.mean(errors[:3])
+
+
+def test_perceptual_gradient_reaches_the_weights(tmp_path):
+    for name, weight in (("a", 0.0), ("b", 1.0)):
+        finish(train(tmp_path / name, perceptual=Difference(), ae_perceptual=weight, ae_adversarial=0.0))
+    a, b = (ckpt.load(tmp_path / n)[0]["model"] for n in "ab")
+    assert any(not torch.equal(a[k], b[k]) for k in a)
+
+
+def test_checkpoint_of_other_settings_or_seed_is_refused_before_any_step(tmp_path):
+    finish(train(tmp_path / "a"))
+    for changes, word in (({"ae_lr": 1.0}, "digest"), ({"seed": 9}, "seed")):
+        with pytest.raises(ckpt.CheckpointError, match=f"another run .*{word}"):
+            next(train(tmp_path / "a", **changes))
+    assert list(train(tmp_path / "a", n_train=7)) == []  # what does not concern Stage I may differ
+
+
+@pytest.mark.slow
+def test_paper_autoencoder_makes_one_step(tmp_path):
+    """The paper's network and losses; only the patch is smaller, for a CPU."""
+    profile = get_profile("paper", ae_patch=16)
+    steps = train_autoencoder(volumes(1), [1.0], profile, 0, tmp_path / "a", Difference(), save_every=10**9)
+    state = next(steps)
+    steps.close()
+    assert set(state.metrics) == {"l1", "kl", "perceptual", "adversarial", "discriminator"}
+    assert np.isfinite(list(state.metrics.values())).all()
+    assert state.total == 280 * 58000
+    published = dataclasses.asdict(get_profile("paper"))
+    assert published["ae_channels"] == (64, 128, 256) and published["ae_latent_channels"] == 4
