@@ -162,6 +162,9 @@ class _OnTheFly:
         size = cache.mask.shape[-1]
         self.hu = np.random.default_rng(1).integers(-1000, 400, (NODULES, size, size, size), np.int16)
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     def __getitem__(self, index: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         return encode_patches(self.model, self.hu[index[0]], device())[0].numpy()
 

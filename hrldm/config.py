@@ -25,7 +25,7 @@ class Profile:
     # -- data ------------------------------------------------------------------------------------------------------
     n_train: int = 480  # lidc-mini nodules in the training split
     n_val: int = 60
-    n_test: int = 150
+    n_test: int = 120
     patch_mm: int = 40  # side of the training crop, voxels at 1 mm; a multiple of 4
     # -- stage I: autoencoder (Section 3.1) --------------------------------------------------------------------------
     ae_source: str = "shipped"  # shipped | train | path of a MAISI file
@@ -45,7 +45,7 @@ class Profile:
     ae_kl: float = 1e-7
     ae_adversarial_start: int = 20
     # -- stage II: latent diffusion (Section 3.2) --------------------------------------------------------------------
-    unet_channels: tuple[int, ...] = (64, 128)
+    unet_channels: tuple[int, ...] = (48, 96)
     unet_attention: tuple[bool, ...] = (False, True)
     unet_res_blocks: int = 1
     unet_head_channels: int = 32
@@ -55,12 +55,12 @@ class Profile:
     mask_channels: int = 1  # C of Section 3.2.1 item 3
     latent_sample: bool = False  # draw latents from the posterior at each step instead of its mean
     latent_variants: int = 4  # encodings of each training nodule: itself, and turned, mirrored and shifted copies
-    ldm_steps: int = 1000
+    ldm_steps: int = 600
     ldm_batch: int = 8
     ldm_lr: float = 4e-4
     ldm_lr_power: float = 1.0  # polynomial schedule
     ldm_ema: float = 0.995
-    mixed_precision: str = "no"  # no | bf16
+    mixed_precision: str = "auto"  # auto: bf16 where the processor has it | no | bf16
     num_train_timesteps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
@@ -71,22 +71,22 @@ class Profile:
     hist_bins: int = 40
     hist_space: str = "feature"  # feature | hu
     hist_t_max: int | None = 400  # None = paper (all t)
-    hist_max_voxels: int = 24  # side of the lesion crop the histogram reads, voxels; larger lesions are sub-cropped
+    hist_max_voxels: int = 16  # side of the lesion crop the histogram reads, voxels; larger lesions are sub-cropped
     inpaint_norm: str = (
         "paper"  # paper: per lesion voxel, summed over channels, the balance lambda = 10 was set for | voxels_channels
     )
     # -- sampling ----------------------------------------------------------------------------------------------------
     sampler: str = "ddim"  # ddpm | ddim | rflow
-    sample_steps: int = 50
+    sample_steps: int = 25
     # -- evaluation --------------------------------------------------------------------------------------------------
-    n_synthetic: int = 150  # synthetic nodules in Table 1
+    n_synthetic: int = 120  # synthetic nodules in Table 1
     n_boot: int = 200  # bootstrap resamples behind every interval
     fid_slices: int = 5  # slices per plane around the lesion centre
     fid_crop_mm: int = 32
-    ablation_steps: int = 150
+    ablation_steps: int = 60
     ablation_start: str = "maisi-ddpm"  # every cell goes on from this network for ablation_steps | scratch
     ablation_seeds: int = 1
-    ablation_n: int = 40  # test nodules sampled per ablation cell
+    ablation_n: int = 32  # test nodules sampled per ablation cell
     cls_crop_mm: int = 32  # 90 in the paper
     cls_arch: str = "densenet-small"  # densenet121 in the paper; see train/classifier.py
     cls_epochs: int = 8

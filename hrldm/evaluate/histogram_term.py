@@ -23,7 +23,7 @@ from torch import Tensor
 from hrldm.config import HU_MAX, HU_MIN
 from hrldm.data.patches import Patches
 from hrldm.evaluate.intensity import histogram_jsd
-from hrldm.evaluate.statistics import cluster_weights, percentile_interval
+from hrldm.evaluate.statistics import Estimate, cluster_weights, mean_interval, percentile_interval
 from hrldm.model.diffusion import Schedule, blend, noisy_input
 from hrldm.model.histogram import hu_histogram
 from hrldm.model.losses import inpainting_loss, jensen_shannon
@@ -84,8 +84,12 @@ def correlations(
 ) -> pd.DataFrame:
     """Correlation of `against` with `feature_jsd` and with each channel, patients resampled.
 
+    Pooled over lesions, a correlation also asks whether two lesions' changes are comparable; `spearman_within` does not:
+    it is the mean over lesions of the rank correlation among one lesion's changes, which is what a gradient needs.
+
     Returns:
-        feature, measure (spearman, pearson), value, ci_low, ci_high, n. A channel that never moves has NaN.
+        feature, measure (spearman, pearson, spearman_within), value, ci_low, ci_high, n (changes; lesions for
+        `spearman_within`). A channel that never moves has NaN.
     """
     columns = ["feature_jsd", *sorted(c for c in table.columns if c.startswith("channel_"))]
     groups = [np.flatnonzero(table[group] == g) for g in dict.fromkeys(table[group])]
@@ -97,6 +101,10 @@ def correlations(
         for measure in ("spearman", "pearson"):
             spread = [_correlation(x[i], y[i], measure) for i in samples]
             rows.append((column, measure, _correlation(x, y, measure), *percentile_interval(spread), len(table)))
+        each = table.groupby("nodule_id").apply(lambda d, c=column: _correlation(d[against], d[c], "spearman"))
+        owner = table.groupby("nodule_id")[group].first()[each.notna()]
+        e = mean_interval(each.dropna(), owner, n_boot, seed) if len(owner) else Estimate(*[float("nan")] * 3, 0)
+        rows.append((column, "spearman_within", e.value, e.ci_low, e.ci_high, e.n))
     return pd.DataFrame(rows, columns=["feature", "measure", "value", "ci_low", "ci_high", "n"])
 
 

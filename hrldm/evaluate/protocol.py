@@ -113,6 +113,12 @@ def difference_sentence(measure: str, first: str, second: str, e: Estimate, unit
     )
 
 
+def tight_spacing(masks: np.ndarray, side: int, margin: int = 2) -> np.ndarray:
+    """(N,) mm that a voxel of `tight_crops` stands for: every lesion is enlarged by another factor."""
+    found = [np.argwhere(mask) for mask in masks]
+    return np.array([(np.ptp(f, axis=0).max() + 2 * margin) / (side - 1) for f in found])
+
+
 def observer_calls(shown: Cases, seed: int, observer: str, folds: int = 5) -> pd.DataFrame:
     """Each case's out-of-fold call, as `turing_table` counts them: case (row in its side), truth, called.
 

@@ -96,12 +96,15 @@ def awareness(table: pd.DataFrame, correlations: pd.DataFrame, linear_channel: i
             scatter.scatter(part["hu_jsd"], part["feature_jsd"], label=subtype, **marks)
         cell = correlations.set_index(["feature", "measure"])
         lines = []
-        for measure, name in (("spearman", "Spearman"), ("pearson", "Pearson")):
+        names = {"spearman": "Spearman", "pearson": "Pearson", "spearman_within": "Spearman within lesions"}
+        for measure, name in names.items():
+            if ("feature_jsd", measure) not in cell.index:
+                continue
             row = cell.loc[("feature_jsd", measure)]
             lines.append(f"{name} {row['value']:.2f} ({row['ci_low']:.2f} to {row['ci_high']:.2f})")
-        lines.append(f"n = {int(row['n'])}")
+        lines.append(f"n = {len(table)} changes")
         scatter.text(0.03, 0.97, "\n".join(lines), transform=scatter.transAxes, va="top", fontsize=9)
-        top = 1.35 * float(table["feature_jsd"].max())
+        top = 1.45 * float(table["feature_jsd"].max())
         scatter.set(xlabel="HU-JSD of the change, nats", ylabel="feature-JSD (L_hist), nats", ylim=(0, top))
         scatter.legend(loc="lower right")
         shifts = table[table["contrast"] == 1]
@@ -119,6 +122,7 @@ def awareness(table: pd.DataFrame, correlations: pd.DataFrame, linear_channel: i
             bars.plot([x, x], [row["ci_low"], row["ci_high"]], color="black", lw=1.0)
         bars.axhline(0, color="black", lw=0.8)
         bars.set(xlabel="channel of D_trunc", ylabel="Spearman with HU-JSD", ylim=(min(0, bars.get_ylim()[0]), 1.05))
+        bars.set_xticks(range(0, len(channels), 1 if len(channels) < 10 else 4))
         bars.set_title("per channel" + (" (orange: the linear code)" if linear_channel is not None else ""))
         return fig
 
@@ -148,7 +152,7 @@ def losses_by_time(curves: Mapping[str, pd.DataFrame], t_max: int | None = None)
         for ax, (column, title) in zip(axes[0], titles.items(), strict=True):
             for k, (name, curve) in enumerate(curves.items()):
                 ax.plot(curve["t"], curve[column], "o-", ms=4, color=PALETTE[k], label=name)
-            ax.set(xlabel="t", title=title, ylim=(0, None))
+            ax.set(xlabel="t", title=title, xlim=ax.get_xlim())
             if t_max is not None and column == "hist":
                 ax.axvspan(t_max, ax.get_xlim()[1], color="0.9", lw=0, label=f"t > {t_max}: not in the loss")
             ax.legend(loc="best")
@@ -164,7 +168,9 @@ def amplification(t: np.ndarray, factor: np.ndarray, marks: Sequence[int], t_max
         for mark in marks:
             value = float(np.interp(mark, t, factor))
             ax.plot(mark, value, "o", color=PALETTE[3])
-            ax.annotate(f"t = {mark}: {value:.3g}×", (mark, value), (-6, 5), textcoords="offset points", ha="right")
+            side = "right" if mark > 0.8 * t[-1] else "left"
+            place = (-7, 3) if side == "right" else (4, -13)
+            ax.annotate(f"t = {mark}: {value:.2g}×", (mark, value), place, textcoords="offset points", ha=side)
         if t_max is not None:
             ax.axvspan(t_max, t[-1], color="0.9", lw=0)
             ax.text(t_max + 10, ax.get_ylim()[0] * 1.5, "L_hist left out", fontsize=9, color="0.35")

@@ -13,6 +13,7 @@ from hrldm.model.autoencoder import Autoencoder, denormalise_hu
 from hrldm.model.diffusion import Schedule, inpaint
 from hrldm.model.unet import ConditionalUNet, latent_masks
 from hrldm.synthesis.blend import feather
+from hrldm.train.device import precision
 from hrldm.train.latents import encode_patches, mask_tensor
 
 FEATHER_MM = 1.0  # sigma of the fall-off around the lesion
@@ -76,12 +77,14 @@ class Generator:
         self.unet.to(self.device).eval()
         z_bg = encode_patches(self.autoencoder, request.background, self.device)[0].to(self.device) * self.scale
         m, condition = latent_masks(mask_tensor(request.mask).to(self.device))
-        subtype = torch.from_numpy(np.asarray(request.subtype)).long().to(self.device)
-        histogram = torch.from_numpy(np.asarray(request.histogram)).float().to(self.device)
+        subtype = torch.from_numpy(np.ascontiguousarray(request.subtype)).long().to(self.device)
+        histogram = torch.from_numpy(np.ascontiguousarray(request.histogram)).float().to(self.device)
         generators = [torch.Generator().manual_seed(int(s)) for s in request.seeds]
 
+        half = precision(p) == "bf16"
+
         def denoiser(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(z.device.type, torch.bfloat16, enabled=p.mixed_precision == "bf16"):
+            with torch.autocast(z.device.type, torch.bfloat16, enabled=half):
                 return self.unet(z, t, condition, subtype, histogram).float()
 
         sampler = "rflow" if p.objective == "rflow" else p.sampler

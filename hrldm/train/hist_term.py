@@ -50,7 +50,7 @@ def lesion_crop(mask: np.ndarray, max_voxels: int) -> Crop:
         lo = min(max(lo, 0), size - width)
         box.append(slice(int(lo), int(lo + width)))
     voxels = mask[tuple(slice(b.start * FACTOR, b.stop * FACTOR) for b in box)]
-    return Crop(tuple(box), torch.from_numpy(np.ascontiguousarray(voxels)).float()[None, None])
+    return Crop(tuple(box), torch.from_numpy(np.array(voxels)).float()[None, None])
 
 
 class HistogramTerm:
@@ -89,7 +89,7 @@ class HistogramTerm:
         chosen = np.linspace(0, len(self.cache) - 1, min(RANGE_SAMPLES, len(self.cache))).astype(int)
         for i in tqdm(chosen, desc="feature ranges", mininterval=10, disable=len(chosen) < 32):
             crop = self.crop(int(i), 0)
-            z = torch.from_numpy(np.asarray(self.cache.mean[i, 0])).to(self.device)[None] * self.cache.scale
+            z = torch.from_numpy(np.array(self.cache.mean[i, 0])).to(self.device)[None] * self.cache.scale
             f = self.features(z[(..., *crop.box)]).float()
             values.append(f[0][:, crop.mask[0, 0] > 0])
         pooled = torch.cat(values, 1).cpu().numpy()

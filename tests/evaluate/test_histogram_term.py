@@ -77,6 +77,7 @@ def test_correlations_are_scipy_s_with_patient_intervals():
     rng = np.random.default_rng(1)
     x = rng.uniform(0, 1, 60)
     table = pd.DataFrame({"patient_id": np.repeat(np.arange(12), 5), "hu_jsd": x, "feature_jsd": x**3})
+    table["nodule_id"] = np.repeat(np.arange(20), 3)
     table["channel_00"], table["channel_01"] = rng.uniform(0, 1, 60), 0.0
     found = correlations(table, n_boot=40, seed=0).set_index(["feature", "measure"])
     np.testing.assert_allclose(found.value["feature_jsd", "spearman"], 1)
@@ -84,7 +85,8 @@ def test_correlations_are_scipy_s_with_patient_intervals():
     assert np.isnan(found.value["channel_01", "spearman"])
     noise = found.loc[("channel_00", "spearman")]
     assert noise.ci_low < noise.value < noise.ci_high < 0.6
-    assert (found.n == 60).all()
+    assert found.value["feature_jsd", "spearman_within"] == 1 and found.n["feature_jsd", "spearman_within"] == 20
+    assert found.n["feature_jsd", "pearson"] == 60
 
 
 def test_descent_moves_the_lesion_s_histogram_and_nothing_else(term, patches):

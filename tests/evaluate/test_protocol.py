@@ -11,7 +11,7 @@ from hrldm.config import SUBTYPES, get_profile
 from hrldm.data.patches import Patches
 from hrldm.evaluate import protocol
 from hrldm.evaluate.statistics import Estimate
-from hrldm.evaluate.turing import Cases, turing_table
+from hrldm.evaluate.turing import Cases, tight_crops, turing_table
 from hrldm.model.histogram import histogram_moments
 from hrldm.report.published import load_published
 from hrldm.synthesis.generate import Request
@@ -181,6 +181,16 @@ def test_observer_calls_add_up_to_the_table():
     assert calls.case.tolist() == [*range(36), *range(36)]
     with pytest.raises(ValueError, match="no observer 'nobody'"):
         protocol.observer_calls(cases, seed=3, observer="nobody")
+
+
+def test_tight_spacing_is_what_a_ramp_shows():
+    masks = np.zeros((2, 40, 40, 40), bool)
+    masks[0, 15:24, 18:21, 18:21] = True
+    masks[1, 10:30, 10:30, 12:28] = True
+    ramp = np.broadcast_to(np.arange(40.0)[:, None, None], masks.shape)
+    shown = tight_crops(ramp, masks, side=33)
+    steps = np.diff(shown[:, :, 16, 16], axis=1)
+    assert np.allclose(steps, protocol.tight_spacing(masks, 33)[:, None], atol=1e-4)
 
 
 def test_spectra_of_white_noise_are_flat_and_read_the_largest_lesions():

@@ -49,10 +49,10 @@ def test_same_seed_same_lesion_whatever_the_batch_other_seed_another():
     asked, make = request(), generator()
     together, again = make(asked), make(asked)
     np.testing.assert_array_equal(together, again)
-    np.testing.assert_allclose(make(asked, batch=1), together, atol=0.1)
-    np.testing.assert_allclose(make(rows(asked, [2, 0])), together[[2, 0]], atol=0.1)
+    np.testing.assert_allclose(make(asked, batch=1), together, atol=0.5)
+    np.testing.assert_allclose(make(rows(asked, [2, 0])), together[[2, 0]], atol=0.5)
     other = make(dataclasses.replace(asked, seeds=asked.seeds + 1))
-    assert np.abs(other - together)[asked.mask].mean() > 1
+    assert np.abs(other - together)[asked.mask].mean() > 5
 
 
 def test_conditions_reach_the_lesion():

@@ -1,0 +1,65 @@
+"""The ablation table: paired, complete, and equal settings made once."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hrldm.config import get_profile
+from hrldm.evaluate import ablation
+from hrldm.train.runs import Study
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study(get_profile("smoke", ablation_seeds=1, n_boot=200), "test", tmp_path, 0, pd.DataFrame())
+
+
+def lesions(study, shift: dict[str, float]) -> dict[str, pd.DataFrame]:
+    rng = np.random.default_rng(0)
+    base = pd.DataFrame({m: rng.random(12) for m in ablation.METRICS})
+    base["nodule_id"] = [f"n{i}" for i in range(12)]
+    base["patient_id"] = [f"p{i // 2}" for i in range(12)]
+    out = {}
+    for cell in ablation.cells(study):
+        moved = base.copy()
+        moved["jsd"] += shift.get(cell.name, 0.0)
+        out[cell.name] = moved.sample(frac=1, random_state=1)  # rows in another order must be matched by nodule
+    return out
+
+
+def test_every_factor_starts_at_the_default(study):
+    first = {}
+    for cell in ablation.cells(study):
+        first.setdefault(cell.factor, cell)
+    assert all(cell.changes == {} and "(default)" in cell.level for cell in first.values())
+    assert len({c.name for c in ablation.cells(study)}) == len(ablation.cells(study))
+
+
+def test_differences_are_paired(study):
+    table = ablation.ablation_table(study, lesions(study, {"lambda: 0": 0.25}))
+    row = table[(table["factor"] == "lambda") & (table["level"] == "0") & (table["metric"] == "jsd_difference")].iloc[0]
+    # the same shift for every nodule leaves no uncertainty in a paired difference
+    assert row["value"] == pytest.approx(0.25)
+    assert row["ci_low"] == pytest.approx(0.25) and row["ci_high"] == pytest.approx(0.25)
+    still = table[
+        table["metric"].str.endswith("_difference") & ~((table["factor"] == "lambda") & (table["level"] == "0"))
+    ]
+    assert np.allclose(still["value"], 0)
+
+
+def test_equal_cells_are_made_once(study, monkeypatch):
+    calls = []
+
+    def made(study, cell, request, truth):
+        calls.append(cell.changes)
+        return pd.DataFrame(
+            {"system": [cell.name], "nodule_id": ["n"], "patient_id": ["p"], **{m: [0.0] for m in ablation.METRICS}}
+        )
+
+    monkeypatch.setattr(ablation, "lesions_of", made)
+    monkeypatch.setattr(ablation, "request_for", lambda *a, **k: None)
+    monkeypatch.setattr(Study, "patches", lambda self, split: np.zeros(9))
+    monkeypatch.setattr(Study, "backgrounds", lambda self, split: np.zeros(9))
+    out = ablation.run_ablations(study)
+    assert len(calls) == len({str(c) for c in calls}) < len(out) == len(ablation.cells(study))
+    assert all((frame["system"] == name).all() for name, frame in out.items())
