@@ -41,8 +41,8 @@ from hrldm.train.runs import device
 COLUMNS = ["benchmark", "variant", "time_s", "peak_mb", "ratio", "device"]
 VOLUME = (128, 128, 34)  # latent of 512 x 512 x 133, the last side padded to a multiple of 4
 SLABS = (34, 17, 8, 4, 2)  # latent slices tried, the largest that fits is taken
-WHOLE_S, WHOLE_MEMORY = 150.0, 0.8  # seconds, and share of the free memory, that the whole volume may take
-BLOCK = 6  # training steps per repeat
+WHOLE_S, WHOLE_MEMORY = 120.0, 0.8  # seconds, and share of the free memory, that the whole volume may take
+BLOCK = 4  # training steps per repeat
 NODULES, SIZE_SHARE = 96, (0.4, 0.4, 0.2)  # of the bench's nodules in the three size bins
 CROP = 24  # side of the lesion crop of `l_hist`, voxels: the largest that `quick` reads (`hist_max_voxels`)
 
