@@ -34,9 +34,9 @@ from hrldm.model.autoencoder import FACTOR, Autoencoder
 from hrldm.model.histogram import dense_histogram, masked_soft_histogram, soft_histogram
 from hrldm.model.losses import jensen_shannon
 from hrldm.report.provenance import write_text
+from hrldm.train.device import device
 from hrldm.train.latents import LatentCache, encode_patches
 from hrldm.train.ldm import train_ldm
-from hrldm.train.runs import device
 
 COLUMNS = ["benchmark", "variant", "time_s", "peak_mb", "ratio", "device"]
 VOLUME = (128, 128, 34)  # latent of 512 x 512 x 133, the last side padded to a multiple of 4

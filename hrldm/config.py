@@ -89,13 +89,13 @@ class Profile:
     ablation_n: int = 32  # test nodules sampled per ablation cell
     cls_crop_mm: int = 32  # 90 in the paper
     cls_arch: str = "densenet-small"  # densenet121 in the paper; see train/classifier.py
-    cls_epochs: int = 8
+    cls_epochs: int = 6
     cls_batch: int = 16
     cls_lr: float = 1e-3
     cls_folds: int = 5
     cls_patience: int = 100
     retention: tuple[float, ...] = (1.0, 0.5, 0.2, 0.1, 0.0)
-    scarcity_folds: int = 2
+    scarcity_folds: int = 1
 
     def digest(self, *fields: str) -> str:
         """Short hash of the named fields (all when none), the key under which what depends on them is cached."""

@@ -10,7 +10,8 @@ import functools
 import numpy as np
 
 from hrldm.synthesis.generate import Generator, Request
-from hrldm.train.runs import Study, device
+from hrldm.train.device import device
+from hrldm.train.runs import Study
 
 CHANGES: dict[str, dict] = {
     "hr-ldm": {},

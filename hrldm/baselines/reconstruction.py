@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from hrldm.synthesis.generate import Request, feathered, reconstruct
-from hrldm.train.runs import Study, device
+from hrldm.train.device import device
+from hrldm.train.runs import Study
 
 
 def generate(study: Study, request: Request, truth: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from hrldm.baselines import latent, reconstruction, texture
 from hrldm.data.patches import Patches
 from hrldm.synthesis.generate import Request
 from hrldm.train.latents import lesion_histograms, weights_digest
+from hrldm.train.ldm import RUN_FIELDS
 from hrldm.train.runs import Study
 
 SYSTEMS = {  # in the order of the tables; diff-tumor and lesion-diffusion go after texture
@@ -21,6 +22,8 @@ SYSTEMS = {  # in the order of the tables; diff-tumor and lesion-diffusion go af
     "maisi-ddpm": latent.maisi_ddpm,
     "hr-ldm": latent.hr_ldm,
 }
+
+DEPENDS_ON = (*RUN_FIELDS, "latent_variants", "patch_mm", "sampler", "sample_steps")  # what a system's crops depend on
 
 
 def request_for(
@@ -52,7 +55,7 @@ def synthesise(study: Study, system: str, request: Request, truth: Patches) -> n
     """
     if system not in SYSTEMS:
         raise ValueError(f"unknown system {system!r}; choose one of {', '.join(SYSTEMS)}")
-    h = hashlib.sha256(f"{system} {study.profile.digest()} {study.data_hash} {study.seed}".encode())
+    h = hashlib.sha256(f"{system} {study.profile.digest(*DEPENDS_ON)} {study.data_hash} {study.seed}".encode())
     h.update(weights_digest(study.autoencoder).encode())
     for array in (request.background, request.mask, request.subtype, request.histogram, request.seeds):
         h.update(np.ascontiguousarray(array).data)

@@ -18,7 +18,8 @@ from hrldm.data.patches import Patches
 from hrldm.evaluate.intensity import lesion_table
 from hrldm.evaluate.statistics import mean_interval
 from hrldm.synthesis.generate import Generator, Request
-from hrldm.train.runs import Study, device
+from hrldm.train.device import device
+from hrldm.train.runs import Study
 
 DEFAULT = "default"
 METRICS = ("jsd", "wasserstein_hu", "mean_error_hu", "sd_ratio")

@@ -38,7 +38,8 @@ from hrldm.evaluate.intensity import power_spectrum
 from hrldm.evaluate.statistics import Estimate
 from hrldm.evaluate.turing import Cases, observers
 from hrldm.synthesis.generate import Request
-from hrldm.train.runs import Study, device
+from hrldm.train.device import device
+from hrldm.train.runs import Study
 
 POOL_SEED, CROSS_SEED = 7, 3  # keep the requests of the pool and of the crossed control apart from all others
 

@@ -18,7 +18,7 @@ from hrldm.evaluate.statistics import wilson_interval
 
 COLUMNS = "claim published ours ci_low ci_high verdict based_on".split()
 EVIDENCE = (
-    "fidelity_differences", "lesion_differences", "feature_awareness", "control_summary", "table2_turing", "table3_subtype",
+    "table1_differences", "lesion_differences", "feature_awareness", "control_summary", "table2_turing", "table3_subtype",
     "fig7_scarcity", "fig8_malignancy",
 )  # fmt: skip
 SUPPORTED, UNSUPPORTED, UNTESTED = "supported", "not supported", "cannot be tested here"
@@ -28,8 +28,8 @@ Tables = Mapping[str, pd.DataFrame]  # by result file, ours; an absent one makes
 def claims_table(ours: Tables, published: Tables, semi_synthetic: bool) -> pd.DataFrame:
     """All claims. `ours` may lack tables; `published` are those of `hrldm.report.published`.
 
-    Besides the result files of the design, `fidelity_differences` (metric, a, b, value, ci_low, ci_high) and
-    `lesion_differences` (metric, a, b, value, ci_low, ci_high; b - a) are read.
+    Besides the result files of the design, `table1_differences` (metric, plane, a, b, difference, ci_low, ci_high) and
+    `lesion_differences` (metric, a, b, difference, …; b - a) are read.
     """
     rows = [
         *_fidelity(ours, published),
@@ -55,13 +55,13 @@ def _row(claim: str, published: object, ours: float, low: float, high: float, si
     return [claim, published, ours, low, high, SUPPORTED if holds else UNSUPPORTED, based_on]
 
 
-def _difference(ours: Tables, table: str, **where: str) -> tuple[float, float, float]:
+def _difference(ours: Tables, table: str, value: str = "difference", **where: str) -> tuple[float, float, float]:
     frame = ours.get(table)
     if frame is None:
         return np.nan, np.nan, np.nan
-    for column, value in where.items():
-        frame = frame[frame[column] == value]
-    return tuple(frame.iloc[0][["value", "ci_low", "ci_high"]]) if len(frame) else (np.nan,) * 3
+    for column, wanted in where.items():
+        frame = frame[frame[column] == wanted]
+    return tuple(frame.iloc[0][[value, "ci_low", "ci_high"]]) if len(frame) else (np.nan,) * 3
 
 
 def _fidelity(ours: Tables, published: Tables) -> list[list]:
@@ -71,7 +71,7 @@ def _fidelity(ours: Tables, published: Tables) -> list[list]:
     for other in ("maisi-ddpm", "maisi-rflow"):
         for metric in ("fid", "kid", "mmd"):
             theirs = average["hr-ldm", metric] - average[other, metric]
-            found = _difference(ours, "fidelity_differences", metric=metric, a=other, b="hr-ldm")
+            found = _difference(ours, "table1_differences", metric=metric, plane="average", a=other, b="hr-ldm")
             claim = f"Table 1: {metric.upper()} of HR-LDM is lower than that of {other} (difference)"
             rows.append(_row(claim, f"{theirs:.4g}", *found, "below", "table1_fidelity, paired patient bootstrap"))
     return rows
@@ -88,8 +88,8 @@ def _regularisation(ours: Tables) -> list[list]:
     found = _difference(ours, "lesion_differences", metric="sd_hu", a="maisi-ddpm", b="hr-ldm")
     claim = "Section 1: L_hist mitigates over-smoothing (within-lesion SD, HU difference)"
     rows.append(_row(claim, "not measured", *found, "above", "lesion_histograms, paired patient bootstrap"))
-    found = _difference(ours, "feature_awareness", quantity="correlation")
-    claim = "Section 3.2.3: features at D_trunc retain intensity (correlation of feature-JSD with HU-JSD)"
+    found = _difference(ours, "feature_awareness", "value", feature="feature_jsd", measure="spearman")
+    claim = "Section 3.2.3: features at D_trunc retain intensity (Spearman correlation of feature-JSD with HU-JSD)"
     rows.append(_row(claim, "not measured", *found, "above", "02_autoencoder"))
     return rows
 

@@ -77,8 +77,8 @@ class Generator:
         self.unet.to(self.device).eval()
         z_bg = encode_patches(self.autoencoder, request.background, self.device)[0].to(self.device) * self.scale
         m, condition = latent_masks(mask_tensor(request.mask).to(self.device))
-        subtype = torch.from_numpy(np.ascontiguousarray(request.subtype)).long().to(self.device)
-        histogram = torch.from_numpy(np.ascontiguousarray(request.histogram)).float().to(self.device)
+        subtype = torch.from_numpy(np.array(request.subtype)).long().to(self.device)
+        histogram = torch.from_numpy(np.array(request.histogram)).float().to(self.device)
         generators = [torch.Generator().manual_seed(int(s)) for s in request.seeds]
 
         half = precision(p) == "bf16"

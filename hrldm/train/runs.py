@@ -28,7 +28,7 @@ from hrldm.data.fetch import wheel_file
 from hrldm.data.manifest import load_manifest
 from hrldm.data.patches import Patches, load_patches, manifest_digest
 from hrldm.data.split import assert_disjoint
-from hrldm.data.texture import choose_histogram
+from hrldm.data.texture import choose_histogram, histogram_library
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.perceptual import PerceptualLoss
 from hrldm.model.unet import ConditionalUNet
@@ -111,8 +111,10 @@ class Study:
     def library_histograms(self, frame: pd.DataFrame, seed: int) -> np.ndarray:
         """A training nodule's histogram of the same subtype and about the same size for every row (never its own)."""
         rng = np.random.default_rng((self.seed, seed))
-        if self.dataset == "lidc-mini":
-            return np.stack([choose_histogram(r.subtype, r.diameter_mm, rng)[1] for r in frame.itertuples()])
+        if self.dataset == "lidc-mini":  # the sources of the test nodules' histograms stay out of reach
+            sources = histogram_library()
+            sources = sources[sources.nodule_id.isin(self.split("train").histogram_id)]
+            return np.stack([choose_histogram(r.subtype, r.diameter_mm, rng, sources)[1] for r in frame.itertuples()])
         train = self.patches("train")
         own, table = lesion_histograms(train, self.profile.hist_bins), train.frame
         rows = []

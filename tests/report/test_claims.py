@@ -17,7 +17,15 @@ def published():
 
 
 def difference(value, low, high, metric="fid", a="maisi-ddpm"):
-    row = {"metric": metric, "a": a, "b": "hr-ldm", "value": value, "ci_low": low, "ci_high": high}
+    row = {
+        "metric": metric,
+        "plane": "average",
+        "a": a,
+        "b": "hr-ldm",
+        "difference": value,
+        "ci_low": low,
+        "ci_high": high,
+    }
     return pd.DataFrame([row])
 
 
@@ -37,7 +45,7 @@ def test_nothing_measured_nothing_judged(published):
     ("interval", "expected"), [((-3, -5, -1), SUPPORTED), ((-3, -5, 1), UNSUPPORTED), ((3, 1, 5), UNSUPPORTED)]
 )
 def test_fidelity_needs_the_whole_interval_below_zero(published, interval, expected):
-    table = claims_table({"fidelity_differences": difference(*interval)}, published, semi_synthetic=False)
+    table = claims_table({"table1_differences": difference(*interval)}, published, semi_synthetic=False)
     row = verdict(table, "FID of HR-LDM is lower than that of maisi-ddpm")
     assert row["verdict"] == expected
     assert row["ours"] == interval[0]
@@ -45,7 +53,7 @@ def test_fidelity_needs_the_whole_interval_below_zero(published, interval, expec
 
 
 def test_semi_synthetic_verdicts_say_so(published):
-    table = claims_table({"fidelity_differences": difference(-3, -5, -1)}, published, semi_synthetic=True)
+    table = claims_table({"table1_differences": difference(-3, -5, -1)}, published, semi_synthetic=True)
     assert verdict(table, "FID of HR-LDM is lower than that of maisi-ddpm")["verdict"] == "supported (semi-synthetic)"
     assert verdict(table, "over-smoothing")["verdict"] == UNTESTED  # nothing was measured, nothing to label
 
@@ -80,6 +88,6 @@ def test_malignancy_intervals(published):
 
 def test_evidence_is_what_lies_on_disk(tmp_path, published):
     assert load_evidence(tmp_path) == {}
-    columns = ["metric", "a", "b", "value", "ci_low", "ci_high"]
-    save_table(difference(-3, -5, -1), tmp_path, "fidelity_differences", columns)
-    assert list(load_evidence(tmp_path)) == ["fidelity_differences"]
+    frame = difference(-3, -5, -1)
+    save_table(frame, tmp_path, "table1_differences", list(frame.columns))
+    assert list(load_evidence(tmp_path)) == ["table1_differences"]
