@@ -25,7 +25,7 @@ def test_training_benchmarks_run(monkeypatch):
     monkeypatch.setattr(bench, "get_profile", lambda name, **changes: bench.dataclasses.replace(small, **changes))
     for case, variant in (("training_step", "lambda_0"), ("training_step", "lambda_10"), ("latents", "on_the_fly")):
         assert bench.CASES[case](variant, 1)["time_s"] > 0
-    assert bench.l_hist("lesion_crop_24", 1)["time_s"] > 0
+    assert bench.l_hist("largest_lesion_crop", 1)["time_s"] > 0
 
 
 def test_failed_variant_is_an_error():

@@ -14,8 +14,14 @@ from scripts.notebook_deps import python_source
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-MODULES = {"scikit-image": "skimage", "scikit-learn": "sklearn", "simpleitk": "SimpleITK"}
-RUN_BY_NAME = {"ipykernel", "ipywidgets", "jupyterlab", "tabulate"}  # used without an import of ours
+MODULES = {"ipython": "IPython", "scikit-image": "skimage", "scikit-learn": "sklearn", "simpleitk": "SimpleITK"}
+RUN_BY_NAME = {
+    "einops",
+    "ipykernel",
+    "ipywidgets",
+    "jupyterlab",
+    "tabulate",
+}  # used without an import of ours (einops by MONAI's attention)
 
 
 def canonical(name: str) -> str:
@@ -75,7 +81,7 @@ def test_every_declared_dependency_is_used():
 
 
 def test_neither_torchvision_nor_timm_comes_in():
-    assert not {"torchvision", "timm", "einops"} & set(locked())
+    assert not {"torchvision", "timm"} & set(locked())
 
 
 def test_conda_environment_takes_all_versions_from_the_two_files():

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -31,7 +32,8 @@ PLANES = ("axial", "sagittal", "coronal")
 LUNG_WINDOW = (-600.0, 1500.0)  # level, width in HU
 WINDOW_NOTE = "lung window, level −600 HU, width 1500 HU"
 # seaborn's "colorblind" without its two colours too light for lines on white
-PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#949494", "#56b4e9")
+_ORDER = (0, 1, 2, 3, 4, 5, 7, 9)  # of seaborn's ten colour-blind-safe colours: without pale pink and yellow
+PALETTE = tuple(sns.color_palette("colorblind").as_hex()[i] for i in _ORDER)
 GREY, YELLOW = "#7f7f7f", "#ffe119"
 SYSTEM_COLOURS = {  # one colour a system in every figure
     "real": "#4d4d4d",
