@@ -127,6 +127,8 @@ def colour_of(system: str, index: int = 0) -> str:
 def save_figure(fig: Figure, results_dir: Path, name: str) -> list[Path]:
     """Write `figures/<name>.png`, and `.svg` where it stays under 300 kB, atomically; closes the figure.
 
+    Everything made on `lidc-mini` carries a note that it is semi-synthetic.
+
     Raises:
         ValueError: `name` holds a folder or an ending.
     """
@@ -136,6 +138,8 @@ def save_figure(fig: Figure, results_dir: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with style():
+        if Path(results_dir).resolve().parent.name == "lidc-mini":
+            fig.supxlabel("lidc-mini: semi-synthetic", x=0.995, ha="right", fontsize=7.5, color="0.45")
         for ending in ("png", "svg"):
             for dpi in (STYLE["savefig.dpi"], 100, 75):
                 buffer = io.BytesIO()

@@ -336,3 +336,11 @@ def test_drawing_raises_no_warning():
         warnings.simplefilter("error")
         for fig in (F.control_scatter(control_table(1.0)), F.fidelity_bars(fidelity_table()), F.montage([ball()] * 3)):
             fig.canvas.draw()
+
+
+@pytest.mark.parametrize(("dataset", "said"), [("lidc-mini", True), ("lidc-cubes", False)])
+def test_semi_synthetic_figures_say_so(tmp_path, dataset, said):
+    history = pd.DataFrame({"step": [1, 2], "inpaint": [2.0, 1.0]})
+    figure = F.loss_curves(history)
+    base.save_figure(figure, tmp_path / dataset / "quick", "curve")
+    assert ("semi-synthetic" in figure.get_supxlabel()) == said
