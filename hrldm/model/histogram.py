@@ -19,30 +19,45 @@ from torch import Tensor
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN
 
+_CHUNK = 2**17  # values at a time, so that temporaries stay small
+
 
 class _TriangularHistogram(torch.autograd.Function):
     """Rows of values (R, N) with weights (R, N) -> sums of the triangular kernel (R, B). Saves indices, not N x B."""
 
     @staticmethod
     def forward(ctx, values: Tensor, weights: Tensor, lo: Tensor, width: Tensor, bins: int) -> Tensor:
-        u = (values - lo) / width  # position in bins, 0 at the first centre
-        inside = (u >= 0) & (u <= bins - 1)
-        u = u.clamp_(0, bins - 1)
-        k = u.floor().clamp_(max=bins - 2)
-        right = u.sub_(k).mul_(weights)
-        k = k.long()
         out = torch.zeros(values.shape[0], bins, dtype=values.dtype, device=values.device)
-        out.scatter_add_(1, k, weights - right)
-        out.scatter_add_(1, k + 1, right)
-        ctx.save_for_backward(k.to(torch.int16), weights * inside, width)
+        left, moving = torch.empty_like(values, dtype=torch.int16), torch.empty_like(values)
+        for part in _parts(values):
+            w = weights[:, part]
+            u = (values[:, part] - lo) / width  # position in bins, 0 at the first centre
+            moving[:, part] = w * ((u >= 0) & (u <= bins - 1))
+            u = u.clamp_(0, bins - 1)
+            k = u.floor().clamp_(max=bins - 2)
+            right = u.sub_(k).mul_(w)
+            k = k.long()
+            out.scatter_add_(1, k, w - right)
+            out.scatter_add_(1, k.add_(1), right)
+            left[:, part] = k.sub_(1)
+        ctx.save_for_backward(left, moving, width)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        k, weights, width = ctx.saved_tensors
-        k = k.long()
-        slope = grad.gather(1, k + 1).sub_(grad.gather(1, k))
-        return slope.mul_(weights).div_(width), None, None, None, None
+        left, moving, width = ctx.saved_tensors
+        out = torch.empty_like(moving)
+        step = grad.diff(dim=1) / width
+        for part in _parts(left):
+            out[:, part] = step.gather(1, left[:, part].long()).mul_(moving[:, part])
+        return out, None, None, None, None
+
+
+def _parts(values: Tensor) -> list[slice]:
+    """Slices of the columns of (R, N) that hold about `_CHUNK` values each: temporaries stay small."""
+    rows, n = values.shape
+    width = max(_CHUNK // max(rows, 1), 1)
+    return [slice(i, i + width) for i in range(0, n, width)]
 
 
 def soft_histogram(
@@ -64,7 +79,8 @@ def soft_histogram(
         raise ValueError(f"a histogram needs at least two bins, got {bins}")
     if not bool((hi > lo).all()):
         raise ValueError("histogram range is empty: the last bin centre must lie above the first")
-    weights = torch.ones_like(values) if weights is None else weights.to(values.dtype).expand_as(values)
+    weights = values.new_ones(1, 1) if weights is None else weights.to(values.dtype)
+    weights = weights.expand_as(values)
     total = weights.sum(1, keepdim=True)
     if not bool((total > 0).all()):
         raise ValueError("histogram of an empty lesion: no voxel of the mask lies in the crop")

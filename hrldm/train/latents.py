@@ -131,4 +131,4 @@ def _variant(hu: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generat
 
 def mask_tensor(mask: np.ndarray) -> Tensor:
     """Boolean masks (N, D, D, D) as (N, 1, D, D, D) float tensors, the form `latent_masks` takes."""
-    return torch.from_numpy(np.ascontiguousarray(mask)).float()[:, None]
+    return torch.from_numpy(np.array(mask)).float()[:, None]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hrldm.model import histogram
 from hrldm.model.histogram import (
     dense_histogram,
     histogram_moments,
@@ -80,6 +81,19 @@ def test_gradient_equals_that_of_the_dense_formula():
     (soft_histogram(fast[None], column(-2), column(2), 40)[0] @ direction).backward()
     (dense_histogram(dense, -2.0, 2.0, 40) @ direction).backward()
     torch.testing.assert_close(fast.grad, dense.grad, atol=1e-12, rtol=0)
+
+
+def test_more_values_than_one_chunk(monkeypatch):
+    g = torch.Generator().manual_seed(9)
+    values, weights = torch.randn(3, 1000, generator=g).double(), torch.rand(3, 1000, generator=g).double()
+    results = []
+    for chunk in (10**6, 100):
+        monkeypatch.setattr(histogram, "_CHUNK", chunk)
+        v = values.clone().requires_grad_()
+        h = soft_histogram(v, column(-2, -2, -2), column(2, 2, 2), 20, weights)
+        h.square().sum().backward()
+        results.append((h.detach(), v.grad))
+    torch.testing.assert_close(results[0], results[1], atol=1e-14, rtol=0)
 
 
 def test_one_value_between_two_centres_in_closed_form():
