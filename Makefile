@@ -22,6 +22,7 @@ FORCE:
 export HRLDM_CACHE := $(abspath $(or $(HRLDM_CACHE),.cache))
 export HRLDM_RESULTS := $(abspath $(or $(HRLDM_RESULTS),results))
 export PYTHONHASHSEED := 0
+export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # -- the environment: PYTHON=… as given, else an active conda environment that holds hrldm, else .venv ------------------

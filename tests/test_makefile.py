@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 notebook, out = Path(sys.argv[1]), Path(sys.argv[2])
 out.parent.mkdir(parents=True, exist_ok=True)
-if "raise" in notebook.read_text():
+if "raise" in notebook.read_text(encoding="utf-8"):
     sys.exit(f"{notebook}: no such luck")
 out.write_text(" ".join(sys.argv[3:]))
 with open("ran.log", "a") as log:
@@ -75,7 +75,7 @@ class Toy:
         text = done.stdout + done.stderr
         assert (done.returncode == 0) is ok, text
         log = self.root / "ran.log"
-        ran = log.read_text().split() if log.exists() else []
+        ran = log.read_text(encoding="utf-8").split() if log.exists() else []
         log.unlink(missing_ok=True)
         assert len(ran) == len(set(ran)), ran
         return set(ran), text
@@ -136,7 +136,7 @@ def test_failed_notebook_is_not_made_and_stops_what_needs_it(toy):
 
 def test_another_seed_runs_all_again_and_reaches_the_notebook(toy):
     assert toy.make("SEED=5")[0] == ALL
-    assert "--seed 5" in (toy.results / "runs" / "03_hrldm.ipynb").read_text()
+    assert "--seed 5" in (toy.results / "runs" / "03_hrldm.ipynb").read_text(encoding="utf-8")
     assert toy.make("SEED=5")[0] == set()
 
 

@@ -47,7 +47,7 @@ def test_failed_run_leaves_only_its_copy_for_reading(call, capsys):
     status, results = call("raise RuntimeError('no such luck')")
     assert status == 1
     assert [p.name for p in (results / "runs").iterdir()] == ["01_toy.ipynb.part.ipynb"]
-    assert "no such luck" in (results / "runs" / "01_toy.ipynb.part.ipynb").read_text()
+    assert "no such luck" in (results / "runs" / "01_toy.ipynb.part.ipynb").read_text(encoding="utf-8")
     assert "01_toy.ipynb.part.ipynb" in capsys.readouterr().err
     assert not (results / "provenance.json").exists()
 

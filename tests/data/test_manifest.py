@@ -175,7 +175,9 @@ def test_unknown_patients_are_split_by_hash_whoever_else_is_there(root, caplog):
 def test_written_manifest_loads_the_same_from_elsewhere(root):
     frame = load_manifest(write(root, "a,p1,i.nii.gz,m.nii.gz,solid,8.25", "b,p2,i.nii.gz,m.nii.gz,ground-glass,9"))
     elsewhere = write_manifest(frame, root / "deeper" / "manifest.csv")
-    assert "../i.nii.gz" in elsewhere.read_text() and str(root) not in elsewhere.read_text()
+    assert "../i.nii.gz" in elsewhere.read_text(encoding="utf-8") and str(root) not in elsewhere.read_text(
+        encoding="utf-8"
+    )
     pd.testing.assert_frame_equal(load_manifest(elsewhere), frame, check_dtype=False)
     relative = frame.assign(image="i.nii.gz", mask="m.nii.gz")  # relative ones are taken as they are
     pd.testing.assert_frame_equal(load_manifest(write_manifest(relative, root / "r.csv")), frame, check_dtype=False)

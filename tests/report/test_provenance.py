@@ -46,4 +46,4 @@ def test_broken_or_absent_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="not JSON"):
         read_provenance(tmp_path)
     _record(tmp_path, 1)  # a broken record is replaced, not merged
-    assert json.loads((tmp_path / "provenance.json").read_text())["wall_time_s"] == {"01": 1.0}
+    assert json.loads((tmp_path / "provenance.json").read_text(encoding="utf-8"))["wall_time_s"] == {"01": 1.0}

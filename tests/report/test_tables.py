@@ -25,7 +25,7 @@ def test_round_trip_keeps_values_and_column_order(tmp_path):
 
 def test_view_has_one_row_per_system_with_the_extractor_in_each_title(tmp_path):
     save_table(fidelity(), tmp_path, "table1_fidelity")
-    lines = (tmp_path / "tables" / "table1_fidelity.md").read_text().splitlines()
+    lines = (tmp_path / "tables" / "table1_fidelity.md").read_text(encoding="utf-8").splitlines()
     header, _, real, ours = (line for line in lines if line.startswith("|"))
     titles = [t.strip() for t in header.strip("|").split("|")]
     assert titles[1:] == [f"{m} · efficientnet-lite0 · {p}" for m in ("fid", "kid") for p in ("axial", "average")]
@@ -38,7 +38,7 @@ def test_view_has_one_row_per_system_with_the_extractor_in_each_title(tmp_path):
 def test_view_says_semi_synthetic_where_it_is(tmp_path, dataset, labelled):
     folder = tmp_path / dataset / "quick"
     save_table(fidelity(), folder, "table1_fidelity")
-    assert ("Semi-synthetic" in (folder / "tables" / "table1_fidelity.md").read_text()) is labelled
+    assert ("Semi-synthetic" in (folder / "tables" / "table1_fidelity.md").read_text(encoding="utf-8")) is labelled
 
 
 @pytest.mark.parametrize(
@@ -75,17 +75,17 @@ def test_load_names_the_absent_file(tmp_path):
 
 def test_failed_write_keeps_the_former_table(tmp_path, monkeypatch):
     path = save_table(fidelity(), tmp_path, "table1_fidelity")
-    before = path.read_text()
+    before = path.read_text(encoding="utf-8")
     monkeypatch.setattr("hrldm.report.provenance.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save_table(fidelity().assign(n_real=7), tmp_path, "table1_fidelity")
-    assert path.read_text() == before
+    assert path.read_text(encoding="utf-8") == before
 
 
 def test_missing_interval_leaves_the_value_alone_and_long_tables_are_cut(tmp_path):
     rows = [("lambda", str(i), "fid", float(i), float("nan"), float("nan"), 3) for i in range(tables.MAX_VIEW_ROWS + 5)]
     save_table(pd.DataFrame(rows, columns=SCHEMAS["ablations"].columns), tmp_path, "ablations")
-    text = (tmp_path / "tables" / "ablations.md").read_text()
+    text = (tmp_path / "tables" / "ablations.md").read_text(encoding="utf-8")
     assert "nan" not in text and "5 more rows in the CSV" in text
     assert len(load_table(tmp_path, "ablations")) == tables.MAX_VIEW_ROWS + 5
 

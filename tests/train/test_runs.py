@@ -174,7 +174,7 @@ def test_wrong_studies_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no nodule in split\(s\) \['test'\]"):
         runs.open_study("smoke", "mine", str(root))
     text = tiny.manifest(root, {"train": 2, "test": 1})
-    (text / "manifest.csv").write_text((text / "manifest.csv").read_text().replace("p2", "p0"))
+    (text / "manifest.csv").write_text((text / "manifest.csv").read_text(encoding="utf-8").replace("p2", "p0"))
     with pytest.raises(ValueError, match="two splits"):
         runs.open_study("smoke", "mine", str(root))
 
