@@ -58,15 +58,17 @@ def test_semi_synthetic_verdicts_say_so(published):
     assert verdict(table, "over-smoothing")["verdict"] == UNTESTED  # nothing was measured, nothing to label
 
 
-def test_turing_interval_must_hold_one_half(published):
-    counts = published["table2_turing"].assign(observer="model observer (test)")
+@pytest.mark.parametrize(("per_truth", "expected"), [(50, {UNSUPPORTED, SUPPORTED}), (5000, {SUPPORTED})])
+def test_turing_needs_an_interval_near_chance(published, per_truth, expected):
+    # coin tosses: 100 of them leave 40 to 60 % open (Wilson), 10,000 settle it
+    half = per_truth // 2
+    rows = [
+        ("model observer (test)", c, t, half, half) for c in ("cropped", "full_context") for t in ("real", "synthetic")
+    ]
+    counts = pd.DataFrame(rows, columns=list(published["table2_turing"].columns))
+    counts.loc[0, ["called_real", "called_synthetic"]] = [half + per_truth // 25, half - per_truth // 25]
     table = claims_table({"table2_turing": counts}, published, semi_synthetic=False)
-    rows = table[table["claim"].str.contains("model observer")]
-    # the radiologist's own counts: 66/100 excludes one half (Wilson 56 to 75 %), 56/100 does not (46 to 65 %)
-    assert dict(zip(rows["claim"].str.contains("cropped"), rows["verdict"], strict=True)) == {
-        True: UNSUPPORTED,
-        False: SUPPORTED,
-    }
+    assert set(table[table["claim"].str.contains("model observer")]["verdict"]) == expected
 
 
 def test_table3_uses_the_corrected_p(published):
