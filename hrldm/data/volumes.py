@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
-AIR_HU = -1000
+CUBE_SYMMETRIES = tuple(  # (order of the axes, axes to flip)
+    (order, tuple(a for a in range(3) if flips[a]))
+    for order in itertools.permutations(range(3))
+    for flips in itertools.product((False, True), repeat=3)
+)
 
 
-def cube_symmetry(array: np.ndarray, index: int) -> np.ndarray:
-    """One of the 48 symmetries of the cube (6 axis orders x 8 flips) applied to the last three axes; 0 is identity."""
-    if not 0 <= index < 48:
-        raise ValueError(f"cube symmetry {index} is not in 0..47")
-    order = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))[index // 8]
+def cube_symmetry(array, index: int):
+    """One of the 48 symmetries of the cube applied to the last three axes of an array or tensor; 0 is the identity.
+
+    Raises:
+        ValueError: no such symmetry.
+    """
+    if not 0 <= index < len(CUBE_SYMMETRIES):
+        raise ValueError(f"cube symmetry {index} is not in 0..{len(CUBE_SYMMETRIES) - 1}")
+    order, flips = CUBE_SYMMETRIES[index]
     lead = array.ndim - 3
-    array = np.transpose(array, (*range(lead), *(lead + a for a in order)))
-    return array[(..., *(slice(None, None, -1) if index >> b & 1 else slice(None) for b in range(3)))]
+    axes = (*range(lead), *(lead + a for a in order))
+    mirrored = tuple(lead + a for a in flips)
+    if isinstance(array, np.ndarray):
+        return np.flip(array.transpose(axes), mirrored)
+    return array.permute(axes).flip(mirrored)
 
 
 def sample_patches(

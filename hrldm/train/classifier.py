@@ -11,7 +11,6 @@ weights as an uninterrupted one (on one device with one number of threads; cuDNN
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from monai.networks.nets import DenseNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hrldm.data.volumes import CUBE_SYMMETRIES, cube_symmetry
 from hrldm.model.autoencoder import normalise_hu
 from hrldm.train import checkpoint as ckpt
 
@@ -32,11 +32,6 @@ ARCHITECTURES: dict[str, dict] = {
     "densenet-small": {"init_features": 32, "growth_rate": 16, "block_config": (2, 4, 6, 4)},  # 0.55 M, two cores
     "densenet-tiny": {"init_features": 16, "growth_rate": 8, "block_config": (2, 2, 2, 2)},  # 0.07 M, smoke tests
 }
-CUBE_SYMMETRIES = tuple(  # (order of the axes, axes to flip)
-    (order, tuple(a for a in range(3) if flips[a]))
-    for order in itertools.permutations(range(3))
-    for flips in itertools.product((False, True), repeat=3)
-)
 MIN_SIDE = 29  # five halvings must leave one voxel
 HEAD = "class_layers.out."  # MONAI's name of the only layer that knows the number of classes
 
@@ -72,13 +67,6 @@ def build_classifier(arch: str, n_classes: int, seed: int, init: Mapping[str, Te
             raise ValueError(f"the initial weights are not of a {arch}; use one `cls_arch` before and after")
         model.load_state_dict(body, strict=False)
     return model
-
-
-def cube_symmetry(x: Tensor, index: int) -> Tensor:
-    """One of the 48 symmetries of the cube applied to the last three (equal) axes of `x`; index 0 is the identity."""
-    order, flips = CUBE_SYMMETRIES[index]
-    lead = tuple(range(x.ndim - 3))
-    return x.permute(*lead, *(len(lead) + a for a in order)).flip([len(lead) + a for a in flips])
 
 
 def predict_proba(model: nn.Module, crops: np.ndarray, batch: int = 32) -> np.ndarray:

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from hrldm.data.volumes import CUBE_SYMMETRIES, cube_symmetry
 from hrldm.train.classifier import (
     ARCHITECTURES,
-    CUBE_SYMMETRIES,
     HEAD,
     best_epoch,
     build_classifier,
-    cube_symmetry,
     predict_proba,
     train_classifier,
 )
