@@ -22,9 +22,9 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
-from scipy import ndimage
 
 from hrldm.data.dicom import read_series
+from hrldm.data.geometry import grid_gap, voxel_size
 
 logger = logging.getLogger(__name__)
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
@@ -68,22 +68,6 @@ class CT:
     def spacing(self) -> np.ndarray:
         """(3,) voxel size in mm along the array's own axes."""
         return voxel_size(self.affine)
-
-
-def voxel_size(affine: np.ndarray) -> np.ndarray:
-    """(3,) voxel size in mm along the axes of an array with this affine."""
-    return np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
-
-
-def to_world(affine: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """RAS mm (..., 3) of voxel indices (..., 3); with the inverse affine, indices of world points."""
-    return np.asarray(index, float) @ affine[:3, :3].T + affine[:3, 3]
-
-
-def grid_gap(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Largest distance (mm) between the same corner of one array placed by affine `a` and by affine `b`."""
-    corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(shape[:3]) - 1)
-    return float(np.linalg.norm(to_world(a, corners) - to_world(b, corners), axis=1).max())
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -303,52 +287,3 @@ def from_ras(array: np.ndarray, like: CT) -> np.ndarray:
     """(X, Y, Z) in the voxel order of `like` from an array in the voxel order of `to_ras(like)`. Exact."""
     back = nib.orientations.ornt_transform(_RAS, nib.io_orientation(like.affine))
     return np.ascontiguousarray(nib.apply_orientation(array, back))
-
-
-def sample(
-    array: np.ndarray, affine: np.ndarray, target_shape: tuple[int, int, int], target_affine: np.ndarray,
-    order: int = 1, outside: float | None = None,
-) -> np.ndarray:  # fmt: skip
-    """`array` (X, Y, Z) on another grid, any orientation; costs the target's size only.
-
-    Args:
-        order:    0 nearest (masks, keeps the dtype), 1 linear (float32), 3 cubic (float32)
-        outside:  value beyond the array; None repeats its edge
-
-    No smoothing before going coarser: at CT spacings it would change the HU histogram more than the aliasing does.
-    """
-    matrix = np.linalg.inv(affine) @ target_affine
-    turn, shift = matrix[:3, :3], matrix[:3, 3]
-    if np.abs(turn - np.diag(np.diagonal(turn))).max() < 1e-9:
-        turn = np.diagonal(turn).copy()  # scipy's separable path
-    keep = order == 0
-    values = array.astype(np.uint8) if keep and array.dtype == bool else array
-    out = ndimage.affine_transform(
-        values, turn, shift, tuple(target_shape), output=values.dtype if keep else np.float32,
-        order=order, mode="nearest" if outside is None else "constant", cval=0.0 if outside is None else outside,
-    )  # fmt: skip
-    return out.astype(array.dtype, copy=False) if keep else out
-
-
-def resample(
-    array: np.ndarray, affine: np.ndarray, spacing: float = 1.0, order: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """`array` (X, Y, Z) at isotropic `spacing` mm along its own axes, same field of view up to half a voxel.
-
-    Returns:
-        array (float32; order 0 keeps the dtype) and its affine.
-    """
-    size, old = voxel_size(affine), np.array(array.shape)
-    new = np.maximum(1, np.rint(old * size / spacing)).astype(int)
-    scale = spacing / size
-    grid = np.diag([*scale, 1.0])
-    grid[:3, 3] = (old - 1) / 2 - scale * (new - 1) / 2  # the centres of both grids coincide
-    grid = affine @ grid
-    return sample(array, affine, tuple(int(n) for n in new), grid, order), grid
-
-
-def crop_affine(centre_mm: np.ndarray, shape: tuple[int, int, int], spacing: float = 1.0) -> np.ndarray:
-    """(4, 4) affine of an axis-aligned RAS crop of `shape` voxels whose middle voxel (n // 2) lies at `centre_mm`."""
-    affine = np.diag([spacing, spacing, spacing, 1.0])
-    affine[:3, 3] = np.asarray(centre_mm, float) - spacing * (np.array(shape) // 2)
-    return affine

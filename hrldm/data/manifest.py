@@ -19,7 +19,8 @@ import pandas as pd
 from tqdm import tqdm
 
 from hrldm.config import SUBTYPES
-from hrldm.data.ct import atomic_path, check_hu, grid_gap, open_nifti, read_voxels, voxel_size
+from hrldm.data.ct import atomic_path, check_hu, open_nifti, read_voxels
+from hrldm.data.geometry import grid_gap, voxel_size
 from hrldm.data.split import SPLITS, patient_split
 
 logger = logging.getLogger(__name__)

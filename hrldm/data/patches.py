@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from hrldm import paths
 from hrldm.config import SUBTYPES
-from hrldm.data.ct import crop_affine, open_nifti, read_ct, read_voxels, sample, to_world
+from hrldm.data.ct import open_nifti, read_ct, read_voxels
+from hrldm.data.geometry import crop_affine, sample, to_world
 
 _VERSION = 1  # raise when the crops of the same files would come out differently
 

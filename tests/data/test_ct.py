@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from hrldm.data.ct import CT, crop_affine, from_ras, read_ct, resample, sample, to_ras, to_world, write_nifti
+from hrldm.data.ct import CT, from_ras, read_ct, to_ras, write_nifti
+from hrldm.data.geometry import crop_affine, resample, sample, to_world
 
 
 def phantom(shape=(17, 15, 22), dtype=np.int16, seed=0):

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from hrldm.data.ct import CT, crop_affine, read_ct, sample, to_world, write_nifti
+from hrldm.data.ct import CT, read_ct, write_nifti
+from hrldm.data.geometry import crop_affine, sample, to_world
 from hrldm.synthesis.blend import MARGIN_SIGMAS, feather, paste
 
 
