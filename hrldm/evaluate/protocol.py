@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 
 from hrldm import paths
 from hrldm.baselines.systems import request_for, synthesise
@@ -36,7 +35,7 @@ from hrldm.evaluate.classification_jobs import (
 )
 from hrldm.evaluate.intensity import power_spectrum
 from hrldm.evaluate.statistics import Estimate
-from hrldm.evaluate.turing import Cases, observers
+from hrldm.evaluate.turing import Cases, out_of_fold_calls
 from hrldm.synthesis.generate import Request
 from hrldm.train.device import device
 from hrldm.train.runs import Study
@@ -126,18 +125,10 @@ def observer_calls(shown: Cases, seed: int, observer: str, folds: int = 5) -> pd
     Raises:
         ValueError: no observer of that name.
     """
-    x = np.concatenate([shown.real, shown.synthetic]).astype(float)
-    truth = np.repeat([0, 1], [len(shown.real), len(shown.synthetic)])
-    groups = np.concatenate([shown.groups_real, shown.groups_synthetic])
-    cv = StratifiedGroupKFold(min(folds, np.unique(groups).size), shuffle=True, random_state=seed)
-    smallest = min(len(train) for train, _ in cv.split(x, truth, groups))
-    known = observers(seed, min(50, smallest - 1, x.shape[1]))
-    if observer not in known:
-        raise ValueError(f"no observer {observer!r}; choose one of {', '.join(known)}")
-    called = cross_val_predict(known[observer], x, truth, groups=groups, cv=cv)
+    truth, called = out_of_fold_calls(observer, shown, seed, folds, only=observer)
     words = np.array(["real", "synthetic"])
     case = np.concatenate([np.arange(len(shown.real)), np.arange(len(shown.synthetic))])
-    return pd.DataFrame({"case": case, "truth": words[truth], "called": words[called]})
+    return pd.DataFrame({"case": case, "truth": words[truth], "called": words[called[observer]]})
 
 
 def printed_table1(table: pd.DataFrame, plane: str = "average") -> pd.DataFrame:

@@ -122,16 +122,33 @@ def turing_table(cases: dict[str, Cases], seed: int, folds: int = 5) -> pd.DataF
         raise ValueError(f"unknown condition {sorted(unknown)}; choose among {', '.join(CONDITIONS)}")
     rows = []
     for condition, shown in cases.items():
-        x, truth, groups = _stack(condition, shown)
-        n_folds = min(folds, np.unique(groups).size)
-        cv = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-        smallest = min(len(train) for train, _ in cv.split(x, truth, groups))
-        for name, observer in observers(seed, min(50, smallest - 1, x.shape[1])).items():
-            called = cross_val_predict(observer, x, truth, groups=groups, cv=cv)
+        truth, called = out_of_fold_calls(condition, shown, seed, folds)
+        for name, calls in called.items():
             for label, word in ((0, "real"), (1, "synthetic")):
-                calls = called[truth == label]
-                rows.append((name, condition, word, int((calls == 0).sum()), int((calls == 1).sum())))
+                of = calls[truth == label]
+                rows.append((name, condition, word, int((of == 0).sum()), int((of == 1).sum())))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def out_of_fold_calls(
+    condition: str, shown: Cases, seed: int, folds: int = 5, only: str | None = None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Truth (N,) and each observer's cross-validated calls (N,), 0 real and 1 synthetic, the real cases first.
+
+    only: the one observer to ask; None asks all.
+
+    Raises:
+        ValueError: sizes that do not fit, fewer than two patients, or no observer of that name.
+    """
+    x, truth, groups = _stack(condition, shown)
+    cv = StratifiedGroupKFold(min(folds, np.unique(groups).size), shuffle=True, random_state=seed)
+    smallest = min(len(train) for train, _ in cv.split(x, truth, groups))
+    asked = observers(seed, min(50, smallest - 1, x.shape[1]))
+    if only is not None:
+        if only not in asked:
+            raise ValueError(f"no observer {only!r}; choose one of {', '.join(asked)}")
+        asked = {only: asked[only]}
+    return truth, {name: cross_val_predict(o, x, truth, groups=groups, cv=cv) for name, o in asked.items()}
 
 
 def accuracy_table(table: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from hrldm.model.autoencoder import Autoencoder, denormalise_hu
 from hrldm.model.diffusion import Schedule, inpaint
 from hrldm.model.unet import ConditionalUNet, latent_masks
 from hrldm.synthesis.blend import feather
-from hrldm.train.device import precision
+from hrldm.train.device import autocast
 from hrldm.train.latents import encode_patches, mask_tensor
 
 FEATHER_MM = 1.0  # sigma of the fall-off around the lesion
@@ -81,10 +81,8 @@ class Generator:
         histogram = torch.from_numpy(np.array(request.histogram)).float().to(self.device)
         generators = [torch.Generator().manual_seed(int(s)) for s in request.seeds]
 
-        half = precision(p) == "bf16"
-
         def denoiser(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(z.device.type, torch.bfloat16, enabled=half):
+            with autocast(p, z.device.type):
                 return self.unet(z, t, condition, subtype, histogram).float()
 
         sampler = "rflow" if p.objective == "rflow" else p.sampler

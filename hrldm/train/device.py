@@ -12,16 +12,14 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def precision(profile: Profile) -> str:
-    """`bf16` or `no`: what the profile says, and for `auto` bf16 only where the hardware computes in it natively.
+def autocast(profile: Profile, kind: str) -> torch.autocast:
+    """Mixed precision as the profile says, on `kind` of device.
+
+    Not accelerate's own: that keeps one precision a process, and a notebook may open profiles of two.
 
     Raises:
         ValueError: unknown setting.
     """
-    if profile.mixed_precision not in ("auto", "no", "bf16"):
-        raise ValueError(f"unknown mixed_precision {profile.mixed_precision!r}; choose auto, no or bf16")
-    if profile.mixed_precision != "auto":
-        return profile.mixed_precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+    if profile.mixed_precision not in ("no", "bf16"):
+        raise ValueError(f"unknown mixed_precision {profile.mixed_precision!r}; choose no or bf16")
+    return torch.autocast(kind, torch.bfloat16, enabled=profile.mixed_precision == "bf16")

@@ -21,6 +21,7 @@ from hrldm.model.diffusion import Schedule, flow_input, noisy_input
 from hrldm.model.losses import inpainting_loss, total_loss
 from hrldm.model.unet import ConditionalUNet, latent_masks
 from hrldm.train import checkpoint as ckpt
+from hrldm.train.device import autocast
 from hrldm.train.hist_term import HistogramTerm
 from hrldm.train.latents import LatentCache, mask_tensor
 from hrldm.train.vae import StepState
@@ -117,8 +118,7 @@ def train_ldm(
         else:
             z_t, target = schedule.add_noise(z0, eps, t), eps  # Algorithm 1, line 3
         z_in = noisy_input(z0, z_t, m, profile.background)  # line 4
-        # not accelerate's own: it keeps one precision a process, and a notebook may open profiles of two
-        with torch.autocast(device.type, torch.bfloat16, enabled=profile.mixed_precision == "bf16"):
+        with autocast(profile, device.type):
             out = model(z_in, t, condition, batch["subtype"], batch["histogram"])  # lines 5, 6
         out = out.float()
         losses = {"inpaint": inpainting_loss(target, out, m, profile.inpaint_norm)}  # line 9

