@@ -24,7 +24,7 @@ from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import autocast
 from hrldm.train.hist_term import HistogramTerm
 from hrldm.train.latents import LatentCache, mask_tensor
-from hrldm.train.vae import StepState
+from hrldm.train.steps import StepState, require_finite
 
 STAGE = "ldm"
 RUN_FIELDS = (  # what a trained U-Net depends on
@@ -69,6 +69,7 @@ def train_ldm(
 
     Raises:
         CheckpointError: `path` belongs to a run with other settings or other latents.
+        DivergedError: a loss became NaN or infinite.
     """
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # the null token, or the MLP of c_hist
     accelerator = accelerator or Accelerator(kwargs_handlers=[unused])
@@ -122,9 +123,11 @@ def train_ldm(
             out = model(z_in, t, condition, batch["subtype"], batch["histogram"])  # lines 5, 6
         out = out.float()
         losses = {"inpaint": inpainting_loss(target, out, m, profile.inpaint_norm)}  # line 9
+        require_finite(losses, step, lr, path)  # before the histogram, which has no bin for NaN
         if term is not None:
             z0_hat = schedule.predict_z0(z_t, out, t)  # line 7
             losses["hist"] = term(z0_hat, z0, m, t, batch["index"])  # lines 8, 10
+            require_finite(losses, step, lr, path)
         total = total_loss(losses["inpaint"], losses.get("hist"), profile.lambda_hist)  # line 11
         optimizer.zero_grad()
         accelerator.backward(total)

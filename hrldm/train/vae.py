@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +23,9 @@ from hrldm.data.volumes import sample_patches
 from hrldm.model.autoencoder import Autoencoder, architecture, kl_divergence, normalise_hu
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import autocast
+from hrldm.train.steps import StepState, require_finite
 
 STAGE = "autoencoder"
-
-
-@dataclass(frozen=True)
-class StepState:
-    """What a training step leaves for its caller."""
-
-    step: int  # steps done, 1-based
-    total: int
-    metrics: dict[str, float]
 
 
 def discriminator() -> nn.Module:
@@ -68,6 +59,7 @@ def train_autoencoder(
 
     Raises:
         CheckpointError: `path` belongs to a run with other settings.
+        DivergedError: a loss became NaN or infinite.
     """
     accelerator = accelerator or Accelerator()
     torch.manual_seed(seed)
@@ -120,6 +112,7 @@ def train_autoencoder(
         if fights:
             losses["adversarial"] = adversarial(critic(recon)[-1], target_is_real=True, for_discriminator=False)
             total = total + profile.ae_adversarial * losses["adversarial"]
+        require_finite(losses, step, lr, path)
         opt_g.zero_grad()
         accelerator.backward(total)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)

@@ -19,6 +19,7 @@ from hrldm.train import checkpoint as ckpt
 from hrldm.train import ldm
 from hrldm.train.hist_term import HistogramTerm, lesion_crop
 from hrldm.train.latents import LatentCache, build_latents, encode_patches
+from hrldm.train.steps import DivergedError
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +48,17 @@ def weights(path, group="model"):
 
 def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def test_divergence_is_named_and_keeps_the_checkpoint(cache, tmp_path):
+    steps = train(cache, tmp_path / "a", save_every=1, ldm_lr=1e36)
+    next(steps)
+    kept = (tmp_path / "a").read_bytes()
+    with pytest.raises(
+        DivergedError, match=f"diverged at step 2: inpaint .*{tmp_path / 'a'}, is kept.* mixed_precision"
+    ):
+        finish(steps)
+    assert (tmp_path / "a").read_bytes() == kept
 
 
 # -- resumption ----------------------------------------------------------------------------------------------------------

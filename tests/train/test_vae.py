@@ -10,6 +10,7 @@ from torch import nn
 
 from hrldm.config import get_profile
 from hrldm.train import checkpoint as ckpt
+from hrldm.train.steps import DivergedError
 from hrldm.train.vae import train_autoencoder
 from tests import tiny
 
@@ -81,6 +82,12 @@ def test_training_without_the_linear_code_learns_the_intensities(tmp_path):
     changes = {"ae_steps": 25, "ae_adversarial": 0.0, "ae_linear_skip": False, "ae_norm": True, "ae_lr": 0.02}
     errors = [s.metrics["l1"] for s in train(tmp_path / "a", save_every=100, **changes)]
     assert np.mean(errors[-3:]) < 0.5 * np.mean(errors[:3])
+
+
+def test_divergence_is_named(tmp_path):
+    with pytest.raises(DivergedError, match="diverged at step .*l1.* no checkpoint was written yet"):
+        finish(train(tmp_path / "a", save_every=100, ae_lr=1e36, ae_adversarial=0.0))
+    assert not (tmp_path / "a").exists()
 
 
 def test_perceptual_gradient_reaches_the_weights(tmp_path):
