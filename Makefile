@@ -1,4 +1,5 @@
 # make reproduce [PROFILE=quick] [DATASET=lidc-mini] [DATA_ROOT=folder] [SEED=0]   every table and figure
+# make 05_fidelity [the same]   one notebook, after those whose stages it uses
 # make test · lab · bench · clean · env
 #
 # A notebook is made when its stamp in .cache/make is newer than the notebook, the modules and data files it reaches
@@ -63,6 +64,10 @@ $(STAMP)/all.done: $(call done,$(NAMES))
 	$(eval RAN := yes)
 	@$(PY) -m hrldm.report.tables '$(OUT)'
 	@touch $@
+
+# one notebook, after those whose stages it uses: make 05_fidelity
+.PHONY: $(NAMES)
+$(NAMES): %: $(STAMP)/%.done
 
 # one pattern for all; what each depends on besides follows
 $(STAMP)/%.done: notebooks/%.ipynb $(STAMP)/parameters | $(ENV)

@@ -1,23 +1,55 @@
 """Run one notebook: ``python scripts/run_notebook.py NOTEBOOK OUT --profile P --dataset D [--data-root R] [--seed S]``.
 
-OUT appears only when every cell ran; a failed run leaves OUT with the suffix ``.part.ipynb`` for reading. The wall time
-goes into ``provenance.json`` beside the folder of OUT. Exit status 0, 1 (a cell failed) or 2 (wrong parameters, before
+OUT appears only when every cell ran; a failed run leaves OUT with the suffix ``.part.ipynb`` for reading. Wall time and
+peak memory go into ``provenance.json`` beside the folder of OUT. Exit status 0, 1 (a cell failed) or 2 (wrong parameters, before
 anything ran).
 """
 
 import argparse
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
 import papermill
+import psutil
+from traitlets.config import Config
 
 from hrldm import paths
 from hrldm.config import get_profile
 from hrldm.report.provenance import write_provenance, write_text
 
 PARAMETERS = {"profile", "dataset", "data_root", "seed"}
+# sockets in the user's own folder where the system has them: no port that others on the machine can listen to
+TRANSPORT = Config(KernelManager={"transport": "tcp" if os.name == "nt" else "ipc"})
+
+
+class TreeMemory(threading.Thread):
+    """Peak resident memory of this process and all below it, looked at four times a second; shared pages count twice."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_mb, self._ended = 0, threading.Event()
+
+    def run(self) -> None:
+        me = psutil.Process()
+        while not self._ended.wait(0.25):
+            total = 0
+            for process in (me, *me.children(recursive=True)):
+                try:
+                    total += process.memory_info().rss
+                except psutil.NoSuchProcess:  # ended meanwhile
+                    continue
+            self.peak_mb = max(self.peak_mb, total // 2**20)
+
+    def __enter__(self) -> "TreeMemory":
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._ended.set()
+        self.join()
 
 
 def check_parameters(notebook: Path) -> None:
@@ -62,6 +94,7 @@ def run(notebook: Path, out: Path, *, profile: str, dataset: str, data_root: str
         cwd=str(notebook.parent),
         kernel_name="python3",
         progress_bar=False,
+        config=TRANSPORT,
     )
     # executed notebooks are published: no folder of this machine in their warnings and metadata
     write_text(out, part.read_text(encoding="utf-8").replace(f"{paths.ROOT}{os.sep}", ""))
@@ -90,14 +123,15 @@ def main() -> int:
     print(f"{args.notebook.stem} …\n", end="", flush=True)  # one write: lines of parallel jobs stay whole
     options = {"profile": args.profile, "dataset": args.dataset, "data_root": data_root, "seed": args.seed}
     try:
-        seconds = run(args.notebook, args.out, **options)
+        with TreeMemory() as memory:
+            seconds = run(args.notebook, args.out, **options)
     except papermill.PapermillExecutionError as error:
         print(f"error: {args.notebook} failed; read {args.out}.part.ipynb\n{error}", file=sys.stderr)
         return 1
-    write_provenance(
-        args.out.parents[1], profile, args.dataset, args.seed, wall_time_s={args.notebook.stem: round(seconds, 1)}
-    )
-    print(f"{args.notebook.stem}  {seconds:.1f} s\n", end="", flush=True)
+    name = args.notebook.stem
+    cost = {"wall_time_s": {name: round(seconds, 1)}, "peak_memory_mb": {name: memory.peak_mb}}
+    write_provenance(args.out.parents[1], profile, args.dataset, args.seed, **cost)
+    print(f"{name}  {seconds:.1f} s, {memory.peak_mb} MB\n", end="", flush=True)
     return 0
 
 

@@ -66,10 +66,10 @@ class Toy:
         time.sleep(0.02)
         os.utime(self.root / name)
 
-    def make(self, *arguments: str, ok: bool = True) -> tuple[set[str], str]:
+    def make(self, *arguments: str, ok: bool = True, target: str = "reproduce") -> tuple[set[str], str]:
         """Names of the notebooks that ran to their end, and all output."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "HRLDM_", "MFLAGS"))}
-        command = ["make", "reproduce", f"PYTHON={sys.executable}", "PROFILE=smoke", *arguments]
+        command = ["make", target, f"PYTHON={sys.executable}", "PROFILE=smoke", *arguments]
         environment["PYTHONPATH"] = str(self.root)
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=120)
         text = done.stdout + done.stderr
@@ -143,6 +143,13 @@ def test_another_seed_runs_all_again_and_reaches_the_notebook(toy):
 def test_removed_run_is_made_again(toy):
     (toy.results / "runs" / "99_apart.ipynb").unlink()
     assert toy.make()[0] == {"99_apart"}
+
+
+def test_one_notebook_runs_with_those_before_it_only(toy):
+    toy.touch("hrldm/config.py")
+    assert toy.make(target="02_autoencoder")[0] == {"01_data", "02_autoencoder"}
+    assert toy.make(target="02_autoencoder")[0] == set()
+    assert toy.make()[0] == ALL - {"01_data", "02_autoencoder"}
 
 
 def test_committed_runs_do_not_count_as_made_here(toy):

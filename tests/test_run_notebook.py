@@ -43,6 +43,12 @@ def test_parameters_reach_the_cells_and_the_result_names_no_folder(call):
     assert record["seed"] == 7 and record["profile"] == "quick" and record["wall_time_s"]["01_toy"] > 0
 
 
+def test_memory_of_the_kernel_and_of_what_it_starts_is_recorded(call):
+    child = "import time; x = bytearray(300 * 2**20); time.sleep(1.5)"
+    status, results = call(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}], check=True)")
+    assert status == 0 and 300 < read_provenance(results)["peak_memory_mb"]["01_toy"] < 2000
+
+
 def test_failed_run_leaves_only_its_copy_for_reading(call, capsys):
     status, results = call("raise RuntimeError('no such luck')")
     assert status == 1

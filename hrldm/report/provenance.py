@@ -33,6 +33,7 @@ def write_provenance(
     seed: int,
     data_hash: str | None = None,
     wall_time_s: Mapping[str, float] | None = None,
+    peak_memory_mb: Mapping[str, int] | None = None,
     device: str | None = None,
 ) -> Path:
     """Write or complete ``results_dir/provenance.json``.
@@ -44,6 +45,7 @@ def write_provenance(
         seed: the run's seed.
         data_hash: hash of the manifest and its files; None keeps the recorded one.
         wall_time_s: {notebook: seconds}, added to the recorded ones.
+        peak_memory_mb: {notebook: resident memory of all its processes}, added likewise.
         device: what the numbers were computed on; None looks (`device_name`).
 
     Returns:
@@ -71,7 +73,10 @@ def write_provenance(
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",
             "packages": {name: metadata.version(name) for name in PACKAGES},
-            "wall_time_s": dict(sorted((before.get("wall_time_s", {}) | dict(wall_time_s or {})).items())),
+            **{
+                name: dict(sorted((before.get(name, {}) | dict(new or {})).items()))
+                for name, new in (("wall_time_s", wall_time_s), ("peak_memory_mb", peak_memory_mb))
+            },
         }
         write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
