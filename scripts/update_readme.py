@@ -1,0 +1,142 @@
+"""Write the README's tables from committed results: ``python scripts/update_readme.py [--check]``.
+
+Between ``<!-- NAME -->`` and ``<!-- /NAME -->`` stands what the function of that name in `BLOCKS` makes of
+`results/lidc-mini/quick/`; no number in these blocks is typed. ``--check`` writes nothing and ends with status 1 when a
+block differs from the results.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from hrldm import paths
+from hrldm.report.provenance import read_provenance, write_text
+from hrldm.report.published import load_published
+
+README = paths.ROOT / "README.md"
+RESULTS = paths.ROOT / "results" / "lidc-mini" / "quick"
+ARTEFACTS = {  # notebook: (what it makes, file below results/<dataset>/<profile>/)
+    "00_start_here": ("the paper in a page, one nodule through the pipeline", ""),
+    "01_data": ("the data, its split and its limits", ""),
+    "02_autoencoder": ("reconstruction by tissue", "tables/autoencoder"),
+    "03_hrldm": ("the histogram term at work, loss curves", "tables/losses_by_time"),
+    "04_synthesis": ("Fig. 4, subtype × size", "figures/fig4_synthesis"),
+    "05_fidelity": ("Table 1; HU histograms of lesions; control", "tables/table1_fidelity"),
+    "06_turing": ("Table 2, Fig. 5, by a model observer", "tables/table2_turing"),
+    "07_subtype": ("Table 3, Fig. 6", "tables/table3_subtype"),
+    "08_scarcity": ("Fig. 7", "tables/fig7_scarcity"),
+    "09_malignancy": ("Fig. 8", "tables/fig8_malignancy"),
+    "10_ablations": ("ablations", "tables/ablations"),
+    "11_claims": ("each claim, the evidence, the verdict", "tables/claims"),
+}
+NAMES = {"real": "real, floor", "autoencoder": "autoencoder, floor", "texture": "texture, no training"}
+UNITS = {"fid": ("FID", 1.0), "kid": ("KID × 10³", 1e3), "mmd": ("MMD × 10²", 1e2)}
+
+
+def artefacts(results: Path) -> str:
+    """Artefact, notebook, command, minutes and peak memory of each notebook."""
+    record = read_provenance(results)
+    minutes, memory = record["wall_time_s"], record.get("peak_memory_mb", {})
+    rows = []
+    for name, (what, file) in ARTEFACTS.items():
+        suffix = ".png" if file.startswith("figures") else ".csv"
+        link = f"[`{Path(file).name}`]({results.relative_to(paths.ROOT).as_posix()}/{file}{suffix})" if file else ""
+        gigabytes = f"{memory[name] / 1024:.1f} GB" if name in memory else ""
+        rows.append((what, f"`{name}`", link, f"`make {name}`", f"{minutes[name] / 60:.1f}", gigabytes))
+    rows.append(("all", "", "", "`make reproduce`", f"{sum(minutes.values()) / 60:.0f}", ""))
+    return _markdown(rows, ["artefact", "notebook", "file", "command", "minutes", "memory"])
+
+
+def fidelity(results: Path) -> str:
+    """Table 1, average over planes: ours with its interval beside the paper's value."""
+    ours, theirs = (t[t.plane == "average"] for t in (_table(results, "table1_fidelity"), _published()))
+    rows = []
+    for system in ours.system.unique():
+        row = [NAMES.get(system, system)]
+        for metric, (_, unit) in UNITS.items():
+            r = ours[(ours.system == system) & (ours.metric == metric)].iloc[0]
+            row.append(_interval(r.value * unit, r.ci_low * unit, r.ci_high * unit))
+        for metric, (_, unit) in UNITS.items():
+            found = theirs[(theirs.system == system) & (theirs.metric == metric)]
+            row.append(f"{found.value.iloc[0] * unit:.3g}" if len(found) else "")
+        rows.append(row)
+    extractor, n = ours.extractor.iloc[0], ours.n_synthetic.max()
+    titles = [title for title, _ in UNITS.values()]
+    head = ["system", *(f"{t}, {extractor}, n = {n}" for t in titles), *(f"paper: {t}" for t in titles)]
+    return _markdown(rows, head)
+
+
+def lesions(results: Path) -> str:
+    """HU histograms inside the lesion, and control, per system."""
+    table, control = _table(results, "lesion_histograms"), _table(results, "control_summary")
+    table = table[table.subtype == "all"]
+    control = control[(control.subtype == "all") & (control.quantity == "mean_hu")].set_index("system")
+    rows = []
+    for system in table.system.unique():
+        row = [NAMES.get(system, system)]
+        for metric, digits in (("jsd", 3), ("wasserstein_hu", 0)):
+            r = table[(table.system == system) & (table.metric == metric)].iloc[0]
+            row.append(f"{r.value:.{digits}f} ({r.ci_low:.{digits}f} to {r.ci_high:.{digits}f})")
+        known = system in control.index
+        row += [f"{control.slope[system]:.2f}", f"{control.r2[system]:.3f}"] if known else ["", ""]
+        rows.append(row)
+    head = [f"JSD, n = {table.n.max()}", "Wasserstein distance, HU", f"slope, n = {control.n.max()}", "R²"]
+    return _markdown(rows, ["system", *head])
+
+
+def claims(results: Path) -> str:
+    """How many claims got which verdict."""
+    counts = _table(results, "claims").verdict.value_counts()
+    return _markdown([(verdict, str(count)) for verdict, count in counts.items()], ["verdict", "claims"])
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {f.__name__: f for f in (artefacts, fidelity, lesions, claims)}
+
+
+def updated(text: str, results: Path) -> str:
+    """The README with every block made anew.
+
+    Raises:
+        ValueError: a block's markers are absent.
+    """
+    for name, make in BLOCKS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md: no block between <!-- {name} --> and <!-- /{name} -->")
+        text = pattern.sub(lambda found, new=make(results): f"{found[1]}{new}\n{found[2]}", text)
+    return text
+
+
+def _table(results: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(results / "tables" / f"{name}.csv")
+
+
+def _published() -> pd.DataFrame:
+    return load_published("table1_fidelity")
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3g} ({low:.3g} to {high:.3g})"
+
+
+def _markdown(rows: list, head: list[str]) -> str:
+    return pd.DataFrame(rows, columns=head).to_markdown(index=False, disable_numparse=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 when a block is out of date")
+    check = parser.parse_args().check
+    before = README.read_text(encoding="utf-8")
+    after = updated(before, RESULTS)
+    if before != after and not check:
+        write_text(README, after)
+    return int(check and before != after)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

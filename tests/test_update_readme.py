@@ -1,0 +1,73 @@
+"""The README's numbers are those of the committed results."""
+
+import pandas as pd
+import pytest
+
+from hrldm.config import get_profile
+from hrldm.report.provenance import write_provenance
+from scripts import update_readme
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A results folder with two systems and one notebook of 90 s."""
+    monkeypatch.setenv("HRLDM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(update_readme.paths, "ROOT", tmp_path)
+    monkeypatch.setattr(update_readme, "ARTEFACTS", {"05_fidelity": ("Table 1", "tables/table1_fidelity")})
+    folder = tmp_path / "results" / "lidc-mini" / "quick"
+    cost = {"wall_time_s": {"05_fidelity": 90.0}, "peak_memory_mb": {"05_fidelity": 1536}}
+    write_provenance(folder, get_profile("quick"), "lidc-mini", 0, **cost)
+    fidelity = [
+        (system, "net", metric, plane, value, value / 2, value * 2, 7, 9)
+        for system, value in (("real", 0.001), ("hr-ldm", 0.002))
+        for metric in ("fid", "kid", "mmd")
+        for plane in ("axial", "average")
+    ]
+    lesions = [(s, "all", m, v, v, v, 9) for s in ("real", "hr-ldm") for m, v in (("jsd", 0.1), ("wasserstein_hu", 40.2))]
+    control = [("hr-ldm", "all", "mean_hu", 0.97, 1.0, 0.95, 18), ("hr-ldm", "all", "sd_hu", 0.5, 1.0, 0.4, 18)]
+    tables = {
+        "table1_fidelity": (fidelity, "system extractor metric plane value ci_low ci_high n_real n_synthetic"),
+        "lesion_histograms": (lesions, "system subtype metric value ci_low ci_high n"),
+        "control_summary": (control, "system subtype quantity slope intercept r2 n"),
+        "claims": ([("a", "supported"), ("b", "not supported"), ("c", "supported")], "claim verdict"),
+    }
+    (folder / "tables").mkdir()
+    for name, (rows, columns) in tables.items():
+        pd.DataFrame(rows, columns=columns.split()).to_csv(folder / "tables" / f"{name}.csv", index=False)
+    return folder
+
+
+def cells(block: str, row: int) -> list[str]:
+    return [cell.strip() for cell in block.splitlines()[row].strip("|").split("|")]
+
+
+def test_blocks_hold_ours_with_interval_and_the_papers_value(results):
+    block = update_readme.fidelity(results)
+    assert "FID, net, n = 9" in block and "n_real" not in block
+    assert cells(block, 2)[:3] == ["real, floor", "0.001 (0.0005 to 0.002)", "1 (0.5 to 2)"] and cells(block, 2)[4] == ""
+    assert cells(block, 3)[1:] == ["0.002 (0.001 to 0.004)", "2 (1 to 4)", "0.2 (0.1 to 0.4)", "2.9", "1.1", "0.651"]
+    assert cells(update_readme.lesions(results), 3) == [
+        "hr-ldm", "0.100 (0.100 to 0.100)", "40 (40 to 40)", "0.97", "0.950",
+    ]  # fmt: skip
+    assert cells(update_readme.claims(results), 2) == ["supported", "2"]
+
+
+def test_minutes_and_memory_come_from_provenance(results):
+    block = update_readme.artefacts(results)
+    link = "[`table1_fidelity.csv`](results/lidc-mini/quick/tables/table1_fidelity.csv)"
+    assert cells(block, 2) == ["Table 1", "`05_fidelity`", link, "`make 05_fidelity`", "1.5", "1.5 GB"]
+    assert cells(block, 3)[3:5] == ["`make reproduce`", "2"]
+
+
+def test_only_the_blocks_change_and_an_absent_marker_is_named(results):
+    text = "before\n" + "".join(f"<!-- {n} -->\nold\n<!-- /{n} -->\nprose of {n}\n" for n in update_readme.BLOCKS)
+    new = update_readme.updated(text, results)
+    assert "old" not in new and new.startswith("before\n") and all(f"prose of {n}" in new for n in update_readme.BLOCKS)
+    assert update_readme.updated(new, results) == new
+    with pytest.raises(ValueError, match="<!-- claims -->"):
+        update_readme.updated(text.replace("claims", "other"), results)
+
+
+def test_committed_readme_is_what_the_committed_results_say():
+    text = update_readme.README.read_text(encoding="utf-8")
+    assert update_readme.updated(text, update_readme.RESULTS) == text, "run scripts/update_readme.py"
