@@ -104,10 +104,11 @@ def updated(text: str, results: Path) -> str:
         ValueError: a block's markers are absent.
     """
     for name, make in BLOCKS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
+        found = re.search(rf"<!-- {name} -->\n.*?<!-- /{name} -->", text, re.DOTALL)
+        if found is None:
             raise ValueError(f"README.md: no block between <!-- {name} --> and <!-- /{name} -->")
-        text = pattern.sub(lambda found, new=make(results): f"{found[1]}{new}\n{found[2]}", text)
+        before, after = found.span()
+        text = f"{text[:before]}<!-- {name} -->\n{make(results)}\n<!-- /{name} -->{text[after:]}"
     return text
 
 

@@ -23,7 +23,9 @@ def results(tmp_path, monkeypatch):
         for metric in ("fid", "kid", "mmd")
         for plane in ("axial", "average")
     ]
-    lesions = [(s, "all", m, v, v, v, 9) for s in ("real", "hr-ldm") for m, v in (("jsd", 0.1), ("wasserstein_hu", 40.2))]
+    lesions = [
+        (s, "all", m, v, v, v, 9) for s in ("real", "hr-ldm") for m, v in (("jsd", 0.1), ("wasserstein_hu", 40.2))
+    ]
     control = [("hr-ldm", "all", "mean_hu", 0.97, 1.0, 0.95, 18), ("hr-ldm", "all", "sd_hu", 0.5, 1.0, 0.4, 18)]
     tables = {
         "table1_fidelity": (fidelity, "system extractor metric plane value ci_low ci_high n_real n_synthetic"),
@@ -44,7 +46,9 @@ def cells(block: str, row: int) -> list[str]:
 def test_blocks_hold_ours_with_interval_and_the_papers_value(results):
     block = update_readme.fidelity(results)
     assert "FID, net, n = 9" in block and "n_real" not in block
-    assert cells(block, 2)[:3] == ["real, floor", "0.001 (0.0005 to 0.002)", "1 (0.5 to 2)"] and cells(block, 2)[4] == ""
+    assert (
+        cells(block, 2)[:3] == ["real, floor", "0.001 (0.0005 to 0.002)", "1 (0.5 to 2)"] and cells(block, 2)[4] == ""
+    )
     assert cells(block, 3)[1:] == ["0.002 (0.001 to 0.004)", "2 (1 to 4)", "0.2 (0.1 to 0.4)", "2.9", "1.1", "0.651"]
     assert cells(update_readme.lesions(results), 3) == [
         "hr-ldm", "0.100 (0.100 to 0.100)", "40 (40 to 40)", "0.97", "0.950",

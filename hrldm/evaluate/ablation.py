@@ -41,6 +41,11 @@ class Cell:
 def cells(study: Study) -> list[Cell]:
     """Every cell of the study; the first of each factor is the profile's own setting."""
     p = study.profile
+    other = "eps" if p.prediction == "v" else "v"
+    output = [
+        Cell("output of the U-Net", f"{p.prediction} (default)", {}),
+        Cell("output of the U-Net", other, {"prediction": other}),
+    ]
     return [
         Cell("background", f"{p.background} (default)", {}),
         Cell("background", "noised", {"background": "noised"}),
@@ -59,6 +64,7 @@ def cells(study: Study) -> list[Cell]:
         Cell("space of L_hist", "HU", {"hist_space": "hu"}),
         Cell("tokens of c_hist", f"{p.hist_tokens} (default)", {}),
         Cell("tokens of c_hist", f"{p.hist_bins}", {"hist_tokens": p.hist_bins}),
+        *(output if p.ablation_start == "scratch" else []),  # a network trained for v cannot turn to eps in a few steps
     ]
 
 

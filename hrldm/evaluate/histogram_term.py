@@ -28,8 +28,9 @@ from hrldm.model.diffusion import Schedule, blend, noisy_input
 from hrldm.model.histogram import hu_histogram
 from hrldm.model.losses import inpainting_loss, jensen_shannon
 from hrldm.model.unet import ConditionalUNet, latent_masks
+from hrldm.model.window import by_side
 from hrldm.train.hist_term import Crop, HistogramTerm, lesion_crop
-from hrldm.train.latents import encode_patches, mask_tensor
+from hrldm.train.latents import encode_patches, take, windows
 
 OFFSETS_HU = (-200.0, -100.0, -50.0, 50.0, 100.0, 200.0)
 CONTRASTS = (0.5, 1.5)
@@ -151,22 +152,24 @@ def losses_by_time(
     cache, profile, schedule = term.cache, term.profile, Schedule.from_profile(term.profile)
     unet = unet.to(term.device).eval()
     n = min(n, len(cache))
+    places = windows(cache, profile)
+    groups = by_side(places[i, 0] for i in range(n))
     rows = []
     for now in times:
         sums = np.zeros(2)
-        for start in range(0, n, batch):
-            i = np.arange(start, min(start + batch, n))
-            z0 = torch.from_numpy(np.array(cache.mean[i, 0])).to(term.device) * cache.scale
+        for i in (group[k : k + batch] for group in groups for k in range(0, len(group), batch)):
+            taken = take(cache, np.stack([i, np.zeros_like(i)], 1), places)
+            taken = {name: value.to(term.device) for name, value in taken.items()}
+            z0 = taken["z0"]
             noise = [np.random.default_rng((seed, int(k))).standard_normal(z0.shape[1:], np.float32) for k in i]
             eps, t = torch.from_numpy(np.stack(noise)).to(z0), torch.full((len(i),), int(now), device=z0.device)
-            m, condition = latent_masks(mask_tensor(cache.mask[i, 0]).to(z0.device))
+            m, condition = latent_masks(taken["mask"])
             z_t = schedule.add_noise(z0, eps, t)
-            subtype = torch.from_numpy(cache.subtype[i]).to(z0.device)
-            histogram = torch.from_numpy(cache.histogram[i]).float().to(z0.device)
-            out = unet(noisy_input(z0, z_t, m, profile.background), t, condition, subtype, histogram).float()
-            index = torch.from_numpy(np.stack([i, np.zeros_like(i)], 1))
-            hist = term(schedule.predict_z0(z_t, out, t), z0, m, t, index)
-            sums += len(i) * np.array([float(inpainting_loss(eps, out, m, profile.inpaint_norm)), float(hist)])
+            z_in = noisy_input(z0, z_t, m, profile.background)
+            out = unet(z_in, t, condition, taken["subtype"], taken["histogram"]).float()
+            eps_hat = schedule.noise(out, z_t, t, profile.prediction)
+            hist = term(schedule.predict_z0(z_t, eps_hat, t), z0, m, t, taken["index"], taken["start"])
+            sums += len(i) * np.array([float(inpainting_loss(eps, eps_hat, m, profile.inpaint_norm)), float(hist)])
         rows.append((int(now), *(sums / n)))
     return pd.DataFrame(rows, columns=["t", "inpaint", "hist"])
 

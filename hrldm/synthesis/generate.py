@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from hrldm.config import Profile
 from hrldm.model.autoencoder import Autoencoder, denormalise_hu
 from hrldm.model.diffusion import Schedule, inpaint
 from hrldm.model.unet import ConditionalUNet, latent_masks
+from hrldm.model.window import Window, by_side, lesion_window
 from hrldm.synthesis.blend import feather
 from hrldm.train.device import autocast
 from hrldm.train.latents import encode_patches, mask_tensor
@@ -28,6 +31,9 @@ class Request:
     subtype:    (N,) labels 0, 1, 2
     histogram:  (N, B) target HU histogram (c_hist)
     seeds:      (N,) noise seed of each nodule: the same seed gives the same lesion whatever the batch
+
+    Raises:
+        ValueError: fields of different length, or an empty mask, naming where.
     """
 
     background: np.ndarray
@@ -40,9 +46,15 @@ class Request:
         lengths = {len(getattr(self, f)) for f in self.__dataclass_fields__}
         if len(lengths) != 1:
             raise ValueError(f"the fields of a request differ in length: {sorted(lengths)}")
+        if empty := [i for i, mask in enumerate(self.mask) if not mask.any()]:
+            raise ValueError(f"empty lesion mask at position(s) {empty} of the request: nothing to inpaint")
 
     def __len__(self) -> int:
         return len(self.mask)
+
+    def __getitem__(self, rows) -> Request:
+        """The chosen rows (slice or indices)."""
+        return Request(*(getattr(self, f)[rows] for f in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,36 +72,63 @@ class Generator:
         """HU crops (N, D, D, D) float32: the decoded lesion feathered into the background (or the plain decoding).
 
         Raises:
-            ValueError: an empty mask, or a crop whose side is not a multiple of 4.
+            ValueError: a crop whose side is not a multiple of 4.
         """
-        parts = []
-        starts = range(0, len(request), batch)
-        for i in tqdm(starts, desc=progress, mininterval=10, disable=not progress):
-            rows = slice(i, i + batch)
-            z = self.latents(Request(*(getattr(request, f)[rows] for f in Request.__dataclass_fields__)))
-            parts.append(denormalise_hu(self.autoencoder.decode(z / self.scale).clamp(0, 1))[:, 0].cpu().numpy())
-        decoded = np.concatenate(parts)
+        groups = by_side(self._windows(request))
+        batches = [rows[i : i + batch] for rows in groups for i in range(0, len(rows), batch)]
+        decoded = np.empty(request.background.shape, np.float32)
+        for rows in tqdm(batches, desc=progress, mininterval=10, disable=not progress):
+            z = self.latents(request[rows])
+            decoded[rows] = denormalise_hu(self.autoencoder.decode(z / self.scale).clamp(0, 1))[:, 0].cpu().numpy()
         return feathered(request.background, decoded, request.mask) if paste else decoded
 
-    def latents(self, request: Request, each_step=None) -> torch.Tensor:
-        """Final latents (N, c, d, d, d); `each_step` receives every intermediate state, for pictures."""
+    @torch.no_grad()
+    def latents(self, request: Request, each_step: Callable[[SimpleNamespace], None] | None = None) -> torch.Tensor:
+        """Final latents (N, c, d, d, d).
+
+        each_step: receives, for pictures, every state of the nodules that share a window's side, in the whole crop's grid
+        """
+        z = encode_patches(self.autoencoder, request.background, self.device)[0].to(self.device) * self.scale
+        windows = self._windows(request)
+        for rows in by_side(windows):
+            cuts = [windows[i].latent for i in rows]
+            z_bg = torch.stack([z[i][cut] for i, cut in zip(rows, cuts, strict=True)])
+            mask = mask_tensor(np.stack([request.mask[i][windows[i].voxels] for i in rows]))
+            for state in self._denoise(request[rows], z_bg, mask):
+                if each_step is not None:
+                    state.z, state.z0_hat = (_filled(z[rows], x, cuts) for x in (state.z, state.z0_hat))
+                    each_step(state)
+            z[rows] = state.z if each_step is not None else _filled(z[rows], state.z, cuts)
+        return z
+
+    def _windows(self, request: Request) -> list[Window]:
+        p = self.profile
+        return [lesion_window(mask, p.lesion_context, len(p.unet_channels)) for mask in request.mask]
+
+    def _denoise(self, request: Request, z_bg: torch.Tensor, mask: torch.Tensor) -> Iterator[SimpleNamespace]:
+        """The sampler's states for nodules whose windows have one side; z_bg and mask are cut to them."""
         p, schedule = self.profile, Schedule.from_profile(self.profile)
         self.unet.to(self.device).eval()
-        z_bg = encode_patches(self.autoencoder, request.background, self.device)[0].to(self.device) * self.scale
-        m, condition = latent_masks(mask_tensor(request.mask).to(self.device))
+        m, condition = latent_masks(mask.to(self.device))
         subtype = torch.from_numpy(np.array(request.subtype)).long().to(self.device)
         histogram = torch.from_numpy(np.array(request.histogram)).float().to(self.device)
         generators = [torch.Generator().manual_seed(int(s)) for s in request.seeds]
+        sampler = "rflow" if p.objective == "rflow" else p.sampler
 
         def denoiser(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             with autocast(p, z.device.type):
-                return self.unet(z, t, condition, subtype, histogram).float()
+                out = self.unet(z, t, condition, subtype, histogram).float()
+            return out if sampler == "rflow" else schedule.noise(out, z, t, p.prediction)
 
-        sampler = "rflow" if p.objective == "rflow" else p.sampler
-        for state in inpaint(denoiser, z_bg, m, schedule, generators, sampler, p.sample_steps, p.background):
-            if each_step is not None:
-                each_step(state)
-        return state.z
+        return inpaint(denoiser, z_bg, m, schedule, generators, sampler, p.sample_steps, p.background)
+
+
+def _filled(z: torch.Tensor, windows: torch.Tensor, cuts: list[tuple]) -> torch.Tensor:
+    """Whole latents (n, c, d, d, d) with their windows (n, c, side, side, side) put in."""
+    z = z.clone()
+    for whole, part, cut in zip(z, windows, cuts, strict=True):
+        whole[cut] = part
+    return z
 
 
 def feathered(background: np.ndarray, lesion_hu: np.ndarray, mask: np.ndarray) -> np.ndarray:

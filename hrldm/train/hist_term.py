@@ -7,6 +7,7 @@ with latents at their posterior mean, never changes: it is computed once per cro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from hrldm.model.autoencoder import FACTOR, Autoencoder, denormalise_hu
 from hrldm.model.diffusion import blend
 from hrldm.model.histogram import masked_soft_histogram
 from hrldm.model.losses import jensen_shannon
+from hrldm.model.window import latent_extent
 from hrldm.train.latents import LatentCache
 
 HALO = 1  # latent voxels around the lesion that D_trunc sees beside it
@@ -32,23 +34,21 @@ class Crop:
     box: tuple[slice, slice, slice]
     mask: Tensor
 
+    def within(self, start: Sequence[int]) -> Crop:
+        """The same crop, counted from the first voxel of a window."""
+        return Crop(tuple(slice(b.start - s, b.stop - s) for b, s in zip(self.box, start, strict=True)), self.mask)
+
 
 def lesion_crop(mask: np.ndarray, max_voxels: int) -> Crop:
     """Tight latent box around a voxel mask (D, H, W), with halo, at most `max_voxels` wide and never without lesion."""
     box = []
     centre = np.argwhere(mask)
     centre = centre[np.argmin(((centre - centre.mean(0)) ** 2).sum(1))]  # the lesion voxel nearest to its middle
-    for axis in range(3):
-        hit = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        lo, hi = hit[0] // FACTOR - HALO, hit[-1] // FACTOR + 1 + HALO
-        widest = max(max_voxels // FACTOR, 1)
-        if hi - lo > widest:
-            lo = int(centre[axis] // FACTOR - widest // 2)
-            hi = lo + widest
-        size = mask.shape[axis] // FACTOR
-        width = min(hi - lo, size)
-        lo = min(max(lo, 0), size - width)
-        box.append(slice(int(lo), int(lo + width)))
+    for axis, (first, end) in enumerate(latent_extent(mask)):
+        low, high = max(first - HALO, 0), min(end + HALO, mask.shape[axis] // FACTOR)
+        width = min(high - low, max(max_voxels // FACTOR, 1))
+        lo = low if width == high - low else min(max(int(centre[axis]) // FACTOR - width // 2, low), high - width)
+        box.append(slice(lo, lo + width))
     voxels = mask[tuple(slice(b.start * FACTOR, b.stop * FACTOR) for b in box)]
     return Crop(tuple(box), torch.from_numpy(np.array(voxels)).float()[None, None])
 
@@ -62,6 +62,8 @@ class HistogramTerm:
     def __init__(self, autoencoder: Autoencoder, cache: LatentCache, profile: Profile, device: torch.device) -> None:
         if profile.hist_space not in ("feature", "hu"):
             raise ValueError(f"unknown hist_space {profile.hist_space!r}; choose feature or hu")
+        if profile.lesion_context is not None and profile.lesion_context < HALO:
+            raise ValueError(f"lesion_context must be at least {HALO}, the halo that L_hist decodes around the lesion")
         if autoencoder is None:
             raise ValueError("lambda_hist > 0 needs the autoencoder, whose frozen decoder L_hist reads")
         self.decoder = autoencoder.to(device).eval().requires_grad_(False)
@@ -121,11 +123,15 @@ class HistogramTerm:
             self._targets[key] = self.histogram(z0[(..., *crop.box)], crop)
         return self._targets[key]
 
-    def __call__(self, z0_hat: Tensor, z0: Tensor, m: Tensor, t: Tensor, index: Tensor) -> Tensor:
+    def __call__(
+        self, z0_hat: Tensor, z0: Tensor, m: Tensor, t: Tensor, index: Tensor, start: Tensor | None = None
+    ) -> Tensor:
         """Eq. 8, mean over channels and over the batch; nodules with t > `hist_t_max` contribute zero.
 
-        z0_hat, z0: (B, c, d, h, w) scaled latents; z0_hat is composited first, since Eq. 5 teaches it nothing outside M
+        z0_hat, z0: (B, c, d, h, w) scaled latents of each nodule's window; z0_hat is composited first, since Eq. 5
+                    teaches it nothing outside M
         m:          (B, 1, d, h, w) binary; t: (B,); index: (B, 2) nodule and variant in the cache
+        start:      (B, 3) first latent voxel of each window; None where z0 is the whole grid
         """
         composed = blend(m, z0_hat, z0)
         groups: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = {}  # crops of one shape are decoded together
@@ -133,7 +139,7 @@ class HistogramTerm:
             if self.profile.hist_t_max is not None and int(t[b]) > self.profile.hist_t_max:
                 continue
             key = (int(index[b, 0]), int(index[b, 1]))
-            crop = self.crop(*key)
+            crop = self.crop(*key).within((0, 0, 0) if start is None else start[b].tolist())
             part = composed[b : b + 1][(..., *crop.box)]
             groups.setdefault(part.shape, []).append((part, crop.mask, self.target(z0[b : b + 1], key, crop)))
         total = z0_hat.new_zeros(())

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hrldm import paths
+from hrldm.config import Profile
 from hrldm.data.patches import Patches
 from hrldm.data.volumes import cube_symmetry
 from hrldm.model.autoencoder import FACTOR, Autoencoder, normalise_hu
 from hrldm.model.histogram import hu_histogram
+from hrldm.model.window import Window, lesion_window
 
 SHIFT = 4  # mm, largest shift of an augmented variant
 
@@ -48,6 +51,34 @@ class LatentCache:
 
     def __len__(self) -> int:
         return len(self.mean)
+
+
+def windows(cache: LatentCache, profile: Profile) -> dict[tuple[int, int], Window]:
+    """The window of every nodule and variant."""
+    n, v = cache.mask.shape[:2]
+    levels = len(profile.unet_channels)
+    return {
+        (i, k): lesion_window(np.asarray(cache.mask[i, k]), profile.lesion_context, levels)
+        for i in range(n)
+        for k in range(v)
+    }
+
+
+def take(cache: LatentCache, index: np.ndarray, places: Mapping[tuple[int, int], Window]) -> dict[str, Tensor]:
+    """A batch: latents z0 and std (scaled), voxel masks, conditions of the nodules and variants `index` (B, 2), each cut
+    to its window; their windows must be of one side. `start` (B, 3) is where they begin."""
+    i, v = index.T
+    cuts = [places[int(a), int(b)] for a, b in index]
+    mean, std, mask = (np.asarray(getattr(cache, name)[i, v]) for name in ("mean", "std", "mask"))
+    return {
+        "z0": torch.from_numpy(np.stack([x[w.latent] for x, w in zip(mean, cuts, strict=True)])) * cache.scale,
+        "std": torch.from_numpy(np.stack([x[w.latent] for x, w in zip(std, cuts, strict=True)])) * cache.scale,
+        "mask": mask_tensor(np.stack([x[w.voxels] for x, w in zip(mask, cuts, strict=True)])),
+        "subtype": torch.from_numpy(cache.subtype[i]),
+        "histogram": torch.from_numpy(cache.histogram[i]).float(),
+        "index": torch.from_numpy(np.array(index)),
+        "start": torch.tensor([w.start for w in cuts]),
+    }
 
 
 def weights_digest(model: torch.nn.Module) -> str:

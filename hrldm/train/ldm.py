@@ -20,36 +20,43 @@ from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.diffusion import Schedule, flow_input, noisy_input
 from hrldm.model.losses import inpainting_loss, total_loss
 from hrldm.model.unet import ConditionalUNet, latent_masks
+from hrldm.model.window import by_side
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import autocast
 from hrldm.train.hist_term import HistogramTerm
-from hrldm.train.latents import LatentCache, mask_tensor
+from hrldm.train.latents import LatentCache, take, windows
 from hrldm.train.steps import StepState, require_finite
 
 STAGE = "ldm"
 RUN_FIELDS = (  # what a trained U-Net depends on
     "ae_latent_channels", "unet_channels", "unet_attention", "unet_res_blocks", "unet_head_channels", "unet_norm_groups",
     "ctx_dim", "hist_tokens", "mask_channels", "ldm_steps", "ldm_batch", "ldm_lr", "ldm_lr_power", "ldm_ema",
-    "mixed_precision", "num_train_timesteps", "beta_start", "beta_end", "objective", "background", "use_c_hist",
+    "mixed_precision", "num_train_timesteps", "beta_start", "beta_end", "objective", "prediction", "background", "use_c_hist",
     "lambda_hist", "hist_bins", "hist_space", "hist_t_max", "hist_max_voxels", "inpaint_norm", "latent_sample",
+    "lesion_context",
 )  # fmt: skip
 
 
-def draw_batch(cache: LatentCache, profile: Profile, rng: np.random.Generator) -> dict[str, Tensor]:
-    """A random batch: latents z0 (scaled), voxel masks, conditions and their indices in the cache."""
-    i = rng.integers(len(cache), size=profile.ldm_batch)
-    v = rng.integers(cache.mean.shape[1], size=profile.ldm_batch)
-    z0 = torch.from_numpy(np.asarray(cache.mean[i, v]))
-    if profile.latent_sample:
-        noise = rng.standard_normal(z0.shape, np.float32)
-        z0 = z0 + torch.from_numpy(np.asarray(cache.std[i, v]) * noise)
-    return {
-        "z0": z0 * cache.scale,
-        "mask": mask_tensor(cache.mask[i, v]),
-        "subtype": torch.from_numpy(cache.subtype[i]),
-        "histogram": torch.from_numpy(cache.histogram[i]).float(),
-        "index": torch.from_numpy(np.stack([i, v], 1)),
-    }
+class Batches:
+    """Random batches out of a latent cache. The nodules of one batch have windows of one side; over many batches every
+    nodule and variant is drawn equally often."""
+
+    def __init__(self, cache: LatentCache, profile: Profile) -> None:
+        self.cache, self.profile, self.windows = cache, profile, windows(cache, profile)
+        keys = np.array(list(self.windows))
+        self.groups = [keys[rows] for rows in by_side(self.windows.values())]
+        sizes = np.array([len(g) for g in self.groups])
+        self.shares = sizes / sizes.sum()
+
+    def draw(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        """One batch, see `latents.take`; with `latent_sample` z0 is drawn from the posterior."""
+        group = self.groups[rng.choice(len(self.groups), p=self.shares)]
+        index = group[rng.integers(len(group), size=self.profile.ldm_batch)]
+        batch = take(self.cache, index, self.windows)
+        std = batch.pop("std")
+        if self.profile.latent_sample:
+            batch["z0"] += std * torch.from_numpy(rng.standard_normal(std.shape, np.float32))
+        return batch
 
 
 def train_ldm(
@@ -89,7 +96,7 @@ def train_ldm(
         "scale": cache.scale,
         "n": len(cache),
     }
-    term = None
+    batches, term = Batches(cache, profile), None
     if profile.lambda_hist > 0 and profile.objective == "ddpm":
         term = HistogramTerm(autoencoder, cache, profile, device)
     if Path(path).exists():
@@ -104,7 +111,7 @@ def train_ldm(
 
     for step in range(meta["step"], profile.ldm_steps):
         draw = np.random.default_rng((seed, step, accelerator.process_index))
-        batch = {k: v.to(device) for k, v in draw_batch(cache, profile, draw).items()}
+        batch = {k: v.to(device) for k, v in batches.draw(draw).items()}
         z0, n = batch["z0"], len(batch["z0"])
         eps = torch.from_numpy(draw.standard_normal(z0.shape, np.float32)).to(device)
         t = torch.from_numpy(draw.integers(profile.num_train_timesteps, size=n)).to(device)
@@ -117,7 +124,8 @@ def train_ldm(
             t = t + 1  # rectified flow counts 1..T, in sampling too
             z_t, target = flow_input(z0, eps, t, profile.num_train_timesteps)
         else:
-            z_t, target = schedule.add_noise(z0, eps, t), eps  # Algorithm 1, line 3
+            z_t = schedule.add_noise(z0, eps, t)  # Algorithm 1, line 3
+            target = schedule.target(z0, eps, t, profile.prediction)
         z_in = noisy_input(z0, z_t, m, profile.background)  # line 4
         with autocast(profile, device.type):
             out = model(z_in, t, condition, batch["subtype"], batch["histogram"])  # lines 5, 6
@@ -125,8 +133,9 @@ def train_ldm(
         losses = {"inpaint": inpainting_loss(target, out, m, profile.inpaint_norm)}  # line 9
         require_finite(losses, step, lr, path)  # before the histogram, which has no bin for NaN
         if term is not None:
-            z0_hat = schedule.predict_z0(z_t, out, t)  # line 7
-            losses["hist"] = term(z0_hat, z0, m, t, batch["index"])  # lines 8, 10
+            eps_hat = schedule.noise(out, z_t, t, profile.prediction)
+            z0_hat = schedule.predict_z0(z_t, eps_hat, t)  # line 7
+            losses["hist"] = term(z0_hat, z0, m, t, batch["index"], batch["start"])  # lines 8, 10
             require_finite(losses, step, lr, path)
         total = total_loss(losses["inpaint"], losses.get("hist"), profile.lambda_hist)  # line 11
         optimizer.zero_grad()

@@ -106,7 +106,7 @@ def test_descent_moves_the_lesion_s_histogram_and_nothing_else(term, patches):
 
 
 class _Oracle(torch.nn.Module):
-    """Knows z0, hence the noise inside M; `error` is added to it."""
+    """Knows z0, hence the noise (or v) inside M; `error` is added to it."""
 
     def __init__(self, term, error: float = 0.0):
         super().__init__()
@@ -115,14 +115,21 @@ class _Oracle(torch.nn.Module):
     def forward(self, z_t, t, masks, subtype, histogram):
         z0 = torch.from_numpy(self.term.cache.mean[: len(z_t), 0]) * self.term.cache.scale
         abar = Schedule.from_profile(self.term.profile).abar(t, z_t)
-        return (z_t - abar.sqrt() * z0) / (1 - abar).sqrt() + self.error
+        eps = (z_t - abar.sqrt() * z0) / (1 - abar).sqrt()
+        exact = eps if self.term.profile.prediction == "eps" else abar.sqrt() * eps - (1 - abar).sqrt() * z0
+        return exact + self.error
 
 
-def test_losses_of_a_perfect_noise_predictor_are_zero_and_errors_grow_with_t(term):
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_losses_of_a_perfect_predictor_are_zero_and_errors_of_the_noise_grow_with_t(term, monkeypatch, prediction):
+    monkeypatch.setattr(term, "profile", dataclasses.replace(term.profile, prediction=prediction))
     perfect = losses_by_time(_Oracle(term), term, (10, 500, 990), seed=0, n=N)
     assert list(perfect.t) == [10, 500, 990]
     assert perfect.inpaint.max() < 1e-2 and perfect["hist"][:2].max() < 1e-3
     wrong = losses_by_time(_Oracle(term, 0.1), term, (10, 500, 990), seed=0, n=N)
+    if prediction == "v":  # no error of v is amplified, in eps_hat or z0_hat, at any t
+        assert (wrong.inpaint < 0.1 * 8 + 1e-2).all() and wrong["hist"][2] < 10 * wrong["hist"][1]
+        return
     np.testing.assert_allclose(wrong.inpaint, 0.1 * 8, atol=2e-2)  # Eq. 5 sums over the 8 channels
     assert wrong["hist"].is_monotonic_increasing and wrong["hist"][2] > 10 * wrong["hist"][0]
 

@@ -72,6 +72,21 @@ def test_equations_1_and_6_invert_each_other_at_every_t(dtype, tolerance):
     torch.testing.assert_close(var.double(), 1 - schedule.alphas_cumprod, atol=1e-5, rtol=1e-4)
 
 
+def test_v_holds_the_same_noise_and_amplifies_no_error():
+    schedule, z0, eps = Schedule(), randn(0), randn(1)
+    for now in (0, 1, 100, 500, 999):
+        t = torch.full((2,), now)
+        z_t = schedule.add_noise(z0, eps, t)
+        v = schedule.target(z0, eps, t, "v")
+        torch.testing.assert_close(schedule.noise(v, z_t, t, "v"), eps, rtol=0, atol=1e-12)
+        abar = schedule.alphas_cumprod[now]
+        wrong = schedule.predict_z0(z_t, schedule.noise(v + 0.1, z_t, t, "v"), t)
+        torch.testing.assert_close(wrong - z0, (-0.1 * (1 - abar).sqrt()).expand_as(z0), rtol=0, atol=1e-10)
+        assert torch.equal(schedule.noise(eps, z_t, t, "eps"), schedule.target(z0, eps, t, "eps"))
+    with pytest.raises(ValueError, match="unknown prediction 'z0'"):
+        schedule.target(z0, eps, t, "z0")
+
+
 @pytest.mark.parametrize("t", [1, 2, 10, 400, 999])
 def test_ddpm_step_is_the_closed_form_posterior(t):
     """q(z_{t-1} | z_t, z0) by Bayes: the product of N(z_t; sqrt(a) z_{t-1}, b) and N(z_{t-1}; sqrt(abar') z0, 1 - abar')."""

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from hrldm.config import get_profile
+from hrldm.data.patches import Patches
 from hrldm.model.histogram import hu_histogram
 from hrldm.model.unet import ConditionalUNet
 from hrldm.train import checkpoint as ckpt
 from hrldm.train import ldm
 from hrldm.train.hist_term import HistogramTerm, lesion_crop
-from hrldm.train.latents import LatentCache, build_latents, encode_patches
+from hrldm.train.latents import LatentCache, build_latents, encode_patches, mask_tensor
 from hrldm.train.steps import DivergedError
 from tests import tiny
 
@@ -148,7 +149,7 @@ def reference_ddpm(cache, profile, seed, steps) -> dict:
     abar = torch.cumprod(1 - root**2, 0)
     for step in range(steps):
         rng = np.random.default_rng((seed, step, 0))
-        batch = ldm.draw_batch(cache, profile, rng)
+        batch = ldm.Batches(cache, profile).draw(rng)
         z0 = batch["z0"]
         eps = torch.from_numpy(rng.standard_normal(z0.shape, np.float32))
         t = torch.from_numpy(rng.integers(1000, size=len(z0)))
@@ -157,7 +158,8 @@ def reference_ddpm(cache, profile, seed, steps) -> dict:
         z_in = m * (a.sqrt() * z0 + (1 - a).sqrt() * eps) + (1 - m) * z0
         condition = torch.cat([torch.nn.functional.avg_pool3d(batch["mask"], 4), m], 1)
         out = model(z_in, t, condition, batch["subtype"], batch["histogram"])
-        error = (m * (eps - out)).abs().flatten(1).sum(1) / (m.flatten(1).sum(1) + 1e-6)
+        target = eps if profile.prediction == "eps" else a.sqrt() * eps - (1 - a).sqrt() * z0
+        error = (m * (target - out)).abs().flatten(1).sum(1) / (m.flatten(1).sum(1) + 1e-6)
         optimizer.param_groups[0]["lr"] = profile.ldm_lr * (1 - step / profile.ldm_steps) * min(1, (step + 1) / 20)
         optimizer.zero_grad()
         error.mean().backward()
@@ -166,14 +168,16 @@ def reference_ddpm(cache, profile, seed, steps) -> dict:
     return model.state_dict()
 
 
-def test_lambda_0_is_the_maisi_ddpm_update_bit_for_bit(cache, tmp_path):
-    steps = train(cache, tmp_path / "a", save_every=3, lambda_hist=0.0)
+@pytest.mark.parametrize("prediction", ["v", "eps"])
+def test_lambda_0_is_the_maisi_ddpm_update_bit_for_bit(cache, tmp_path, prediction):
+    steps = train(cache, tmp_path / "a", save_every=3, lambda_hist=0.0, prediction=prediction)
     states = [next(steps) for _ in range(3)]
     steps.close()
     assert all(set(s.metrics) == {"inpaint"} for s in states)
-    expected = reference_ddpm(cache, tiny.profile(lambda_hist=0.0), 0, 3)
+    profile = tiny.profile(lambda_hist=0.0, prediction=prediction)
+    expected = reference_ddpm(cache, profile, 0, 3)
     assert same(weights(tmp_path / "a"), expected)
-    without = ldm.train_ldm(cache, tiny.profile(lambda_hist=0.0), 0, tmp_path / "b", None, save_every=3)
+    without = ldm.train_ldm(cache, profile, 0, tmp_path / "b", None, save_every=3)
     for _ in range(3):
         next(without)
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
@@ -324,15 +328,63 @@ def test_bad_histogram_settings_are_named_before_training(cache, tmp_path):
 
 
 def test_batches_are_scaled_latents_with_their_conditions(cache):
-    batch = ldm.draw_batch(cache, tiny.profile(ldm_batch=5), np.random.default_rng(0))
+    batch = ldm.Batches(cache, tiny.profile(ldm_batch=5)).draw(np.random.default_rng(0))
     for b, (i, v) in enumerate(batch["index"].tolist()):
         np.testing.assert_allclose(batch["z0"][b], cache.mean[i, v] * cache.scale, rtol=1e-6)
         np.testing.assert_array_equal(batch["mask"][b, 0], cache.mask[i, v])
         np.testing.assert_allclose(batch["histogram"][b], cache.histogram[i], rtol=1e-6)
         assert batch["subtype"][b] == cache.subtype[i]
-    sampled = ldm.draw_batch(cache, tiny.profile(ldm_batch=5, latent_sample=True), np.random.default_rng(0))
+    sampled = ldm.Batches(cache, tiny.profile(ldm_batch=5, latent_sample=True)).draw(np.random.default_rng(0))
     assert torch.equal(sampled["index"], batch["index"])
     assert not torch.equal(sampled["z0"], batch["z0"])
+
+
+@pytest.fixture
+def wide(tmp_path, monkeypatch) -> LatentCache:
+    """Crops of 40 mm with small and large lesions: windows of two sides."""
+    monkeypatch.setenv("HRLDM_CACHE", str(tmp_path / "cache"))
+    made = tiny.patches(6, 48)
+    mask = np.stack([np.roll(tiny.ball(48, r), 3, 1) for r in (4, 5, 5, 13, 14, 4)])
+    return build_latents(tiny.autoencoder(), Patches(made.hu, mask, made.frame), 40, 2, 40, 0)
+
+
+def test_batches_hold_windows_of_one_side_and_every_nodule_equally_often(wide):
+    batches = ldm.Batches(wide, tiny.profile(ldm_batch=4))
+    rng, seen = np.random.default_rng(0), np.zeros(wide.mask.shape[:2])
+    for _ in range(600):
+        batch = batches.draw(rng)
+        np.add.at(seen, tuple(batch["index"].numpy().T), 1)
+    assert seen.std() / seen.mean() < 0.12 and seen.sum() == 2400
+    sides = {w.side for w in batches.windows.values()}
+    assert sides == {6, 10}
+    for (i, v), (a, b, c), z0, mask in zip(
+        *(batch[k].tolist() for k in ("index", "start")), batch["z0"], batch["mask"], strict=True
+    ):
+        n = z0.shape[-1]
+        cut = (slice(a, a + n), slice(b, b + n), slice(c, c + n))
+        np.testing.assert_allclose(z0, wide.mean[i, v][(..., *cut)] * wide.scale, rtol=1e-6)
+        assert mask.sum() == wide.mask[i, v].sum()  # the whole lesion lies inside
+
+
+def test_histogram_term_reads_the_same_through_a_window_as_in_the_whole_grid(wide):
+    term = HistogramTerm(tiny.autoencoder(), wide, tiny.profile(), DEVICE)
+    for group in ldm.Batches(wide, tiny.profile()).groups:
+        windows = {tuple(k): ldm.windows(wide, tiny.profile())[tuple(k)] for k in group.tolist()}
+        part = ldm.take(wide, group, windows)
+        whole = {"z0": torch.stack([torch.from_numpy(np.array(wide.mean[i, v])) for i, v in group]) * wide.scale}
+        m = torch.nn.functional.max_pool3d(mask_tensor(np.stack([wide.mask[i, v] for i, v in group])), 4)
+        m_part = torch.nn.functional.max_pool3d(part["mask"], 4)
+        t = torch.zeros(len(group), dtype=torch.long)
+        inside = term(part["z0"] + 0.3, part["z0"], m_part, t, part["index"], part["start"])
+        assert inside.item() == pytest.approx(
+            term(whole["z0"] + 0.3, whole["z0"], m, t, part["index"]).item(), rel=1e-5
+        )
+        assert inside > 0.001
+
+
+def test_context_less_than_the_halo_is_refused(cache, tmp_path):
+    with pytest.raises(ValueError, match="lesion_context must be at least 1"):
+        next(train(cache, tmp_path / "a", lesion_context=0))
 
 
 def test_loaded_network_has_ema_weights_and_the_scale_of_its_training(cache, tmp_path):
