@@ -22,16 +22,16 @@ RESULTS = paths.ROOT / "results" / "lidc-mini" / "quick"
 ARTEFACTS = {  # notebook: (what it makes, file below results/<dataset>/<profile>/)
     "00_start_here": ("the paper in a page, one nodule through the pipeline", ""),
     "01_data": ("the data, its split and its limits", ""),
-    "02_autoencoder": ("reconstruction by tissue", "tables/autoencoder"),
-    "03_hrldm": ("the histogram term at work, loss curves", "tables/losses_by_time"),
-    "04_synthesis": ("Fig. 4, subtype × size", "figures/fig4_synthesis"),
-    "05_fidelity": ("Table 1; HU histograms of lesions; control", "tables/table1_fidelity"),
-    "06_turing": ("Table 2, Fig. 5, by a model observer", "tables/table2_turing"),
-    "07_subtype": ("Table 3, Fig. 6", "tables/table3_subtype"),
-    "08_scarcity": ("Fig. 7", "tables/fig7_scarcity"),
-    "09_malignancy": ("Fig. 8", "tables/fig8_malignancy"),
-    "10_ablations": ("ablations", "tables/ablations"),
-    "11_claims": ("each claim, the evidence, the verdict", "tables/claims"),
+    "02_autoencoder": ("reconstruction by tissue", "tables/autoencoder.csv"),
+    "03_hrldm": ("the histogram term at work, loss curves", "tables/losses_by_time.csv"),
+    "04_synthesis": ("Fig. 4, subtype × size", "figures/fig4_synthesis.png"),
+    "05_fidelity": ("Table 1; HU histograms of lesions; control", "tables/table1_fidelity.csv"),
+    "06_turing": ("Table 2, Fig. 5, by a model observer", "tables/table2_turing.csv"),
+    "07_subtype": ("Table 3, Fig. 6", "tables/table3_subtype.csv"),
+    "08_scarcity": ("Fig. 7", "tables/fig7_scarcity.csv"),
+    "09_malignancy": ("Fig. 8", "tables/fig8_malignancy.csv"),
+    "10_ablations": ("ablations", "tables/ablations.csv"),
+    "11_claims": ("each claim, the evidence, the verdict", "tables/claims.csv"),
 }
 NAMES = {"real": "real, floor", "autoencoder": "autoencoder, floor", "texture": "texture, no training"}
 UNITS = {"fid": ("FID", 1.0), "kid": ("KID × 10³", 1e3), "mmd": ("MMD × 10²", 1e2)}
@@ -43,8 +43,7 @@ def artefacts(results: Path) -> str:
     minutes, memory = record["wall_time_s"], record.get("peak_memory_mb", {})
     rows = []
     for name, (what, file) in ARTEFACTS.items():
-        suffix = ".png" if file.startswith("figures") else ".csv"
-        link = f"[`{Path(file).name}`]({results.relative_to(paths.ROOT).as_posix()}/{file}{suffix})" if file else ""
+        link = f"[`{Path(file).name}`]({results.relative_to(paths.ROOT).as_posix()}/{file})" if file else ""
         gigabytes = f"{memory[name] / 1024:.1f} GB" if name in memory else ""
         rows.append((what, f"`{name}`", link, f"`make {name}`", f"{minutes[name] / 60:.1f}", gigabytes))
     rows.append(("all", "", "", "`make reproduce`", f"{sum(minutes.values()) / 60:.0f}", ""))

@@ -13,7 +13,7 @@ def results(tmp_path, monkeypatch):
     """A results folder with two systems and one notebook of 90 s."""
     monkeypatch.setenv("HRLDM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(update_readme.paths, "ROOT", tmp_path)
-    monkeypatch.setattr(update_readme, "ARTEFACTS", {"05_fidelity": ("Table 1", "tables/table1_fidelity")})
+    monkeypatch.setattr(update_readme, "ARTEFACTS", {"05_fidelity": ("Table 1", "tables/table1_fidelity.csv")})
     folder = tmp_path / "results" / "lidc-mini" / "quick"
     cost = {"wall_time_s": {"05_fidelity": 90.0}, "peak_memory_mb": {"05_fidelity": 1536}}
     write_provenance(folder, get_profile("quick"), "lidc-mini", 0, **cost)

@@ -77,7 +77,17 @@ class Study:
         """Stage I as the profile asks: shipped, trained here, or the user's MAISI file."""
         return obtain_autoencoder(self)
 
+    @functools.cached_property
+    def _latents(self) -> dict[str, LatentCache]:
+        return {}
+
     def latents(self, split: str) -> LatentCache:
+        """The encoded crops of a split, made at the first call; the training split in `latent_variants`."""
+        if split not in self._latents:
+            self._latents[split] = self._encoded(split)
+        return self._latents[split]
+
+    def _encoded(self, split: str) -> LatentCache:
         p = self.profile
         variants = p.latent_variants if split == "train" else 1
         patches = self.patches(split, p.patch_mm + (2 * SHIFT if variants > 1 else 0))
@@ -140,12 +150,28 @@ def open_study(
         root = Path(data_root).expanduser()
     else:
         raise ValueError(f"dataset {dataset!r} needs data_root, the folder of its manifest.csv (DATA_ROOT=… with make)")
-    frame = load_manifest(root)
+    frame = checked_manifest(root)
     assert_disjoint(frame)
     missing = [s for s in ("train", "test") if not (frame.split == s).any()]
     if missing:
         raise ValueError(f"{root}: no nodule in split(s) {missing}; check the `split` column of the manifest")
     return Study(p, dataset, root, seed, frame)
+
+
+def checked_manifest(root: Path) -> pd.DataFrame:
+    """`load_manifest` with every image and mask read, which is done once for the same rows and unchanged files.
+
+    Raises:
+        ValueError: see `load_manifest`.
+    """
+    frame = load_manifest(root, check_images=False)
+    files = tuple(c for c in ("image", "mask", "background") if c in frame and frame[c].astype(bool).all())
+    stamp = paths.cache_dir() / "checked" / manifest_digest(frame, files)
+    if not stamp.exists():
+        load_manifest(root)
+        stamp.parent.mkdir(exist_ok=True)
+        stamp.touch()
+    return frame
 
 
 def obtain_autoencoder(study: Study) -> Autoencoder:

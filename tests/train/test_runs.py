@@ -1,5 +1,6 @@
 """A study finds what it trained before, and every wrong input is named before long work."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -29,6 +30,29 @@ def test_study_splits_patches_and_backgrounds(study):
     assert clean.hu[train.mask].mean() < -800 < train.hu[train.mask].mean()
     assert study.patches("test", 24).hu.shape == (3, 24, 24, 24)
     assert study.results.parts[-2:] == ("mine", "smoke")
+
+
+def test_images_are_read_once_and_again_when_one_changes(study, monkeypatch):
+    asked = []
+    real = runs.load_manifest
+
+    def spy(root, check_images=True):
+        asked.append(check_images)
+        return real(root, check_images)
+
+    monkeypatch.setattr(runs, "load_manifest", spy)
+    again = runs.open_study(study.profile, "mine", str(study.root))
+    assert asked == [False] and again.frame.equals(study.frame)
+    nib.save(nib.Nifti1Image(np.zeros((32, 32, 32), np.int16), np.eye(4)), study.root / "n4_image.nii.gz")
+    for _ in range(2):  # a manifest that failed does not count as checked
+        with pytest.raises(ValueError, match=r"n4_image\.nii\.gz"):
+            runs.open_study(study.profile, "mine", str(study.root))
+    assert asked == [False, False, True, False, True]
+
+
+def test_latents_are_read_once_a_study(study):
+    assert study.latents("train") is study.latents("train") and len(study.latents("train")) == 6
+    assert study.latents("test") is not study.latents("train")
 
 
 def test_unet_is_trained_once_and_found_again(study, monkeypatch):
