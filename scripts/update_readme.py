@@ -14,6 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from hrldm import paths
+from hrldm.evaluate.protocol import difference_sentence
+from hrldm.evaluate.statistics import Estimate
 from hrldm.report.provenance import read_provenance, write_text
 from hrldm.report.published import load_published
 
@@ -34,6 +36,7 @@ ARTEFACTS = {  # notebook: (what it makes, file below results/<dataset>/<profile
     "11_claims": ("each claim, the evidence, the verdict", "tables/claims.csv"),
 }
 NAMES = {"real": "real, floor", "autoencoder": "autoencoder, floor", "texture": "texture, no training"}
+LESION_UNITS = {"jsd": ("JSD", ""), "wasserstein_hu": ("Wasserstein distance", "HU")}
 UNITS = {"fid": ("FID", 1.0), "kid": ("KID × 10³", 1e3), "mmd": ("MMD × 10²", 1e2)}
 
 
@@ -87,13 +90,28 @@ def lesions(results: Path) -> str:
     return _markdown(rows, ["system", *head])
 
 
+def regularisation(results: Path) -> str:
+    """HR-LDM against the same network trained with lambda 0, paired over nodules."""
+    inside, features = _table(results, "lesion_differences"), _table(results, "table1_differences")
+    features = features[(features.plane == "average") & (features.a == "maisi-ddpm")]
+    n = int(inside.n.max())
+    rows = [(LESION_UNITS[r.metric], r) for r in inside.itertuples() if r.metric in LESION_UNITS]
+    rows += [((r.metric.upper(), ""), r) for r in features.itertuples()]
+    return "\n".join(
+        "- " + difference_sentence(name, r.b, r.a, Estimate(r.difference, r.ci_low, r.ci_high, n, r.p), unit)
+        for (name, unit), r in rows
+    )
+
+
 def claims(results: Path) -> str:
     """How many claims got which verdict."""
     counts = _table(results, "claims").verdict.value_counts()
     return _markdown([(verdict, str(count)) for verdict, count in counts.items()], ["verdict", "claims"])
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {f.__name__: f for f in (artefacts, fidelity, lesions, claims)}
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    f.__name__: f for f in (artefacts, fidelity, lesions, regularisation, claims)
+}
 
 
 def updated(text: str, results: Path) -> str:

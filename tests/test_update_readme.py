@@ -27,10 +27,16 @@ def results(tmp_path, monkeypatch):
         (s, "all", m, v, v, v, 9) for s in ("real", "hr-ldm") for m, v in (("jsd", 0.1), ("wasserstein_hu", 40.2))
     ]
     control = [("hr-ldm", "all", "mean_hu", 0.97, 1.0, 0.95, 18), ("hr-ldm", "all", "sd_hu", 0.5, 1.0, 0.4, 18)]
+    inside = [("maisi-ddpm", "hr-ldm", m, 2.5, 1.0, 4.0, 0.01, 9) for m in ("jsd", "wasserstein_hu", "sd_hu")]
+    features = [
+        ("kid", p, -0.5, -1.0, 0.5, 0.3, a, "hr-ldm") for p in ("axial", "average") for a in ("maisi-ddpm", "x")
+    ]
     tables = {
         "table1_fidelity": (fidelity, "system extractor metric plane value ci_low ci_high n_real n_synthetic"),
         "lesion_histograms": (lesions, "system subtype metric value ci_low ci_high n"),
         "control_summary": (control, "system subtype quantity slope intercept r2 n"),
+        "lesion_differences": (inside, "a b metric difference ci_low ci_high p n"),
+        "table1_differences": (features, "metric plane difference ci_low ci_high p a b"),
         "claims": ([("a", "supported"), ("b", "not supported"), ("c", "supported")], "claim verdict"),
     }
     (folder / "tables").mkdir()
@@ -56,6 +62,13 @@ def test_blocks_hold_ours_with_interval_and_the_papers_value(results):
     assert cells(update_readme.claims(results), 2) == ["supported", "2"]
 
 
+def test_regularisation_is_said_with_its_paired_interval(results):
+    lines = update_readme.regularisation(results).splitlines()
+    assert [line.split(",")[0] for line in lines] == ["- JSD", "- Wasserstein distance", "- KID"]
+    assert "+2.5 HU (95 % interval +1 to +4, p = 0.01, n = 9): maisi-ddpm is closer" in lines[1]
+    assert "-0.5 (95 % interval -1 to +0.5, p = 0.3, n = 9): no difference seen" in lines[2]
+
+
 def test_minutes_and_memory_come_from_provenance(results):
     block = update_readme.artefacts(results)
     link = "[`table1_fidelity.csv`](results/lidc-mini/quick/tables/table1_fidelity.csv)"
@@ -64,9 +77,9 @@ def test_minutes_and_memory_come_from_provenance(results):
 
 
 def test_only_the_blocks_change_and_an_absent_marker_is_named(results):
-    text = "before\n" + "".join(f"<!-- {n} -->\nold\n<!-- /{n} -->\nprose of {n}\n" for n in update_readme.BLOCKS)
+    text = "before\n" + "".join(f"<!-- {n} -->\nSTALE\n<!-- /{n} -->\nprose of {n}\n" for n in update_readme.BLOCKS)
     new = update_readme.updated(text, results)
-    assert "old" not in new and new.startswith("before\n") and all(f"prose of {n}" in new for n in update_readme.BLOCKS)
+    assert "STALE" not in new and new.startswith("before\n") and all(f"prose of {n}" in new for n in update_readme.BLOCKS)
     assert update_readme.updated(new, results) == new
     with pytest.raises(ValueError, match="<!-- claims -->"):
         update_readme.updated(text.replace("claims", "other"), results)
