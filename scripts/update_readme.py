@@ -66,9 +66,9 @@ def fidelity(results: Path) -> str:
             found = theirs[(theirs.system == system) & (theirs.metric == metric)]
             row.append(f"{found.value.iloc[0] * unit:.3g}" if len(found) else "")
         rows.append(row)
-    extractor, n = ours.extractor.iloc[0], ours.n_synthetic.max()
-    titles = [title for title, _ in UNITS.values()]
-    head = ["system", *(f"{t}, {extractor}, n = {n}" for t in titles), *(f"paper: {t}" for t in titles)]
+    extractor, n = ours.extractor.iloc[0], ours.groupby("metric").n_synthetic.max()
+    own = [f"{title}, {extractor}, n = {n[metric]}" for metric, (title, _) in UNITS.items()]
+    head = ["system", *own, *(f"paper: {title}" for title, _ in UNITS.values())]
     return _markdown(rows, head)
 
 
@@ -94,11 +94,14 @@ def regularisation(results: Path) -> str:
     """HR-LDM against the same network trained with lambda 0, paired over nodules."""
     inside, features = _table(results, "lesion_differences"), _table(results, "table1_differences")
     features = features[(features.plane == "average") & (features.a == "maisi-ddpm")]
-    n = int(inside.n.max())
+    n = _table(results, "table1_fidelity").groupby("metric").n_synthetic.max()
     rows = [(LESION_UNITS[r.metric], r) for r in inside.itertuples() if r.metric in LESION_UNITS]
     rows += [((r.metric.upper(), ""), r) for r in features.itertuples()]
     return "\n".join(
-        "- " + difference_sentence(name, r.b, r.a, Estimate(r.difference, r.ci_low, r.ci_high, n, r.p), unit)
+        "- "
+        + difference_sentence(
+            name, r.b, r.a, Estimate(r.difference, r.ci_low, r.ci_high, int(n.get(r.metric, inside.n.max())), r.p), unit
+        )
         for (name, unit), r in rows
     )
 

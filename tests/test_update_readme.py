@@ -79,7 +79,9 @@ def test_minutes_and_memory_come_from_provenance(results):
 def test_only_the_blocks_change_and_an_absent_marker_is_named(results):
     text = "before\n" + "".join(f"<!-- {n} -->\nSTALE\n<!-- /{n} -->\nprose of {n}\n" for n in update_readme.BLOCKS)
     new = update_readme.updated(text, results)
-    assert "STALE" not in new and new.startswith("before\n") and all(f"prose of {n}" in new for n in update_readme.BLOCKS)
+    assert (
+        "STALE" not in new and new.startswith("before\n") and all(f"prose of {n}" in new for n in update_readme.BLOCKS)
+    )
     assert update_readme.updated(new, results) == new
     with pytest.raises(ValueError, match="<!-- claims -->"):
         update_readme.updated(text.replace("claims", "other"), results)
