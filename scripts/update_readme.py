@@ -55,7 +55,9 @@ def artefacts(results: Path) -> str:
 
 def fidelity(results: Path) -> str:
     """Table 1, average over planes: ours with its interval beside the paper's value."""
-    ours, theirs = (t[t.plane == "average"] for t in (_table(results, "table1_fidelity"), _published()))
+    ours, theirs = (
+        t[t.plane == "average"] for t in (_table(results, "table1_fidelity"), load_published("table1_fidelity"))
+    )
     rows = []
     for system in ours.system.unique():
         row = [NAMES.get(system, system)]
@@ -134,10 +136,6 @@ def updated(text: str, results: Path) -> str:
 
 def _table(results: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(results / "tables" / f"{name}.csv")
-
-
-def _published() -> pd.DataFrame:
-    return load_published("table1_fidelity")
 
 
 def _interval(value: float, low: float, high: float) -> str:
