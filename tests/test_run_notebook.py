@@ -3,6 +3,7 @@
 import sys
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -46,7 +47,9 @@ def test_parameters_reach_the_cells_and_the_result_names_no_folder(call):
 def test_memory_of_the_kernel_and_of_what_it_starts_is_recorded(call):
     child = "import time; x = bytearray(300 * 2**20); time.sleep(1.5)"
     status, results = call(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}], check=True)")
-    assert status == 0 and 300 < read_provenance(results)["peak_memory_mb"]["01_toy"] < 2000
+    # run_notebook runs within this process here, which counts with all that tests before left in it
+    own = psutil.Process().memory_info().rss // 2**20
+    assert status == 0 and 300 < read_provenance(results)["peak_memory_mb"]["01_toy"] - own < 1500
 
 
 def test_failed_run_leaves_only_its_copy_for_reading(call, capsys):

@@ -223,8 +223,10 @@ def bare(ax: Axes) -> None:
 
 
 def scale_bar(ax: Axes, length_mm: float) -> None:
-    """A bar of `length_mm` in the lower left corner of what a patch's axes show now."""
+    """A bar of `length_mm`, half of it where that spans most of the patch, in the lower left corner of what axes show now."""
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    if length_mm > 0.6 * abs(right - left):
+        length_mm /= 2
     x0, y0 = left + 0.05 * (right - left), bottom + 0.06 * (top - bottom)
     for colour, line in (("black", 4.0), ("white", 2.0)):  # readable on lung and on soft tissue
         ax.plot([x0, x0 + length_mm], [y0, y0], color=colour, lw=line, solid_capstyle="butt", zorder=3)

@@ -35,18 +35,27 @@ def precision_recall(curves: pd.DataFrame, subtypes: Sequence[str] = SUBTYPES[1:
                     low, high = (rows["precision"] - rows["sd"]).clip(0), (rows["precision"] + rows["sd"]).clip(None, 1)
                     ax.fill_between(rows["recall"], low, high, color=colour, alpha=0.18, lw=0)
                     area = rows["precision"].mean()  # mean precision over equally spaced recalls
-                    ax.plot(rows["recall"], rows["precision"], color=colour, label=f"{size} mm, area {area:.2f}")
+                    ax.plot(rows["recall"], rows["precision"], color=colour, label=f"{size}: {area:.2f}")
                     ax.axhline(rows["prevalence"].iloc[0], color=colour, ls=":", lw=1)
-                ax.set(xlim=(0, 1), ylim=(0, 1.03), title=f"{subtype}: {arm}")
+                ax.set(xlim=(0, 1), ylim=(0, 1.03))
+                ax.set_title(f"{subtype}: {arm}", pad=20)
                 if here.empty:
                     ax.text(0.5, 0.5, "no such nodule in the test set", ha="center", transform=ax.transAxes)
                 else:
-                    ax.legend(loc="best", fontsize=8.5, frameon=True, framealpha=0.85, edgecolor="none")
+                    above = {
+                        "loc": "lower left",
+                        "bbox_to_anchor": (0, 1),
+                        "borderaxespad": 0.2,
+                    }  # curves may be anywhere
+                    ax.legend(**above, ncols=3, fontsize=8.5, handlelength=1.0, columnspacing=1.0)
         for ax in axes[-1]:
             ax.set_xlabel("recall")
         for ax in axes[:, 0]:
             ax.set_ylabel("precision")
-        fig.suptitle("Precision-recall, mean ± SD over runs (dotted: prevalence)", fontsize=10.5)
+        fig.suptitle(
+            "Precision-recall by size (mm), mean ± SD over runs, area below the mean (dotted: prevalence)",
+            fontsize=10.5,
+        )
         return fig
 
 

@@ -106,7 +106,7 @@ def awareness(table: pd.DataFrame, correlations: pd.DataFrame, linear_channel: i
         scatter.text(0.03, 0.97, "\n".join(lines), transform=scatter.transAxes, va="top", fontsize=9)
         top = 1.45 * float(table["feature_jsd"].max())
         scatter.set(xlabel="HU-JSD of the change, nats", ylabel="feature-JSD (L_hist), nats", ylim=(0, top))
-        scatter.legend(loc="lower right")
+        fig.legend(*scatter.get_legend_handles_labels(), loc="outside lower center", ncols=3, markerscale=2)
         shifts = table[table["contrast"] == 1]
         for column, label, colour in (("hu_jsd", "HU-JSD", GREY), ("feature_jsd", "feature-JSD (L_hist)", PALETTE[0])):
             low, middle, high = (shifts.groupby("offset_hu")[column].quantile(q) for q in (0.25, 0.5, 0.75))

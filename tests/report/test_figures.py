@@ -310,7 +310,7 @@ def test_precision_recall_and_roc_panels():
     cell = {"recall": recall, "precision": 1 - recall / 2, "sd": 0.1, "prevalence": 0.3}
     curves = pd.DataFrame({"subtype": "part-solid", "arm": "Real only", "size_mm": "6-10", **cell})
     fig = F.precision_recall(curves)
-    assert "area 0.75" in fig.get_axes()[0].get_legend().get_texts()[0].get_text()
+    assert fig.get_axes()[0].get_legend().get_texts()[0].get_text() == "6-10: 0.75"
     assert "no such nodule" in texts(fig)
     fpr = np.linspace(0, 1, 11)
     roc = pd.DataFrame({"arm": "scratch", "fpr": fpr, "tpr": fpr**0.5, "sd": 0.05})
