@@ -1,7 +1,7 @@
 """Write the README's tables from committed results: ``python scripts/update_readme.py [--check]``.
 
 Between ``<!-- NAME -->`` and ``<!-- /NAME -->`` stands what the function of that name in `BLOCKS` makes of
-`results/lidc-mini/quick/`; no number in these blocks is typed. ``--check`` writes nothing and ends with status 1 when a
+`results/lidc-mini/quick/` (and `results/bench/`); no number in these blocks is typed. ``--check`` writes nothing and ends with status 1 when a
 block differs from the results.
 """
 
@@ -114,8 +114,28 @@ def claims(results: Path) -> str:
     return _markdown([(verdict, str(count)) for verdict, count in counts.items()], ["verdict", "claims"])
 
 
+COMPARED = {  # benchmark: what is compared
+    "histogram": "differentiable histogram, 10⁶ values, 40 bins, forward and backward: dense N × B formula against ours",
+    "l_hist": "ℒ_hist: decoding the latent of a whole CT (512 × 512 × 136) against the largest lesion's crop",
+    "training_step": "one training step at `quick`: λ = 10 against λ = 0",
+    "latents": "one training step: encoding on the fly against cached latents",
+}
+
+
+def benchmarks(results: Path) -> str:
+    """What `make bench` measured: the slower variant against ours, time and memory."""
+    table = pd.read_csv(results.parents[1] / "bench" / "core.csv")
+    rows = []
+    for name, what in COMPARED.items():
+        ours, other = (table[table.benchmark == name].iloc[k] for k in (0, 1))
+        times = f"{other.time_s:.3g} s against {ours.time_s:.3g} s"
+        ratios = (f"{r:.0f} ×" if r >= 10 else f"{r:.2f} ×" for r in (other.ratio, other.peak_mb / ours.peak_mb))
+        rows.append((what, times, *ratios))
+    return _markdown(rows, ["compared", f"time, {table.device.iloc[0]}", "time ratio", "memory ratio"])
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
-    f.__name__: f for f in (artefacts, fidelity, lesions, regularisation, claims)
+    f.__name__: f for f in (artefacts, benchmarks, fidelity, lesions, regularisation, claims)
 }
 
 

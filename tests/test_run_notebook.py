@@ -1,9 +1,9 @@
 """The runner of one notebook: parameters, a failed run, what is published, and what is refused beforehand."""
 
+import subprocess
 import sys
 
 import nbformat
-import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -44,12 +44,20 @@ def test_parameters_reach_the_cells_and_the_result_names_no_folder(call):
     assert record["seed"] == 7 and record["profile"] == "quick" and record["wall_time_s"]["01_toy"] > 0
 
 
-def test_memory_of_the_kernel_and_of_what_it_starts_is_recorded(call):
-    child = "import time; x = bytearray(300 * 2**20); time.sleep(1.5)"
-    status, results = call(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}], check=True)")
-    # run_notebook runs within this process here, which counts with all that tests before left in it
-    own = psutil.Process().memory_info().rss // 2**20
-    assert status == 0 and 300 < read_provenance(results)["peak_memory_mb"]["01_toy"] - own < 1500
+def test_memory_of_a_process_and_of_what_it_starts_is_recorded(call):
+    """In a process of its own: this one has grown, and has workers, by the tests before."""
+    child = "import time; x = bytearray(300 * 2**20); time.sleep(1)"
+    code = f"""
+import subprocess, sys
+from scripts.run_notebook import TreeMemory
+with TreeMemory() as memory:
+    subprocess.run([sys.executable, "-c", {child!r}], check=True)
+print(memory.peak_mb)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, check=True)
+    assert 300 < int(done.stdout) < 1500
+    status, results = call("1")
+    assert status == 0 and read_provenance(results)["peak_memory_mb"]["01_toy"] > 50
 
 
 def test_failed_run_leaves_only_its_copy_for_reading(call, capsys):

@@ -42,6 +42,10 @@ def results(tmp_path, monkeypatch):
     (folder / "tables").mkdir()
     for name, (rows, columns) in tables.items():
         pd.DataFrame(rows, columns=columns.split()).to_csv(folder / "tables" / f"{name}.csv", index=False)
+    bench = [(b, v, t, 10 * t, t, "cpu") for b in update_readme.COMPARED for v, t in (("ours", 1.0), ("other", 12.5))]
+    (tmp_path / "results" / "bench").mkdir()
+    columns = "benchmark variant time_s peak_mb ratio device".split()
+    pd.DataFrame(bench, columns=columns).to_csv(tmp_path / "results" / "bench" / "core.csv", index=False)
     return folder
 
 
@@ -74,6 +78,11 @@ def test_minutes_and_memory_come_from_provenance(results):
     link = "[`table1_fidelity.csv`](results/lidc-mini/quick/tables/table1_fidelity.csv)"
     assert cells(block, 2) == ["Table 1", "`05_fidelity`", link, "`make 05_fidelity`", "1.5", "1.5 GB"]
     assert cells(block, 3)[3:5] == ["`make reproduce`", "2"]
+
+
+def test_benchmarks_are_ratios_of_the_other_to_ours(results):
+    block = update_readme.benchmarks(results)
+    assert cells(block, 2)[1:] == ["12.5 s against 1 s", "12 ×", "12 ×"]
 
 
 def test_only_the_blocks_change_and_an_absent_marker_is_named(results):
