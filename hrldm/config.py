@@ -51,8 +51,10 @@ class Profile:
     unet_head_channels: int = 32
     unet_norm_groups: int = 16
     ctx_dim: int = 64  # d_ctx of Eq. 3
+    unet_linear_skip: bool = True  # a linear denoiser, fitted in closed form, beside the U-Net; False = paper
     hist_tokens: int = 1  # 1 = paper; B = one token per bin
     mask_channels: int = 1  # C of Section 3.2.1 item 3
+    mask_detail: int = 4  # parts of a latent voxel's side that the soft mask tells apart; 1 = paper
     lesion_context: int | None = 1  # latent voxels around the lesion that the U-Net sees; None = the whole crop (paper)
     latent_sample: bool = False  # draw latents from the posterior at each step instead of its mean
     latent_variants: int = 4  # encodings of each training nodule: itself, and turned, mirrored and shifted copies
@@ -65,6 +67,9 @@ class Profile:
     num_train_timesteps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
+    time_power: float = (
+        1.0  # training times are T u^power, u uniform in [0, 1): 2 draws half of them from the first quarter
+    )
     objective: str = "ddpm"  # ddpm | rflow
     prediction: str = "v"  # what the U-Net puts out and Eq. 5 compares: v, from which eps follows exactly | eps (paper)
     background: str = "clean"  # clean | noised | paper
@@ -80,6 +85,9 @@ class Profile:
     # -- sampling ----------------------------------------------------------------------------------------------------
     sampler: str = "ddim"  # ddpm | ddim | rflow
     sample_steps: int = 25
+    match_t_max: int | None = (
+        None  # impose the requested histogram at t <= this (synthesis/matching.py); None = paper: never
+    )
     # -- evaluation --------------------------------------------------------------------------------------------------
     n_synthetic: int = 120  # synthetic nodules in Table 1
     n_boot: int = 200  # bootstrap resamples behind every interval
@@ -125,7 +133,7 @@ _PAPER = Profile(
     ae_latent_channels=4, ae_norm_groups=32, ae_norm=True, ae_linear_skip=False, ae_steps=280 * 58000, ae_batch=1, ae_patch=64, ae_lr=1e-4,
     ae_perceptual=0.3, ae_adversarial=0.1, ae_kl=1e-7, ae_adversarial_start=0,
     unet_channels=(64, 128, 256, 512), unet_attention=(False, False, True, True), unet_res_blocks=2, unet_head_channels=32,
-    unet_norm_groups=32, ctx_dim=64, lesion_context=None, latent_variants=1, ldm_steps=200 * 2950, ldm_batch=1, ldm_lr=1e-5, ldm_lr_power=2.0, ldm_ema=0.0,
+    unet_norm_groups=32, unet_linear_skip=False, ctx_dim=64, mask_detail=1, lesion_context=None, latent_variants=1, ldm_steps=200 * 2950, ldm_batch=1, ldm_lr=1e-5, ldm_lr_power=2.0, ldm_ema=0.0,
     mixed_precision="bf16", prediction="eps", background="paper", lambda_hist=10.0, hist_t_max=None, hist_max_voxels=64,
     sampler="ddpm", sample_steps=1000, n_synthetic=500, n_boot=2000, cls_arch="densenet121", cls_crop_mm=90, cls_epochs=100, cls_batch=2,
     cls_lr=1e-4, cls_folds=5, cls_patience=15, scarcity_folds=5, ablation_steps=200 * 2950, ablation_start="scratch", ablation_seeds=3, ablation_n=390,

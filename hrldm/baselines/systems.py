@@ -23,7 +23,14 @@ SYSTEMS = {  # in the order of the tables; diff-tumor and lesion-diffusion go af
     "hr-ldm": latent.hr_ldm,
 }
 
-DEPENDS_ON = (*RUN_FIELDS, "latent_variants", "patch_mm", "sampler", "sample_steps")  # what a system's crops depend on
+DEPENDS_ON = (
+    *RUN_FIELDS,
+    "latent_variants",
+    "patch_mm",
+    "sampler",
+    "sample_steps",
+    "match_t_max",
+)  # what a system's crops depend on
 
 
 def request_for(

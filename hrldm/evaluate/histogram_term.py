@@ -163,7 +163,7 @@ def losses_by_time(
             z0 = taken["z0"]
             noise = [np.random.default_rng((seed, int(k))).standard_normal(z0.shape[1:], np.float32) for k in i]
             eps, t = torch.from_numpy(np.stack(noise)).to(z0), torch.full((len(i),), int(now), device=z0.device)
-            m, condition = latent_masks(taken["mask"])
+            m, condition = latent_masks(taken["mask"], profile.mask_detail)
             z_t = schedule.add_noise(z0, eps, t)
             z_in = noisy_input(z0, z_t, m, profile.background)
             out = unet(z_in, t, condition, taken["subtype"], taken["histogram"]).float()

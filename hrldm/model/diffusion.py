@@ -80,6 +80,11 @@ class Schedule:
         abar = self.abar(t, z_t)
         return (z_t - (1 - abar).sqrt() * eps_hat) / abar.sqrt()
 
+    def noise_of(self, z_t: Tensor, z0: Tensor, t: Tensor) -> Tensor:
+        """The noise that Eq. 1 puts between z0 and z_t."""
+        abar = self.abar(t, z_t)
+        return (z_t - abar.sqrt() * z0) / (1 - abar).sqrt()
+
     def ddpm_step(self, z_t: Tensor, eps_hat: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """One ancestral step t -> t - 1 with the posterior variance (Ho et al., Eq. 7); no noise after the last."""
         abar, abar_prev = self.abar(t, z_t), self.abar(t - 1, z_t)
@@ -113,6 +118,15 @@ def flow_input(z0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> tuple[Tens
     """Rectified flow (MAISI-v2): z_tau = (1 - tau) z0 + tau eps with tau = t / T, and its target velocity z0 - eps."""
     tau = (t / timesteps).to(z0.dtype).view(-1, *[1] * (z0.ndim - 1))
     return (1 - tau) * z0 + tau * eps, z0 - eps
+
+
+def training_pair(
+    schedule: Schedule, z0: Tensor, eps: Tensor, t: Tensor, objective: str, prediction: str
+) -> tuple[Tensor, Tensor]:
+    """z_t and what the network is to put out there. t = 0..T-1; rectified flow counts it 1..T, in sampling too."""
+    if objective == "rflow":
+        return flow_input(z0, eps, t + 1, schedule.timesteps)
+    return schedule.add_noise(z0, eps, t), schedule.target(z0, eps, t, prediction)  # Algorithm 1, line 3
 
 
 def randn_like(z: Tensor, generators: list[torch.Generator]) -> Tensor:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from monai.apps.generation.maisi.networks.diffusion_model_unet_maisi import DiffusionModelUNetMaisi
+from monai.networks.utils import pixelunshuffle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hrldm.config import SUBTYPES, Profile
 from hrldm.model.autoencoder import FACTOR
+from hrldm.model.linear_denoiser import LinearDenoiser
 
 
 class HistogramEmbedding(nn.Module):
@@ -45,14 +47,14 @@ class ConditionalUNet(nn.Module):
     """Noise predictor eps_theta.
 
     latent_channels:  c
-    mask_channels:    C + 1           # soft components, and where the noise is (binary M)
+    mask_channels:    C detail^3 + 1  # soft components, and where the noise is (binary M)
     """
 
     def __init__(self, p: Profile) -> None:
         super().__init__()
         self.net = DiffusionModelUNetMaisi(
             spatial_dims=3,
-            in_channels=p.ae_latent_channels + p.mask_channels + 1,
+            in_channels=p.ae_latent_channels + p.mask_channels * p.mask_detail**3 + 1,
             out_channels=p.ae_latent_channels,
             num_channels=p.unet_channels,
             attention_levels=p.unet_attention,
@@ -63,6 +65,10 @@ class ConditionalUNet(nn.Module):
             cross_attention_dim=p.ctx_dim,
             num_class_embeds=len(SUBTYPES),
         )
+        self.linear = None
+        if p.unet_linear_skip:
+            parts = p.mask_channels * p.mask_detail**3
+            self.linear = LinearDenoiser(p.ae_latent_channels, parts, p.hist_bins, p.num_train_timesteps)
         self.c_hist = HistogramEmbedding(p.hist_bins, p.hist_tokens, p.ctx_dim, p.use_c_hist)
 
     def forward(
@@ -74,21 +80,32 @@ class ConditionalUNet(nn.Module):
         histogram: Float[Tensor, "b k"],
     ) -> Float[Tensor, "b c d h w"]:
         """Predicted noise. masks: `latent_masks`' soft components and binary M, concatenated."""
-        return self.net(torch.cat([z_t, masks], 1), t, context=self.c_hist(histogram), class_labels=subtype)
+        out = self.net(torch.cat([z_t, masks], 1), t, context=self.c_hist(histogram), class_labels=subtype)
+        if self.linear is None:
+            return out
+        with torch.autocast(z_t.device.type, enabled=False):  # small noise is a small difference of large numbers
+            h = histogram if self.c_hist.use else self.linear.mean_histogram.expand_as(histogram)
+            return out.float() + self.linear(z_t, t, masks, subtype, h)
 
 
-def latent_masks(mask: Float[Tensor, "b c 4d 4h 4w"]) -> tuple[Tensor, Tensor]:
+def latent_masks(mask: Float[Tensor, "b c 4d 4h 4w"], detail: int = 1) -> tuple[Tensor, Tensor]:
     """Voxel mask (B, C, D, H, W) -> binary M (B, 1, d, h, w) for blending and losses, and the network's condition
-    (B, C + 1, d, h, w): average-pooled components and M.
+    (B, C detail^3 + 1, d, h, w): average-pooled components and M.
+
+    detail: 1 averages each component over a latent voxel, as in the paper; 2 or 4 over each of its detail^3 parts, every
+            part a channel of its own, so that the network knows the shape which the latent voxel is to hold
 
     M is the max-pool: no nodule, however small, loses its last latent voxel (averages and nearest neighbours lose them).
 
     Raises:
-        ValueError: a mask of the batch is empty.
+        ValueError: a mask of the batch is empty, or detail is not 1, 2 or 4.
     """
+    if FACTOR % detail:
+        raise ValueError(f"mask_detail must divide {FACTOR}, the side of a latent voxel, got {detail}")
     empty = [i for i, m in enumerate(mask) if not bool(m.any())]
     if empty:
         raise ValueError(f"empty lesion mask at position(s) {empty} of the batch: nothing to inpaint")
     mask = mask.float()
     m = F.max_pool3d(mask.amax(1, keepdim=True), FACTOR)
-    return m, torch.cat([F.avg_pool3d(mask, FACTOR), m], 1)
+    parts = pixelunshuffle(F.avg_pool3d(mask, FACTOR // detail), 3, detail)
+    return m, torch.cat([parts, m], 1)

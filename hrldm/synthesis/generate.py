@@ -16,6 +16,7 @@ from hrldm.model.diffusion import Schedule, inpaint
 from hrldm.model.unet import ConditionalUNet, latent_masks
 from hrldm.model.window import Window, by_side, lesion_window
 from hrldm.synthesis.blend import feather
+from hrldm.synthesis.matching import match_latents
 from hrldm.train.device import autocast
 from hrldm.train.latents import encode_patches, mask_tensor
 
@@ -109,16 +110,26 @@ class Generator:
         """The sampler's states for nodules whose windows have one side; z_bg and mask are cut to them."""
         p, schedule = self.profile, Schedule.from_profile(self.profile)
         self.unet.to(self.device).eval()
-        m, condition = latent_masks(mask.to(self.device))
+        mask = mask.to(self.device)
+        m, condition = latent_masks(mask, p.mask_detail)
         subtype = torch.from_numpy(np.array(request.subtype)).long().to(self.device)
         histogram = torch.from_numpy(np.array(request.histogram)).float().to(self.device)
         generators = [torch.Generator().manual_seed(int(s)) for s in request.seeds]
         sampler = "rflow" if p.objective == "rflow" else p.sampler
 
+        def match(z0_hat: torch.Tensor) -> torch.Tensor:
+            lesion = match_latents(self.autoencoder, z0_hat / self.scale, z_bg / self.scale, m, mask, histogram)
+            return lesion * self.scale
+
         def denoiser(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             with autocast(p, z.device.type):
                 out = self.unet(z, t, condition, subtype, histogram).float()
-            return out if sampler == "rflow" else schedule.noise(out, z, t, p.prediction)
+            late = p.match_t_max is not None and float(t[0]) <= p.match_t_max
+            if sampler == "rflow":
+                tau = float(t[0]) / schedule.timesteps
+                return (match(z + tau * out) - z) / tau if late else out
+            eps_hat = schedule.noise(out, z, t, p.prediction)
+            return schedule.noise_of(z, match(schedule.predict_z0(z, eps_hat, t)), t) if late else eps_hat
 
         return inpaint(denoiser, z_bg, m, schedule, generators, sampler, p.sample_steps, p.background)
 

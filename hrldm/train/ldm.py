@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hrldm.config import Profile
 from hrldm.model.autoencoder import Autoencoder
-from hrldm.model.diffusion import Schedule, flow_input, noisy_input
+from hrldm.model.diffusion import Schedule, noisy_input, training_pair
 from hrldm.model.losses import inpainting_loss, total_loss
 from hrldm.model.unet import ConditionalUNet, latent_masks
 from hrldm.model.window import by_side
@@ -25,13 +25,14 @@ from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import autocast
 from hrldm.train.hist_term import HistogramTerm
 from hrldm.train.latents import LatentCache, take, windows
+from hrldm.train.linear_start import fit_linear
 from hrldm.train.steps import StepState, require_finite
 
 STAGE = "ldm"
 RUN_FIELDS = (  # what a trained U-Net depends on
-    "ae_latent_channels", "unet_channels", "unet_attention", "unet_res_blocks", "unet_head_channels", "unet_norm_groups",
-    "ctx_dim", "hist_tokens", "mask_channels", "ldm_steps", "ldm_batch", "ldm_lr", "ldm_lr_power", "ldm_ema",
-    "mixed_precision", "num_train_timesteps", "beta_start", "beta_end", "objective", "prediction", "background", "use_c_hist",
+    "ae_latent_channels", "unet_channels", "unet_attention", "unet_res_blocks", "unet_head_channels", "unet_norm_groups", "unet_linear_skip",
+    "ctx_dim", "hist_tokens", "mask_channels", "mask_detail", "ldm_steps", "ldm_batch", "ldm_lr", "ldm_lr_power", "ldm_ema",
+    "mixed_precision", "num_train_timesteps", "beta_start", "beta_end", "time_power", "objective", "prediction", "background", "use_c_hist",
     "lambda_hist", "hist_bins", "hist_space", "hist_t_max", "hist_max_voxels", "inpaint_norm", "latent_sample",
     "lesion_context",
 )  # fmt: skip
@@ -86,8 +87,10 @@ def train_ldm(
     if initial is not None:
         own = model.state_dict()
         model.load_state_dict(own | {k: v for k, v in initial.items() if own[k].shape == v.shape})
+    elif model.linear is not None and not Path(path).exists():
+        fit_linear(model.linear, cache, profile, seed)
     ema = ckpt.Ema(model, profile.ldm_ema)
-    optimizer = torch.optim.Adam(model.parameters(), profile.ldm_lr)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], profile.ldm_lr)
     meta = {
         "stage": STAGE,
         "digest": profile.digest(*RUN_FIELDS),
@@ -114,18 +117,15 @@ def train_ldm(
         batch = {k: v.to(device) for k, v in batches.draw(draw).items()}
         z0, n = batch["z0"], len(batch["z0"])
         eps = torch.from_numpy(draw.standard_normal(z0.shape, np.float32)).to(device)
-        t = torch.from_numpy(draw.integers(profile.num_train_timesteps, size=n)).to(device)
-        m, condition = latent_masks(batch["mask"])
+        u = draw.random(n) ** profile.time_power
+        t = torch.from_numpy((profile.num_train_timesteps * u).astype(np.int64)).to(device)
+        m, condition = latent_masks(batch["mask"], profile.mask_detail)
         for group in optimizer.param_groups:
             lr = ckpt.polynomial_lr(profile.ldm_lr, step, profile.ldm_steps, profile.ldm_lr_power)
             group["lr"] = lr * min(1.0, (step + 1) / 20)
 
-        if profile.objective == "rflow":
-            t = t + 1  # rectified flow counts 1..T, in sampling too
-            z_t, target = flow_input(z0, eps, t, profile.num_train_timesteps)
-        else:
-            z_t = schedule.add_noise(z0, eps, t)  # Algorithm 1, line 3
-            target = schedule.target(z0, eps, t, profile.prediction)
+        z_t, target = training_pair(schedule, z0, eps, t, profile.objective, profile.prediction)
+        t = t + 1 if profile.objective == "rflow" else t  # as in sampling
         z_in = noisy_input(z0, z_t, m, profile.background)  # line 4
         with autocast(profile, device.type):
             out = model(z_in, t, condition, batch["subtype"], batch["histogram"])  # lines 5, 6

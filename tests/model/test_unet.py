@@ -19,7 +19,7 @@ def inputs(n: int = 2, seed: int = 0):
     return {
         "z_t": torch.randn(n, 4, 4, 4, 4, generator=g),
         "t": torch.full((n,), 500),
-        "masks": torch.rand(n, 2, 4, 4, 4, generator=g),
+        "masks": torch.rand(n, 65, 4, 4, 4, generator=g),
         "subtype": torch.zeros(n, dtype=torch.long),
         "histogram": h / h.sum(1, keepdim=True),
     }
@@ -80,6 +80,17 @@ def test_latent_masks_are_max_and_average_pool():
     assert m.nonzero()[:, 2:].tolist() == [[0, 0, 0], [1, 0, 1]]
     assert condition[0, 0, 1, 0, 1].item() == pytest.approx(1 / 64) and condition[0, 1, 0, 0, 0] == 1
     assert torch.equal(condition[:, 2:], m)
+
+
+def test_detailed_mask_keeps_the_shape_within_a_latent_voxel():
+    mask = (torch.rand(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    coarse, fine, finest = (latent_masks(mask, detail)[1] for detail in (1, 2, 4))
+    assert fine.shape == (2, 9, 2, 2, 2) and finest.shape == (2, 65, 2, 2, 2)
+    torch.testing.assert_close(fine[:, :8].mean(1, keepdim=True), coarse[:, :1])
+    assert torch.equal(finest[:, 64:], coarse[:, 1:])
+    assert torch.equal(finest[0, :64, 1, 0, 1].reshape(4, 4, 4), mask[0, 0, 4:, :4, 4:])
+    with pytest.raises(ValueError, match="mask_detail must divide 4"):
+        latent_masks(mask, 3)
 
 
 def test_empty_mask_is_named():

@@ -1,0 +1,67 @@
+"""The requested histogram imposed on the clean lesion of each sampling step (an option of ours, not the paper's).
+
+c_hist and L_hist teach the network what a histogram looks like; neither makes a lesion obey the one it is given. Here,
+at each step with t <= ``match_t_max``, the estimate of Eq. 6 is decoded, the values inside the lesion are replaced in
+their order by the quantiles of the requested histogram (the optimal transport of one onto the other), and the change is
+encoded again:
+
+    z0_hat' = z0_hat + M (E(x') - E(x)),   x = D(z0_hat),   x' = x with its lesion matched.
+
+The order of the voxels, and so the lesion's structure, stays the network's own. The difference of two encodings cancels
+what the autoencoder loses, and a lesion that obeys already is left as it is. The steps that follow make the texture
+consistent again.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from hrldm.config import HIST_HU_MAX, HIST_HU_MIN
+from hrldm.model.autoencoder import Autoencoder, denormalise_hu, normalise_hu
+
+
+def quantiles(histogram: Float[Tensor, " k"], n: int) -> Float[Tensor, " n"]:
+    """HU at the n mid-ranks (i + 1/2) / n of a histogram over -1000..400 HU, flat within each bin; ascending.
+
+    Raises:
+        ValueError: no mass, or negative.
+    """
+    if bool((histogram < 0).any()) or not bool(histogram.sum() > 0):
+        raise ValueError("a requested histogram must be non-negative with some mass")
+    mass = (histogram / histogram.sum()).double()
+    above = mass.cumsum(0)
+    ranks = (torch.arange(n, dtype=torch.float64, device=mass.device) + 0.5) / n
+    bins = torch.searchsorted(above, ranks).clamp_max(len(mass) - 1)
+    within = ((ranks - (above - mass)[bins]) / mass[bins].clamp_min(1e-12)).clamp(0, 1)
+    width = (HIST_HU_MAX - HIST_HU_MIN) / len(mass)
+    return (HIST_HU_MIN + width * (bins + within)).float()
+
+
+def matched(hu: Float[Tensor, "d h w"], mask: Bool[Tensor, "d h w"], histogram: Float[Tensor, " k"]) -> Tensor:
+    """`hu` with the values inside the mask replaced, in their order, by the histogram's quantiles."""
+    out = hu.clone()
+    order = hu[mask].argsort()
+    values = torch.empty(len(order), dtype=hu.dtype, device=hu.device)
+    values[order] = quantiles(histogram, len(order)).to(hu.dtype)
+    out[mask] = values
+    return out
+
+
+@torch.no_grad()
+def match_latents(
+    autoencoder: Autoencoder,
+    z0_hat: Float[Tensor, "b c d h w"],
+    z_bg: Float[Tensor, "b c d h w"],
+    m: Float[Tensor, "b 1 d h w"],
+    mask: Float[Tensor, "b 1 4d 4h 4w"],
+    histogram: Float[Tensor, "b k"],
+) -> Float[Tensor, "b c d h w"]:
+    """z0_hat' of the module's text; latents as the autoencoder has them (not scaled), each composited with its background."""
+    composed = m * z0_hat + (1 - m) * z_bg
+    x = autoencoder.decode(composed).clamp(0, 1)
+    hu = denormalise_hu(x)[:, 0]
+    wanted = torch.stack([matched(*parts) for parts in zip(hu, mask[:, 0] > 0, histogram, strict=True)])
+    wanted = normalise_hu(wanted)[:, None]
+    return z0_hat + m * (autoencoder.encode(wanted)[0] - autoencoder.encode(x)[0])

@@ -1,0 +1,82 @@
+"""A requested histogram imposed while sampling: exact in HU, nothing else moved, and obeyed by the lesion that comes out."""
+
+import numpy as np
+import pytest
+import torch
+
+from hrldm.baselines.systems import DEPENDS_ON
+from hrldm.evaluate.intensity import histogram_jsd
+from hrldm.model.histogram import hu_histogram
+from hrldm.synthesis.generate import Generator, Request
+from hrldm.synthesis.matching import match_latents, matched, quantiles
+from hrldm.train.runs import SHIPPED_AUTOENCODER, load_autoencoder
+from tests import tiny
+
+
+def histogram(mean: float, sd: float, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(hu_histogram(np.random.default_rng(seed).normal(mean, sd, 20000)))
+
+
+def test_quantiles_have_the_histogram_and_are_those_of_its_voxels():
+    values = np.random.default_rng(0).normal(-400, 150, 50000)
+    got = quantiles(torch.from_numpy(hu_histogram(values)), len(values)).numpy()
+    assert (np.diff(got) >= 0).all()
+    assert histogram_jsd(hu_histogram(got), hu_histogram(values)) < 1e-5
+    np.testing.assert_allclose(np.quantile(got, [0.1, 0.5, 0.9]), np.quantile(values, [0.1, 0.5, 0.9]), atol=3)
+    one_bin = torch.zeros(40).index_fill(0, torch.tensor([7]), 3.0)  # any scale: it is normalised
+    torch.testing.assert_close(quantiles(one_bin, 2), torch.tensor([-746.25, -728.75]))
+    for bad in (torch.zeros(40), -one_bin):
+        with pytest.raises(ValueError, match="non-negative with some mass"):
+            quantiles(bad, 5)
+
+
+def test_matched_keeps_the_order_and_everything_outside():
+    hu = torch.from_numpy(np.random.default_rng(1).normal(-700, 80, (16, 16, 16))).float()
+    mask = torch.from_numpy(tiny.ball(16, 5))
+    out = matched(hu, mask, histogram(0, 60))
+    assert torch.equal(out[~mask], hu[~mask])
+    assert torch.equal(out[mask].argsort(), hu[mask].argsort())
+    assert out[mask].mean().item() == pytest.approx(0, abs=3) and out[mask].std().item() == pytest.approx(60, rel=0.1)
+    torch.testing.assert_close(matched(out, mask, histogram(0, 60)), out)
+
+
+def test_matching_moves_the_lesion_only_and_not_when_it_obeys():
+    model = load_autoencoder(SHIPPED_AUTOENCODER).eval()
+    mask = torch.from_numpy(tiny.ball(32, 6)).float()[None, None]
+    m = torch.nn.functional.max_pool3d(mask, 4)
+    lung = torch.full((1, 1, 32, 32, 32), 0.08)  # -840 HU
+    with torch.no_grad():
+        z_bg, z = model.encode(lung)[0], model.encode(torch.where(mask > 0, torch.tensor(0.3), lung))[0]
+
+    def lesion(latent):
+        with torch.no_grad():
+            return (model.decode(m * latent + (1 - m) * z_bg) * 2000 - 1000)[mask > 0]
+
+    asked = histogram(0, 50)[None]
+    moved = match_latents(model, z, z_bg, m, mask, asked)
+    assert torch.equal((moved * (1 - m)), z * (1 - m))
+    assert abs(lesion(z).mean()) > 300 and abs(lesion(moved).mean()) < 40
+    own = torch.from_numpy(hu_histogram(lesion(z).numpy()))[None]
+    still = match_latents(model, z, z_bg, m, mask, own)
+    assert (still - z).abs().max() < 0.1 * (moved - z).abs().max()
+
+
+@pytest.mark.parametrize("objective", ["ddpm", "rflow"])
+def test_generator_obeys_the_histogram_with_an_untrained_network(objective):
+    changes = {"ae_latent_channels": 8, "objective": objective, "sample_steps": 4}
+    model, unet = load_autoencoder(SHIPPED_AUTOENCODER).eval(), tiny.unet(**changes)
+    made = tiny.patches(3, 32)
+    wanted = np.stack([hu_histogram(h[k]) for h, k in zip(made.hu, made.mask, strict=True)])
+    lung = np.random.default_rng(0).normal(-850, 30, made.hu.shape).astype(np.int16)
+    request = Request(lung, made.mask, made.subtype, wanted, np.arange(3))
+
+    def jsd(**more):
+        out = Generator(model, unet, 0.8, tiny.profile(**changes, **more))(request)
+        pairs = zip(out, made.mask, wanted, strict=True)
+        return np.mean([histogram_jsd(hu_histogram(o[k]), w) for o, k, w in pairs])
+
+    assert jsd(match_t_max=1000) < 0.5 * jsd()
+
+
+def test_crops_on_disk_depend_on_it():
+    assert "match_t_max" in DEPENDS_ON
