@@ -58,18 +58,17 @@ class Profile:
     lesion_context: int | None = 1  # latent voxels around the lesion that the U-Net sees; None = the whole crop (paper)
     latent_sample: bool = False  # draw latents from the posterior at each step instead of its mean
     latent_variants: int = 4  # encodings of each training nodule: itself, and turned, mirrored and shifted copies
+    least_latents: int = 1000  # a small training set gets more variants, up to 48, until it has so many
+    pretrain_steps: int = 2000  # on lidc-mini with lambda 0, before any other dataset; 0 = none (paper)
     ldm_steps: int = 1000
-    ldm_batch: int = 4
+    ldm_batch: int = 8
     ldm_lr: float = 6e-4
     ldm_lr_power: float = 1.0  # polynomial schedule
-    ldm_ema: float = 0.995
+    ldm_ema: float = 0.998
     mixed_precision: str = "no"  # no | bf16
     num_train_timesteps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0195
-    time_power: float = (
-        1.0  # training times are T u^power, u uniform in [0, 1): 2 draws half of them from the first quarter
-    )
     objective: str = "ddpm"  # ddpm | rflow
     prediction: str = "v"  # what the U-Net puts out and Eq. 5 compares: v, from which eps follows exactly | eps (paper)
     background: str = "clean"  # clean | noised | paper
@@ -116,16 +115,16 @@ class Profile:
 
 _SMOKE = Profile(
     name="smoke", n_train=24, n_val=9, n_test=18, patch_mm=32, ae_steps=4, ae_adversarial_start=2,
-    unet_channels=(32, 64), unet_norm_groups=8, latent_variants=2, ldm_steps=12, ldm_batch=4, sample_steps=4, n_synthetic=12, n_boot=20,
+    unet_channels=(32, 64), unet_norm_groups=8, latent_variants=2, least_latents=1, pretrain_steps=6, ldm_steps=12, ldm_batch=4, sample_steps=4, n_synthetic=12, n_boot=20,
     fid_slices=1, ablation_steps=3, ablation_n=4, cls_arch="densenet-tiny", cls_epochs=1, cls_batch=8, cls_folds=2, cls_crop_mm=32,
     retention=(1.0, 0.2, 0.0), scarcity_folds=1,
 )  # fmt: skip
 _GPU = Profile(
-    name="gpu", n_train=1500, n_val=150, n_test=400, patch_mm=64, ae_source="train", ae_channels=(32, 64, 128), ae_norm_groups=16,
-    ae_steps=12000, ae_batch=16, ae_patch=48, ae_adversarial_start=8000, unet_channels=(128, 256, 256),
-    unet_attention=(False, True, True), unet_res_blocks=2, unet_head_channels=64, unet_norm_groups=32,
-    ctx_dim=256, lesion_context=2, latent_variants=8, ldm_steps=8000, ldm_batch=32, ldm_lr=2e-4, ldm_ema=0.999, mixed_precision="bf16", hist_max_voxels=32,
-    n_synthetic=400, n_boot=1000, ablation_steps=2000, ablation_start="scratch", ablation_seeds=3, ablation_n=150, cls_arch="densenet121", cls_crop_mm=64, cls_epochs=30, cls_patience=10,
+    name="gpu", n_train=1500, n_val=150, n_test=400, patch_mm=40, ae_source="train", ae_channels=(32, 64, 128), ae_norm_groups=16,
+    ae_steps=12000, ae_batch=16, ae_patch=40, ae_adversarial_start=8000, unet_channels=(128, 256),
+    unet_attention=(False, True), unet_res_blocks=2, unet_head_channels=64, unet_norm_groups=32,
+    ctx_dim=256, lesion_context=2, latent_variants=8, least_latents=4000, pretrain_steps=4000, ldm_steps=8000, ldm_batch=32, ldm_lr=2e-4, ldm_ema=0.999, mixed_precision="bf16", hist_max_voxels=32,
+    n_synthetic=400, n_boot=1000, ablation_steps=2000, ablation_start="scratch", ablation_seeds=3, ablation_n=150, cls_arch="densenet121", cls_crop_mm=40, cls_epochs=30, cls_patience=10,
     scarcity_folds=5,
 )  # fmt: skip
 _PAPER = Profile(
@@ -133,7 +132,7 @@ _PAPER = Profile(
     ae_latent_channels=4, ae_norm_groups=32, ae_norm=True, ae_linear_skip=False, ae_steps=280 * 58000, ae_batch=1, ae_patch=64, ae_lr=1e-4,
     ae_perceptual=0.3, ae_adversarial=0.1, ae_kl=1e-7, ae_adversarial_start=0,
     unet_channels=(64, 128, 256, 512), unet_attention=(False, False, True, True), unet_res_blocks=2, unet_head_channels=32,
-    unet_norm_groups=32, unet_linear_skip=False, ctx_dim=64, mask_detail=1, lesion_context=None, latent_variants=1, ldm_steps=200 * 2950, ldm_batch=1, ldm_lr=1e-5, ldm_lr_power=2.0, ldm_ema=0.0,
+    unet_norm_groups=32, unet_linear_skip=False, ctx_dim=64, mask_detail=1, lesion_context=None, latent_variants=1, least_latents=1, pretrain_steps=0, ldm_steps=200 * 2950, ldm_batch=1, ldm_lr=1e-5, ldm_lr_power=2.0, ldm_ema=0.0,
     mixed_precision="bf16", prediction="eps", background="paper", lambda_hist=10.0, hist_t_max=None, hist_max_voxels=64,
     sampler="ddpm", sample_steps=1000, n_synthetic=500, n_boot=2000, cls_arch="densenet121", cls_crop_mm=90, cls_epochs=100, cls_batch=2,
     cls_lr=1e-4, cls_folds=5, cls_patience=15, scarcity_folds=5, ablation_steps=200 * 2950, ablation_start="scratch", ablation_seeds=3, ablation_n=390,

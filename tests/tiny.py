@@ -18,7 +18,7 @@ from hrldm.model.unet import ConditionalUNet
 SETTINGS = {
     "patch_mm": 16, "ae_channels": (8, 8, 8), "ae_norm_groups": 4, "ae_latent_channels": 4, "ae_patch": 16,
     "unet_channels": (16, 32), "unet_norm_groups": 8, "unet_head_channels": 16, "ctx_dim": 8, "latent_variants": 2,
-    "ldm_steps": 6, "ldm_batch": 2, "ldm_ema": 0.9, "hist_t_max": None, "sample_steps": 3,
+    "pretrain_steps": 0, "ldm_steps": 6, "ldm_batch": 2, "ldm_ema": 0.9, "hist_t_max": None, "sample_steps": 3,
 }  # fmt: skip
 
 

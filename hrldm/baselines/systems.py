@@ -21,16 +21,12 @@ SYSTEMS = {  # in the order of the tables; diff-tumor and lesion-diffusion go af
     "maisi-rflow": latent.maisi_rflow,
     "maisi-ddpm": latent.maisi_ddpm,
     "hr-ldm": latent.hr_ldm,
+    "hr-ldm-matched": latent.hr_ldm_matched,
 }
 
-DEPENDS_ON = (
-    *RUN_FIELDS,
-    "latent_variants",
-    "patch_mm",
-    "sampler",
-    "sample_steps",
-    "match_t_max",
-)  # what a system's crops depend on
+DEPENDS_ON = (  # what a system's crops depend on
+    *RUN_FIELDS, "latent_variants", "least_latents", "pretrain_steps", "patch_mm", "sampler", "sample_steps", "match_t_max",
+)  # fmt: skip
 
 
 def request_for(

@@ -42,6 +42,7 @@ SYSTEM_COLOURS = {  # one colour a system in every figure
     "maisi-rflow": PALETTE[4],
     "maisi-ddpm": PALETTE[0],
     "hr-ldm": PALETTE[1],
+    "hr-ldm-matched": PALETTE[3],
     "diff-tumor": PALETTE[7],
     "lesion-diffusion": PALETTE[2],
 }

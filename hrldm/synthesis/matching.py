@@ -18,25 +18,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hrldm.config import HIST_HU_MAX, HIST_HU_MIN
+from hrldm.data.texture import quantiles
 from hrldm.model.autoencoder import Autoencoder, denormalise_hu, normalise_hu
-
-
-def quantiles(histogram: Float[Tensor, " k"], n: int) -> Float[Tensor, " n"]:
-    """HU at the n mid-ranks (i + 1/2) / n of a histogram over -1000..400 HU, flat within each bin; ascending.
-
-    Raises:
-        ValueError: no mass, or negative.
-    """
-    if bool((histogram < 0).any()) or not bool(histogram.sum() > 0):
-        raise ValueError("a requested histogram must be non-negative with some mass")
-    mass = (histogram / histogram.sum()).double()
-    above = mass.cumsum(0)
-    ranks = (torch.arange(n, dtype=torch.float64, device=mass.device) + 0.5) / n
-    bins = torch.searchsorted(above, ranks).clamp_max(len(mass) - 1)
-    within = ((ranks - (above - mass)[bins]) / mass[bins].clamp_min(1e-12)).clamp(0, 1)
-    width = (HIST_HU_MAX - HIST_HU_MIN) / len(mass)
-    return (HIST_HU_MIN + width * (bins + within)).float()
 
 
 def matched(hu: Float[Tensor, "d h w"], mask: Bool[Tensor, "d h w"], histogram: Float[Tensor, " k"]) -> Tensor:
@@ -44,7 +27,7 @@ def matched(hu: Float[Tensor, "d h w"], mask: Bool[Tensor, "d h w"], histogram: 
     out = hu.clone()
     order = hu[mask].argsort()
     values = torch.empty(len(order), dtype=hu.dtype, device=hu.device)
-    values[order] = quantiles(histogram, len(order)).to(hu.dtype)
+    values[order] = torch.from_numpy(quantiles(histogram.cpu().numpy(), len(order))).to(values)
     out[mask] = values
     return out
 

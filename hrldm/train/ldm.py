@@ -32,7 +32,7 @@ STAGE = "ldm"
 RUN_FIELDS = (  # what a trained U-Net depends on
     "ae_latent_channels", "unet_channels", "unet_attention", "unet_res_blocks", "unet_head_channels", "unet_norm_groups", "unet_linear_skip",
     "ctx_dim", "hist_tokens", "mask_channels", "mask_detail", "ldm_steps", "ldm_batch", "ldm_lr", "ldm_lr_power", "ldm_ema",
-    "mixed_precision", "num_train_timesteps", "beta_start", "beta_end", "time_power", "objective", "prediction", "background", "use_c_hist",
+    "mixed_precision", "num_train_timesteps", "beta_start", "beta_end", "objective", "prediction", "background", "use_c_hist",
     "lambda_hist", "hist_bins", "hist_space", "hist_t_max", "hist_max_voxels", "inpaint_norm", "latent_sample",
     "lesion_context",
 )  # fmt: skip
@@ -117,8 +117,7 @@ def train_ldm(
         batch = {k: v.to(device) for k, v in batches.draw(draw).items()}
         z0, n = batch["z0"], len(batch["z0"])
         eps = torch.from_numpy(draw.standard_normal(z0.shape, np.float32)).to(device)
-        u = draw.random(n) ** profile.time_power
-        t = torch.from_numpy((profile.num_train_timesteps * u).astype(np.int64)).to(device)
+        t = torch.from_numpy(draw.integers(profile.num_train_timesteps, size=n)).to(device)
         m, condition = latent_masks(batch["mask"], profile.mask_detail)
         for group in optimizer.param_groups:
             lr = ckpt.polynomial_lr(profile.ldm_lr, step, profile.ldm_steps, profile.ldm_lr_power)

@@ -39,6 +39,7 @@ from hrldm.train.ldm import RUN_FIELDS, load_unet, train_ldm
 from hrldm.train.vae import train_autoencoder
 
 logger = logging.getLogger(__name__)
+SYMMETRIES = 48  # of a cube
 SHIPPED_AUTOENCODER = paths.WEIGHTS / "autoencoder.safetensors"
 
 
@@ -89,25 +90,38 @@ class Study:
 
     def _encoded(self, split: str) -> LatentCache:
         p = self.profile
-        variants = p.latent_variants if split == "train" else 1
+        enough = -(-p.least_latents // len(self.split(split)))
+        variants = max(p.latent_variants, min(enough, SYMMETRIES)) if split == "train" else 1
         patches = self.patches(split, p.patch_mm + (2 * SHIFT if variants > 1 else 0))
         return build_latents(self.autoencoder, patches, p.patch_mm, variants, p.hist_bins, self.seed, device())
 
     def unet(self, start: ConditionalUNet | None = None, **changes):
         """A trained U-Net with some settings changed: (network, latent scale, its profile, loss history).
 
-        start: network whose weights the training begins with (those that fit); None draws them from the seed.
+        start: network whose weights the training begins with (those that fit); None begins with one pre-trained on
+               lidc-mini as the profile says, or draws them from the seed.
         """
         profile = dataclasses.replace(self.profile, **changes)
+        if start is None:
+            start = self._pretrained(profile)
         # the `paper` rule trains as `clean` does and differs in sampling only
         trained = dataclasses.replace(profile, background="clean") if profile.background == "paper" else profile
         path = self.run_path(trained, start)
         history = fit_ldm(self, trained, path, start)
         return (*load_unet(path, profile, device()), profile, history)
 
+    def _pretrained(self, profile: Profile) -> ConditionalUNet | None:
+        """The network that `profile` asks to begin with: nodules of known truth first, few real ones after."""
+        if self.dataset == "lidc-mini" or not profile.pretrain_steps:
+            return None
+        settings = dataclasses.replace(profile, lambda_hist=0.0, ldm_steps=profile.pretrain_steps)
+        embedded = open_study(settings, seed=self.seed)
+        vars(embedded)["autoencoder"] = self.autoencoder  # another one's latents would be another language
+        return embedded.unet()[0]
+
     def run_path(self, profile: Profile, start: ConditionalUNet | None = None) -> Path:
         parts = [
-            profile.digest(*RUN_FIELDS, "latent_variants", "patch_mm"),
+            profile.digest(*RUN_FIELDS, "latent_variants", "least_latents", "patch_mm"),
             self.data_hash,
             weights_digest(self.autoencoder),
         ]

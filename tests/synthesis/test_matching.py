@@ -8,26 +8,13 @@ from hrldm.baselines.systems import DEPENDS_ON
 from hrldm.evaluate.intensity import histogram_jsd
 from hrldm.model.histogram import hu_histogram
 from hrldm.synthesis.generate import Generator, Request
-from hrldm.synthesis.matching import match_latents, matched, quantiles
+from hrldm.synthesis.matching import match_latents, matched
 from hrldm.train.runs import SHIPPED_AUTOENCODER, load_autoencoder
 from tests import tiny
 
 
 def histogram(mean: float, sd: float, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(hu_histogram(np.random.default_rng(seed).normal(mean, sd, 20000)))
-
-
-def test_quantiles_have_the_histogram_and_are_those_of_its_voxels():
-    values = np.random.default_rng(0).normal(-400, 150, 50000)
-    got = quantiles(torch.from_numpy(hu_histogram(values)), len(values)).numpy()
-    assert (np.diff(got) >= 0).all()
-    assert histogram_jsd(hu_histogram(got), hu_histogram(values)) < 1e-5
-    np.testing.assert_allclose(np.quantile(got, [0.1, 0.5, 0.9]), np.quantile(values, [0.1, 0.5, 0.9]), atol=3)
-    one_bin = torch.zeros(40).index_fill(0, torch.tensor([7]), 3.0)  # any scale: it is normalised
-    torch.testing.assert_close(quantiles(one_bin, 2), torch.tensor([-746.25, -728.75]))
-    for bad in (torch.zeros(40), -one_bin):
-        with pytest.raises(ValueError, match="non-negative with some mass"):
-            quantiles(bad, 5)
 
 
 def test_matched_keeps_the_order_and_everything_outside():

@@ -170,11 +170,12 @@ def reference_ddpm(cache, profile, seed, steps) -> dict:
 
 @pytest.mark.parametrize("prediction", ["v", "eps"])
 def test_lambda_0_is_the_maisi_ddpm_update_bit_for_bit(cache, tmp_path, prediction):
-    steps = train(cache, tmp_path / "a", save_every=3, lambda_hist=0.0, prediction=prediction)
+    plain = {"lambda_hist": 0.0, "prediction": prediction, "mask_detail": 1, "unet_linear_skip": False}
+    steps = train(cache, tmp_path / "a", save_every=3, **plain)
     states = [next(steps) for _ in range(3)]
     steps.close()
     assert all(set(s.metrics) == {"inpaint"} for s in states)
-    profile = tiny.profile(lambda_hist=0.0, prediction=prediction)
+    profile = tiny.profile(**plain)
     expected = reference_ddpm(cache, profile, 0, 3)
     assert same(weights(tmp_path / "a"), expected)
     without = ldm.train_ldm(cache, profile, 0, tmp_path / "b", None, save_every=3)

@@ -1,5 +1,7 @@
 """A study finds what it trained before, and every wrong input is named before long work."""
 
+import dataclasses
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -53,6 +55,36 @@ def test_images_are_read_once_and_again_when_one_changes(study, monkeypatch):
 def test_latents_are_read_once_a_study(study):
     assert study.latents("train") is study.latents("train") and len(study.latents("train")) == 6
     assert study.latents("test") is not study.latents("train")
+
+
+def test_a_small_training_set_gets_more_variants(study):
+    more = dataclasses.replace(study, profile=tiny.profile(least_latents=20))
+    vars(more)["autoencoder"] = study.autoencoder
+    assert more.latents("train").mean.shape[:2] == (6, 4) and more.latents("test").mean.shape[:2] == (3, 1)
+    assert study.latents("train").mean.shape[:2] == (6, 2)
+
+
+def test_another_dataset_begins_with_a_network_trained_on_lidc_mini(study, monkeypatch, tmp_path):
+    root = tmp_path / "embedded"
+    root.mkdir()
+    tiny.manifest(root, {"train": 4, "test": 2}, seed=5)
+    real, asked = runs.open_study, []
+
+    def embedded(settings, seed):
+        asked.append((settings.ldm_steps, settings.lambda_hist, seed))
+        made = real(settings, "mine", str(root), seed)
+        return dataclasses.replace(made, dataset="lidc-mini")
+
+    monkeypatch.setattr(runs, "open_study", embedded)
+    monkeypatch.setattr(runs.lidc_mini, "data_hash", lambda root: "mini")
+    first = study.unet(pretrain_steps=2, ldm_steps=1, ldm_lr=0.0)[0]
+    assert asked == [(2, 0.0, 0)]
+    learned = embedded(tiny.profile(pretrain_steps=2, lambda_hist=0.0, ldm_steps=2, ldm_lr=0.0), 0)
+    vars(learned)["autoencoder"] = study.autoencoder
+    expected = learned.unet()[0].state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in first.state_dict().items())
+    fresh = study.unet(ldm_steps=1, ldm_lr=0.0)[0].state_dict()
+    assert not all(torch.equal(v, expected[k]) for k, v in fresh.items())
 
 
 def test_unet_is_trained_once_and_found_again(study, monkeypatch):
