@@ -95,6 +95,7 @@ class Profile:
     ablation_steps: int = 100
     ablation_start: str = "maisi-ddpm"  # every cell goes on from this network for ablation_steps | scratch
     ablation_seeds: int = 1
+    ablation_core_seeds: int = 3  # of the 2 x 2 of c_hist and L_hist, and of the background rule
     ablation_n: int = 32  # test nodules sampled per ablation cell
     cls_crop_mm: int = 32  # 90 in the paper
     cls_arch: str = "densenet-small"  # densenet121 in the paper; see train/classifier.py
@@ -116,7 +117,7 @@ class Profile:
 _SMOKE = Profile(
     name="smoke", n_train=24, n_val=9, n_test=18, patch_mm=32, ae_steps=4, ae_adversarial_start=2,
     unet_channels=(32, 64), unet_norm_groups=8, latent_variants=2, least_latents=1, pretrain_steps=6, ldm_steps=12, ldm_batch=4, sample_steps=4, n_synthetic=12, n_boot=20,
-    fid_slices=1, ablation_steps=3, ablation_n=4, cls_arch="densenet-tiny", cls_epochs=1, cls_batch=8, cls_folds=2, cls_crop_mm=32,
+    fid_slices=1, ablation_steps=3, ablation_core_seeds=2, ablation_n=4, cls_arch="densenet-tiny", cls_epochs=1, cls_batch=8, cls_folds=2, cls_crop_mm=32,
     retention=(1.0, 0.2, 0.0), scarcity_folds=1,
 )  # fmt: skip
 _GPU = Profile(

@@ -47,19 +47,21 @@ def test_differences_are_paired(study):
     assert np.allclose(still["value"], 0)
 
 
-def test_equal_cells_are_made_once(study, monkeypatch):
+def test_equal_networks_are_made_once_and_a_cell_is_the_mean_of_its_seeds(study, monkeypatch):
     calls = []
 
-    def made(study, cell, request, truth):
-        calls.append(cell.changes)
-        return pd.DataFrame(
-            {"system": [cell.name], "nodule_id": ["n"], "patient_id": ["p"], **{m: [0.0] for m in ablation.METRICS}}
-        )
+    def made(study, changes, seed, request, truth):
+        calls.append((str(changes), seed))
+        row = {"nodule_id": "n", "subtype": "solid", "patient_id": "p", **dict.fromkeys(ablation.METRICS, float(seed))}
+        return pd.DataFrame([row])
 
     monkeypatch.setattr(ablation, "lesions_of", made)
     monkeypatch.setattr(ablation, "request_for", lambda *a, **k: None)
     monkeypatch.setattr(Study, "patches", lambda self, split: np.zeros(9))
     monkeypatch.setattr(Study, "backgrounds", lambda self, split: np.zeros(9))
     out = ablation.run_ablations(study)
-    assert len(calls) == len({str(c) for c in calls}) < len(out) == len(ablation.cells(study))
+    assert len(calls) == len(set(calls)) < sum(c.seeds for c in ablation.cells(study))
     assert all((frame["system"] == name).all() for name, frame in out.items())
+    assert out["c_hist x L_hist: neither"]["jsd"].item() == 0.5 and out["lambda: 1"]["jsd"].item() == 0
+    table = ablation.ablation_table(study, out).set_index(["factor", "level"])["n_seeds"]
+    assert set(table["background"]) == set(table["c_hist x L_hist"]) == {2} and set(table["lambda"]) == {1}
