@@ -12,6 +12,7 @@ from torch import nn
 
 from hrldm.config import SUBTYPES, Profile, get_profile
 from hrldm.data.patches import Patches
+from hrldm.data.texture import quantiles
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.unet import ConditionalUNet
 
@@ -89,3 +90,42 @@ def manifest(root: Path, splits: dict[str, int], size: int = 32, seed: int = 0) 
             frame.loc[i, column] = f"{row.nodule_id}_{column}.nii.gz"
     frame.to_csv(root / "manifest.csv", index=False)
     return root
+
+
+def chest(affine: np.ndarray, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """A chest of ellipsoids on any grid, HU int16: two lungs (-850, 1.1 l each) in a body (40) in air; RAS mm, lungs at x = +-70."""
+    index = np.indices(shape).reshape(3, -1).T
+    x, y, z = (index @ affine[:3, :3].T + affine[:3, 3]).T
+    hu = np.where((x / 160) ** 2 + (y / 110) ** 2 < 1, 40.0, -1000.0)
+    for side in (-70, 70):
+        hu[((x - side) / 50) ** 2 + (y / 60) ** 2 + (z / 90) ** 2 < 1] = -850.0
+    hu += np.random.default_rng(seed).normal(0, 15, hu.shape)
+    return np.rint(hu).clip(-1024, 3071).astype(np.int16).reshape(shape)
+
+
+def chest_grid(turn: np.ndarray, spacing: tuple[float, ...], extent=(350.0, 250.0, 210.0)) -> tuple[np.ndarray, tuple]:
+    """Affine and shape of a grid with axes `turn` (3, 3) that holds the chest's middle `extent` mm."""
+    need = np.abs(turn.T) @ np.array(extent)  # along each axis of the grid
+    shape = tuple(int(np.ceil(n / s)) for n, s in zip(need, spacing, strict=True))
+    affine = np.eye(4)
+    affine[:3, :3] = turn * spacing
+    affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return affine, shape
+
+
+class PaintingGenerator:
+    """Stands for a trained generator: paints the requested histogram's quantiles into the mask, by chance."""
+
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.profile, self.unet, self.autoencoder = profile(), nn.Linear(1, 1), nn.Linear(1, 1)
+        self.asked: list = []
+
+    def __call__(self, request, batch: int = 8, paste: bool = True, progress: str = "") -> np.ndarray:
+        self.asked.append(request)
+        out = request.background.astype(np.float32)
+        for k, seed in enumerate(request.seeds):
+            n = int(request.mask[k].sum())
+            out[k][request.mask[k]] = np.random.default_rng(int(seed)).permutation(quantiles(request.histogram[k], n))
+        return out

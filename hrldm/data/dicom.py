@@ -53,8 +53,8 @@ def read_series(path: str | Path, series_uid: str | None = None) -> tuple[np.nda
             uneven or of unequal shape, gantry tilt, pixels that cannot be decoded.
     """
     path = Path(path)
-    with _opened(path) as folder:
-        slices = _sorted_slices(_one_series(_headers(folder, path), path, series_uid), path)
+    with opened(path) as folder:
+        slices = sorted_slices(folder, path, series_uid)
         affine = _affine(slices, path)
         array = _pixels(slices, path)
     first = slices[0][1]
@@ -63,7 +63,7 @@ def read_series(path: str | Path, series_uid: str | None = None) -> tuple[np.nda
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Path]:
+def opened(path: Path) -> Iterator[Path]:
     """The folder itself, or the zip unpacked to a temporary folder."""
     if path.is_dir():
         yield path
@@ -83,6 +83,11 @@ def _opened(path: Path) -> Iterator[Path]:
                 f"{path}: cannot be unpacked ({error}); give an intact zip without password, or the folder"
             ) from error
         yield Path(tmp)
+
+
+def sorted_slices(folder: Path, path: Path, series_uid: str | None = None) -> list[tuple[Path, pydicom.Dataset]]:
+    """(file, header) of the one CT series under `folder`, along its slice normal, checked; `path` is named in errors."""
+    return _sorted(_one_series(_headers(folder, path), path, series_uid), path)
 
 
 def _headers(folder: Path, path: Path) -> list[tuple[Path, pydicom.Dataset]]:
@@ -121,7 +126,7 @@ def _one_series(found: list, path: Path, series_uid: str | None) -> list[tuple[P
     return series[series_uid or next(iter(series))]
 
 
-def _sorted_slices(slices: list, path: Path) -> list[tuple[Path, pydicom.Dataset]]:
+def _sorted(slices: list, path: Path) -> list[tuple[Path, pydicom.Dataset]]:
     """Slices along n·p, after the checks of single headers and of their agreement."""
     for file, header in slices:
         if int(header.get("NumberOfFrames") or 1) > 1:

@@ -22,10 +22,9 @@ from torch import Tensor
 
 from hrldm.config import HU_MAX, HU_MIN
 from hrldm.data.patches import Patches
-from hrldm.evaluate.intensity import histogram_jsd
 from hrldm.evaluate.statistics import Estimate, cluster_weights, mean_interval, percentile_interval
 from hrldm.model.diffusion import Schedule, blend, noisy_input
-from hrldm.model.histogram import hu_histogram
+from hrldm.model.histogram import histogram_jsd, hu_histogram
 from hrldm.model.losses import inpainting_loss, jensen_shannon
 from hrldm.model.unet import ConditionalUNet, latent_masks
 from hrldm.model.window import by_side

@@ -15,27 +15,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from scipy import fft, ndimage, stats
-from scipy.spatial.distance import jensenshannon
 
 from hrldm.evaluate.statistics import Estimate, mean_interval
-from hrldm.model.histogram import histogram_moments, hu_histogram
+from hrldm.model.histogram import histogram_jsd, histogram_moments, hu_histogram
 
 METRICS = ("jsd", "wasserstein_hu")
 FLOOR = "real"
 ALL = "all"
 CONTROL_COLUMNS = "system nodule_id subtype requested_mean_hu obtained_mean_hu requested_sd_hu obtained_sd_hu".split()
-
-
-def histogram_jsd(p: np.ndarray, q: np.ndarray) -> float:
-    """Jensen-Shannon divergence of two histograms (B,), natural logarithm (Eq. 8); they are normalised here.
-
-    Raises:
-        ValueError: different lengths, negative entries or an empty histogram.
-    """
-    p, q = np.asarray(p, dtype=float), np.asarray(q, dtype=float)
-    if p.shape != q.shape or (p < 0).any() or (q < 0).any() or not p.sum() > 0 or not q.sum() > 0:
-        raise ValueError(f"need two non-negative histograms of one length with some mass, got {p.shape} and {q.shape}")
-    return float(jensenshannon(p, q) ** 2)
 
 
 def lesion_distances(obtained_hu: np.ndarray, truth_hu: np.ndarray) -> dict[str, float]:

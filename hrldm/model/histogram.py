@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.spatial.distance import jensenshannon
 from torch import Tensor
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN
@@ -131,3 +132,15 @@ def histogram_moments(histogram: np.ndarray, lo: float = HIST_HU_MIN, hi: float 
     centres = (edges[:-1] + edges[1:]) / 2
     mean = float((histogram * centres).sum() / histogram.sum())
     return mean, float(np.sqrt((histogram * (centres - mean) ** 2).sum() / histogram.sum()))
+
+
+def histogram_jsd(p: np.ndarray, q: np.ndarray) -> float:
+    """Jensen-Shannon divergence of two histograms (B,), natural logarithm (Eq. 8); they are normalised here.
+
+    Raises:
+        ValueError: different lengths, negative entries or an empty histogram.
+    """
+    p, q = np.asarray(p, dtype=float), np.asarray(q, dtype=float)
+    if p.shape != q.shape or (p < 0).any() or (q < 0).any() or not p.sum() > 0 or not q.sum() > 0:
+        raise ValueError(f"need two non-negative histograms of one length with some mass, got {p.shape} and {q.shape}")
+    return float(jensenshannon(p, q) ** 2)

@@ -112,6 +112,26 @@ def paste(
     return out
 
 
+def mask_on_grid(mask: np.ndarray, affine: np.ndarray, ct: CT) -> np.ndarray:
+    """A lesion mask (x, y, z) with its affine on the grid of `ct`: bool (X, Y, Z), the voxels that are at least half lesion.
+
+    A lesion too small for that has the one voxel that holds most of it.
+
+    Raises:
+        ValueError: the lesion lies outside the CT.
+    """
+    name = ct.source or "CT"
+    box = _target_box(mask.astype(np.float32), np.linalg.inv(ct.affine) @ affine, ct.shape, name)
+    shift = np.eye(4)
+    shift[:3, 3] = [s.start for s in box]
+    share = _project(mask.astype(np.float32), affine, tuple(s.stop - s.start for s in box), ct.affine @ shift)
+    if not share.max() > 0:
+        raise ValueError(_OUTSIDE.format(name))
+    out = np.zeros(ct.shape, bool)
+    out[box] = share >= min(0.5, share.max())
+    return out
+
+
 def _project(values: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target_affine: np.ndarray) -> np.ndarray:
     """R: `values` (x, y, z), 0 outside, on a grid of `shape`, averaged over the voxels of a coarser one. float32."""
     parts = np.maximum(1, np.ceil(voxel_size(target_affine) / voxel_size(affine) - 1e-3)).astype(int)

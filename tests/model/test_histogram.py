@@ -7,6 +7,7 @@ import torch
 from hrldm.model import histogram
 from hrldm.model.histogram import (
     dense_histogram,
+    histogram_jsd,
     histogram_moments,
     hu_histogram,
     masked_soft_histogram,
@@ -167,3 +168,16 @@ def test_moments_of_a_histogram_are_those_of_its_values():
     mean, sd = histogram_moments(hu_histogram(values))
     assert mean == pytest.approx(values.mean(), abs=1)
     assert sd == pytest.approx(np.hypot(values.std(), 35 / np.sqrt(12)), abs=1)  # a bin is 35 HU wide
+
+
+def test_jsd_reaches_its_bounds_and_is_symmetric():
+    rng = np.random.default_rng(0)
+    p, q = rng.random(40), rng.random(40)
+    left, right = np.repeat([1.0, 0.0], 20), np.repeat([0.0, 1.0], 20)
+    assert histogram_jsd(p, p) == pytest.approx(0, abs=1e-12)
+    assert histogram_jsd(left, right) == pytest.approx(np.log(2))
+    a = (p / p.sum() + q / q.sum()) / 2  # Eq. 8 as printed
+    eq8 = 0.5 * (p / p.sum() * np.log(p / p.sum() / a)).sum() + 0.5 * (q / q.sum() * np.log(q / q.sum() / a)).sum()
+    assert histogram_jsd(p, q) == pytest.approx(eq8) == histogram_jsd(q, p)
+    with pytest.raises(ValueError, match="some mass"):
+        histogram_jsd(np.zeros(3), p[:3])

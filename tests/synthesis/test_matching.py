@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from hrldm.baselines.systems import DEPENDS_ON
-from hrldm.evaluate.intensity import histogram_jsd
-from hrldm.model.histogram import hu_histogram
+from hrldm.model.histogram import histogram_jsd, hu_histogram
 from hrldm.synthesis.generate import Generator, Request
 from hrldm.synthesis.matching import match_latents, matched
 from hrldm.train.runs import SHIPPED_AUTOENCODER, load_autoencoder

@@ -1,0 +1,154 @@
+"""Command line: ``python -m hrldm insert CT OUT --subtype part-solid --diameter 12`` and ``python -m hrldm batch FOLDER OUT``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from hrldm.synthesis.files import check_output, described, insert_file, insert_folder
+from hrldm.synthesis.plan import Wish, copies, read_plan
+from hrldm.synthesis.released import released
+
+Subtype = Literal["solid", "part-solid", "ground-glass"]
+Lobe = Literal["LUL", "LLL", "RUL", "RML", "RLL"]
+
+
+def insert(
+    ct: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    subtype: Subtype = "solid",
+    diameter: float = 10.0,
+    lobe: Lobe | None = None,
+    location: Literal["inner", "subpleural"] = "inner",
+    at: str | None = None,
+    count: int = 1,
+    histogram: Path | None = None,
+    spiculation: float | None = None,
+    seed: int = 0,
+    plan: Path | None = None,
+    lungs: Path | None = None,
+    avoid: Path | None = None,
+    steps: int | None = None,
+    matching: bool = True,
+    retries: int = 2,
+    private: Literal["strip", "keep"] = "strip",
+    series_uid: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Put lung nodules into a CT and change nothing else. Research only.
+
+    Args:
+        ct: NIfTI file, DICOM folder or zip.
+        out: folder to be made: ct.nii.gz, mask.nii.gz, record.json, and dicom/ for a DICOM input.
+        subtype: of the nodule.
+        diameter: mm, of the sphere of equal volume, 6 to 30.
+        lobe: needs a lobe map (--lungs with a TotalSegmentator map, or TotalSegmentator installed).
+        location: inner, or at the pleura.
+        at: centre "x,y,z" in RAS mm instead of a random place.
+        count: nodules after this wish, each with a seed of its own.
+        histogram: text file with 40 numbers, the HU histogram wanted over -1000..400; default: a real one.
+        spiculation: 1 (none) to 5 (marked).
+        seed: of shape, place, histogram and noise.
+        plan: CSV of wishes instead (columns subtype, diameter_mm, lobe, location, at, histogram, spiculation, seed).
+        lungs: lung mask or lobe map of this CT.
+        avoid: mask that no nodule may touch.
+        steps: of the sampler; default as trained.
+        matching: impose the requested histogram while sampling; --no-matching leaves it to the network.
+        retries: how often a nodule that misses its wish is made again.
+        private: strip or keep private DICOM tags.
+        series_uid: which series of a DICOM folder with several.
+        overwrite: replace the folder of a former insertion.
+    """
+    check_output(out, overwrite)
+    wish = {
+        "subtype": subtype,
+        "diameter_mm": diameter,
+        "lobe": lobe,
+        "location": location,
+        "spiculation": spiculation,
+        "seed": seed,
+    }
+    wishes = (
+        read_plan(plan) if plan else copies(Wish(**wish, at=_point(at), histogram=histogram and str(histogram)), count)
+    )
+    options = {
+        "lungs": lungs,
+        "avoid": avoid,
+        "retries": retries,
+        "overwrite": overwrite,
+        "private": private,
+        "series_uid": series_uid,
+    }
+    print(described(wishes, insert_file(ct, out, wishes, _generator(steps, matching), **options)))
+    return 0
+
+
+def batch(
+    folder: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    subtype: Subtype = "solid",
+    diameter: float = 10.0,
+    count: int = 1,
+    seed: int = 0,
+    plan: Path | None = None,
+    lungs: Path | None = None,
+    steps: int | None = None,
+    matching: bool = True,
+    retries: int = 2,
+    private: Literal["strip", "keep"] = "strip",
+    overwrite: bool = False,
+) -> int:
+    """`insert` for every CT of a folder; called again, it goes on where it was.
+
+    Args:
+        folder: of NIfTI files, zips, and DICOM folders.
+        out: folder of the results, one folder a CT.
+        subtype: see insert.
+        diameter: see insert.
+        count: nodules in each CT.
+        seed: see insert; each CT has seeds of its own.
+        plan: CSV of wishes, put into each CT.
+        lungs: folder with a lung mask or lobe map for each CT, of the same name.
+        steps: see insert.
+        matching: see insert.
+        retries: see insert.
+        private: see insert.
+        overwrite: make again what is there.
+    """
+    wishes = read_plan(plan) if plan else copies(Wish(subtype=subtype, diameter_mm=diameter, seed=seed), count)
+    options = {"retries": retries, "private": private, "overwrite": overwrite}
+    said = insert_folder(folder, out, wishes, _generator(steps, matching), lungs, **options)
+    for name, what in said.items():
+        print(f"{name}: {what}")
+    return int(any(what not in ("done", "there already") for what in said.values()))
+
+
+def _generator(steps: int | None, matching: bool):
+    changes = {} if steps is None else {"sample_steps": steps}
+    return released(**changes, **({} if matching else {"match_t_max": None}))
+
+
+def _point(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(x) for x in text.replace(",", " ").split())
+    except ValueError:
+        raise ValueError(f"--at {text!r}: give three numbers x,y,z in RAS mm") from None
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    try:
+        return tyro.extras.subcommand_cli_from_dict({"insert": insert, "batch": batch}, prog="python -m hrldm")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

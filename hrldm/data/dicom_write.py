@@ -1,0 +1,84 @@
+"""A changed CT back into the DICOM series it came from: same geometry, new identity, every untouched pixel as it was.
+
+Each slice is the source's own dataset with other pixels. HU go back through the slice's own rescale, so a voxel that was
+not changed has the stored value it had. The series is derived (PS3.3 C.7.6.1.1.2): new SOP and series UIDs, the study and
+frame of reference kept, ImageType DERIVED\\SECONDARY, the source slice referenced, and the description says that it is for
+research. UIDs follow from the source's and a key, so the same insertion gives the same series.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from hrldm.data import dicom
+
+NOTE = "SYNTHETIC NODULE, RESEARCH ONLY"
+PRIVATE = ("keep", "strip")
+
+
+def write_series(
+    source: str | Path, hu: np.ndarray, folder: Path, key: str, private: str = "strip", series_uid: str | None = None
+) -> Path:
+    """Write HU (X, Y, Z) of the series under `source`, in the voxel order of `dicom.read_series`, to a new `folder`.
+
+    Args:
+        source:     folder or zip that was read
+        hu:         HU of every voxel, changed or not
+        folder:     made here; one file a slice, `0001.dcm` from the first slice on
+        key:        what the UIDs depend on besides the source's (the record of what was done)
+        private:    strip or keep the vendor's private tags
+        series_uid: which series, as for `read_series`
+
+    Raises:
+        ValueError: another shape than the series, a slice that cannot hold its values, unknown `private`.
+    """
+    if private not in PRIVATE:
+        raise ValueError(f"private tags: choose {' or '.join(PRIVATE)}, not {private!r}")
+    path = Path(source)
+    folder.mkdir(parents=True)
+    with dicom.opened(path) as unpacked:
+        slices = dicom.sorted_slices(unpacked, path, series_uid)
+        if hu.shape[2] != len(slices):
+            raise ValueError(f"{path}: {hu.shape[2]} slices to write into a series of {len(slices)}")
+        for k, (file, _) in enumerate(slices):
+            data = pydicom.dcmread(file)
+            if hu.shape[:2] != (data.Columns, data.Rows):
+                raise ValueError(f"{path}: slices of {hu.shape[:2]} to write into {(data.Columns, data.Rows)}")
+            _derive(data, hu[:, :, k].T, key, private, file.name)
+            data.save_as(folder / f"{k + 1:04d}.dcm", enforce_file_format=True)
+    return folder
+
+
+def _derive(data: Dataset, hu: np.ndarray, key: str, private: str, name: str) -> None:
+    """Make a slice's dataset the derived one, with pixels (rows, columns) of HU."""
+    stored = np.rint((hu.astype(np.float64) - float(data.RescaleIntercept)) / float(data.RescaleSlope))
+    bits, signed = int(data.BitsStored), bool(data.PixelRepresentation)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    if int(data.BitsAllocated) != 16 or stored.min() < low or stored.max() > high:
+        raise ValueError(
+            f"{name}: values {stored.min():.0f}..{stored.max():.0f} do not fit {bits} of {data.BitsAllocated} bits; write NIfTI only"
+        )
+    if private == "strip":
+        data.remove_private_tags()
+    reference = Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
+    data.SourceImageSequence = Sequence([reference])
+    data.SeriesInstanceUID = generate_uid(entropy_srcs=[str(data.SeriesInstanceUID), key])
+    data.SOPInstanceUID = generate_uid(entropy_srcs=[str(data.SOPInstanceUID), key])
+    kind = [str(x) for x in data.get("ImageType", [])][2:]
+    data.ImageType = ["DERIVED", "SECONDARY", *(kind or ["AXIAL"])]
+    data.SeriesDescription = f"{NOTE}: {data.get('SeriesDescription', '')}"[:64].rstrip(": ")
+    data.DerivationDescription = "A lung nodule was synthesised by HR-LDM companion; not for clinical use."
+    for tag in ("SmallestImagePixelValue", "LargestImagePixelValue"):
+        if tag in data:
+            del data[tag]
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.PixelData = stored.astype("<i2" if signed else "<u2").tobytes()
+    data["PixelData"].VR = "OW"

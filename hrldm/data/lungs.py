@@ -1,0 +1,124 @@
+"""Lungs and lobes of a CT: a label map that the user has, TotalSegmentator where it is installed, else a threshold.
+
+All return labels on the CT's own grid: TotalSegmentator's lobe numbers (`placement.LOBE_NAMES`) where lobes are known,
+1 for lung otherwise, 0 outside. Whatever the source, the result must look like lung on this CT, so that the map of
+another patient or of another orientation is refused and not used.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from hrldm.data.ct import CT, open_nifti, read_voxels, write_nifti
+from hrldm.data.geometry import resample, sample
+from hrldm.data.placement import LOBE_NAMES
+
+logger = logging.getLogger(__name__)
+TISSUE_HU = -400.0  # lung and air below, tissue above
+GRID_MM = 2.0  # the threshold method works on this grid
+CLOSING_MM = 8.0  # vessels and nodules at the pleura up to about twice this size are closed over
+LEAST_ML = 400.0  # fewer is no pair of lungs, nor one of them
+SMALLER_LUNG = 0.15  # of the larger: smaller pieces are bowel gas or the trachea
+LUNG_MEAN_HU = (-980.0, -450.0)  # plausible mean inside a lung mask, vessels included
+ROI = tuple(f"lung_{part}_lobe_{side}" for part, side in (
+    ("upper", "left"), ("lower", "left"), ("upper", "right"), ("middle", "right"), ("lower", "right")))  # fmt: skip
+
+
+def lung_labels(ct: CT, path: str | Path | None = None) -> tuple[np.ndarray, str]:
+    """Labels (X, Y, Z) uint8 on the CT's grid, and where they come from.
+
+    path: label map or mask of this CT (NIfTI, any grid in the same world); None segments it
+
+    Raises:
+        ValueError: no lungs in the scan, or a map that is not of this CT, with what to do.
+    """
+    if path is not None:
+        labels, source = read_labels(path, ct), str(path)
+    elif shutil.which("TotalSegmentator"):
+        labels, source = total_segmentator(ct), "TotalSegmentator"
+    else:
+        labels, source = threshold_lungs(ct).astype(np.uint8), "threshold"
+    _check_lung(ct, labels, source)
+    return labels, source
+
+
+def threshold_lungs(ct: CT) -> np.ndarray:
+    """Lungs (X, Y, Z) bool by threshold and morphology: dark, not joined to the air around the patient, large, closed.
+
+    Raises:
+        ValueError: no piece of at least `LEAST_ML` ml.
+    """
+    hu, affine = resample(ct.array, ct.affine, GRID_MM)
+    dark = hu < TISSUE_HU
+    labels, n = ndimage.label(dark)
+    outside = np.unique(
+        np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()])
+    )  # sides, not head and foot
+    labels[np.isin(labels, outside)] = 0
+    volume = np.bincount(labels.ravel(), minlength=n + 1) * GRID_MM**3 / 1000
+    volume[0] = 0
+    largest = volume.max(initial=0)
+    if largest < LEAST_ML:
+        raise ValueError(
+            f"{ct.source or 'CT'}: no lungs found (the largest dark region inside the body has {largest:.0f} ml, a lung at "
+            f"least {LEAST_ML:.0f}); give a chest CT, or its lung mask"
+        )
+    lungs = np.isin(labels, np.flatnonzero(volume >= SMALLER_LUNG * largest))
+    reach = int(np.ceil(CLOSING_MM / GRID_MM)) + 1
+    padded = np.pad(lungs, reach)
+    grown = ndimage.distance_transform_edt(~padded) * GRID_MM <= CLOSING_MM
+    closed = ndimage.distance_transform_edt(grown) * GRID_MM > CLOSING_MM
+    closed = ndimage.binary_fill_holes(closed | padded)[(slice(reach, -reach),) * 3]
+    return sample(closed.astype(np.float32), affine, ct.shape, ct.affine, order=1, outside=0.0) > 0.5
+
+
+def read_labels(path: str | Path, ct: CT) -> np.ndarray:
+    """A lung mask or TotalSegmentator map on the CT's grid: its lobes where it has them, else 1 where it is not 0.
+
+    Raises:
+        ValueError: unreadable, or no voxel of it inside the CT.
+    """
+    image = open_nifti(path)
+    values = np.rint(read_voxels(image, path)[1]).astype(np.int32)
+    lobes = np.isin(values, list(LOBE_NAMES))
+    values = np.where(lobes, values, 0) if lobes.any() else values > 0
+    labels = sample(values.astype(np.uint8), image.affine, ct.shape, ct.affine, order=0, outside=0)
+    if not labels.any():
+        raise ValueError(f"{path}: no lung voxel within {ct.source or 'the CT'}; it belongs to another scan")
+    return labels
+
+
+def total_segmentator(ct: CT) -> np.ndarray:
+    """The five lobes by the user's own TotalSegmentator (its weights have a licence of their own).
+
+    Raises:
+        ValueError: it failed; the message ends with its last line.
+    """
+    with tempfile.TemporaryDirectory(prefix="hrldm-lobes-") as folder:
+        image, out = Path(folder) / "ct.nii.gz", Path(folder) / "lobes.nii.gz"
+        write_nifti(image, ct.stored, ct)
+        command = ["TotalSegmentator", "-i", str(image), "-o", str(out), "--ml", "--roi_subset", *ROI]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode or not out.exists():
+            said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+            raise ValueError(f"TotalSegmentator failed ({said}); run it yourself and give its map, or a lung mask")
+        return read_labels(out, ct)
+
+
+def _check_lung(ct: CT, labels: np.ndarray, source: str) -> None:
+    """Raise ValueError for labels that cannot be the lungs of this CT."""
+    inside = labels > 0
+    volume = float(inside.sum()) * float(np.prod(ct.spacing)) / 1000
+    mean = float(np.clip(ct.array[inside], -1024, 400).mean()) if inside.any() else 0.0
+    if volume < LEAST_ML or not LUNG_MEAN_HU[0] <= mean <= LUNG_MEAN_HU[1]:
+        raise ValueError(
+            f"{source}: not the lungs of {ct.source or 'this CT'} ({volume:.0f} ml with a mean of {mean:.0f} HU; lungs have "
+            f"at least {LEAST_ML:.0f} ml and {LUNG_MEAN_HU[0]:.0f}..{LUNG_MEAN_HU[1]:.0f} HU); give the mask of this scan"
+        )

@@ -1,0 +1,139 @@
+"""What to put into a CT: one wish per nodule, from arguments or from a CSV, checked before anything long begins."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
+from hrldm.data.placement import LOBE_NAMES, LOCATIONS
+
+SMALLEST_MM, LARGEST_MM = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One nodule.
+
+    subtype:     solid, part-solid or ground-glass
+    diameter_mm: of the sphere of equal volume, 6..30
+    lobe:        LUL, LLL, RUL, RML, RLL (needs a lobe map); None: anywhere in the lungs
+    location:    inner or subpleural; ignored where `at` is given
+    at:          centre in RAS mm; None: chosen by chance
+    histogram:   file of the HU histogram wanted (`read_histogram`); None: a real one of that subtype and size
+    spiculation: 1..5, None: any
+    seed:        of shape, place, histogram and noise
+
+    Raises:
+        ValueError: says which field is wrong, and what it may be.
+    """
+
+    subtype: str = "solid"
+    diameter_mm: float = 10.0
+    lobe: str | None = None
+    location: str = "inner"
+    at: tuple[float, float, float] | None = None
+    histogram: str | None = None
+    spiculation: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.subtype not in SUBTYPES:
+            raise ValueError(f"unknown subtype {self.subtype!r}; choose one of {', '.join(SUBTYPES)}")
+        if not SMALLEST_MM <= self.diameter_mm <= LARGEST_MM:
+            raise ValueError(
+                f"diameter {self.diameter_mm:g} mm: nodules have {SMALLEST_MM:g} to {LARGEST_MM:g} mm (larger ones are masses)"
+            )
+        if self.lobe is not None and self.lobe not in LOBE_NAMES.values():
+            raise ValueError(f"unknown lobe {self.lobe!r}; choose one of {', '.join(LOBE_NAMES.values())}")
+        if self.location not in LOCATIONS:
+            raise ValueError(f"unknown location {self.location!r}; choose one of {', '.join(LOCATIONS)}")
+        if self.at is not None and not (len(self.at) == 3 and np.isfinite(self.at).all()):
+            raise ValueError(f"at = {self.at}: give three numbers x,y,z in RAS mm")
+        if self.spiculation is not None and not 1 <= self.spiculation <= 5:
+            raise ValueError(f"spiculation is a rating 1 (none) to 5 (marked), not {self.spiculation:g}")
+        if self.histogram is not None:
+            read_histogram(self.histogram)
+
+
+def read_histogram(path: str | Path, bins: int = 40) -> np.ndarray:
+    """HU histogram (bins,) of sum 1 from a text file of `bins` numbers, the shares of equal bins over -1000..400 HU.
+
+    Raises:
+        ValueError: unreadable, another count, negative, not finite or empty.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = np.array([float(x) for x in text.replace(",", " ").split()])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a histogram ({error}); give a text file of {bins} numbers") from error
+    if values.shape != (bins,) or not np.isfinite(values).all() or (values < 0).any() or not values.sum() > 0:
+        raise ValueError(
+            f"{path}: {values.size} numbers; a histogram has {bins} that are not negative, the shares of equal bins over "
+            f"{HIST_HU_MIN:g}..{HIST_HU_MAX:g} HU"
+        )
+    return values / values.sum()
+
+
+def read_plan(path: str | Path) -> list[Wish]:
+    """Wishes from a CSV: a header with names of `Wish`'s fields (any of them, blank: default; `at` as "x y z"), a row each.
+
+    Raises:
+        ValueError: unreadable, unknown column, no rows, or wrong rows, all of them named with their number.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as f:
+            reader = csv.DictReader(f)
+            rows, columns = list(reader), reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a readable CSV ({error})") from error
+    known = [f.name for f in fields(Wish)]
+    if unknown := [c for c in columns if c not in known]:
+        raise ValueError(f"{path}: unknown column(s) {', '.join(map(str, unknown))}; known are {', '.join(known)}")
+    if not rows:
+        raise ValueError(f"{path}: no rows; one row a nodule below the header")
+    wishes, problems = [], []
+    for number, row in enumerate(rows, start=2):  # the header is row 1
+        try:
+            wishes.append(_wish(row))
+        except ValueError as error:
+            problems.append(f"row {number}: {error}")
+    if problems:
+        raise ValueError(f"{path}: {len(problems)} wrong row(s)\n" + "\n".join(problems))
+    return wishes
+
+
+def _wish(row: dict[str, str]) -> Wish:
+    if None in row or None in row.values():
+        raise ValueError("another number of cells than the header has")
+    given = {k: v.strip() for k, v in row.items() if v.strip()}
+    numbers = {"diameter_mm": float, "spiculation": float, "seed": int, "at": _point}
+    return Wish(**{k: numbers[k](v) if k in numbers else v for k, v in given.items()})
+
+
+def _point(text: str) -> tuple[float, ...]:
+    return tuple(float(x) for x in text.replace(",", " ").split())
+
+
+def copies(wish: Wish, count: int) -> list[Wish]:
+    """`count` nodules after one wish, with seeds of their own.
+
+    Raises:
+        ValueError: count below 1, or several at one place.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    if count > 1 and wish.at is not None:
+        raise ValueError("several nodules cannot have one place; leave `at` out, or give a plan with a place each")
+    values = {f.name: getattr(wish, f.name) for f in fields(Wish)}
+    return [Wish(**(values | {"seed": wish.seed + k})) for k in range(count)]
+
+
+def summary(wishes: Sequence[Wish]) -> str:
+    """A line for the log."""
+    return "; ".join(f"{w.subtype} {w.diameter_mm:g} mm" + (f" in {w.lobe}" if w.lobe else "") for w in wishes)

@@ -1,0 +1,40 @@
+"""The released HR-LDM: shipped autoencoder and U-Net, ready to make nodules without any training."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from hrldm import paths
+from hrldm.config import Profile
+from hrldm.synthesis.generate import Generator
+from hrldm.train import checkpoint as ckpt
+from hrldm.train.device import device
+from hrldm.train.latents import weights_digest
+from hrldm.train.ldm import load_unet
+from hrldm.train.runs import SHIPPED_AUTOENCODER, load_autoencoder
+
+RELEASED_UNET = paths.WEIGHTS / "unet.safetensors"
+
+
+def released(unet: Path = RELEASED_UNET, autoencoder: Path = SHIPPED_AUTOENCODER, **sampling) -> Generator:
+    """The generator with the released weights (or other files written by `scripts/ship_unet.py`).
+
+    sampling: fields of the profile to change, for example ``match_t_max=None`` or ``sample_steps=50``
+
+    Raises:
+        CheckpointError: a file is missing or corrupt, or the U-Net was trained on another autoencoder's latents.
+        ValueError: unknown field.
+    """
+    meta = ckpt.load_meta(unet)
+    if "profile" not in meta or "autoencoder" not in meta:
+        raise ckpt.CheckpointError(f"{unet}: not a released U-Net (no profile in its header); see scripts/ship_unet.py")
+    model = load_autoencoder(autoencoder).eval().requires_grad_(False)
+    ckpt.require(meta, unet, autoencoder=weights_digest(model))
+    known = {f.name for f in dataclasses.fields(Profile)}
+    if unknown := set(sampling) - known:
+        raise ValueError(f"unknown profile field(s) {sorted(unknown)}; see hrldm/config.py")
+    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["profile"].items() if k in known}
+    profile = Profile(**(stored | sampling))
+    net, scale = load_unet(unet, profile, device())
+    return Generator(model.to(device()), net, scale, profile, device())

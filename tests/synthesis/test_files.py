@@ -1,0 +1,212 @@
+"""From disk to disk: folders of results that are whole or absent, DICOM in and out, many CTs, and the command line."""
+
+import json
+import sys
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+
+import hrldm.__main__ as cli
+from hrldm.data.ct import read_ct
+from hrldm.synthesis import files
+from hrldm.synthesis.plan import Wish
+from tests import tiny
+from tests.synthesis.test_insert import LIBRARY, scan
+
+
+@pytest.fixture(autouse=True)
+def _small_library(monkeypatch):
+    monkeypatch.setattr("hrldm.synthesis.insert.load_shapes", lambda: LIBRARY)
+
+
+@pytest.fixture
+def nifti(tmp_path):
+    ct, labels = scan()
+    image = nib.Nifti1Image(ct.stored, ct.affine)
+    image.header["descrip"] = b"scanner X"
+    nib.save(image, tmp_path / "scan.nii.gz")
+    nib.save(nib.Nifti1Image(labels, ct.affine), tmp_path / "lungs.nii.gz")
+    return tmp_path / "scan.nii.gz"
+
+
+def put(path, out, *wishes, **options):
+    return files.insert_file(path, out, wishes or [Wish("solid", 12.0)], tiny.PaintingGenerator(), **options)
+
+
+def test_nifti_in_nifti_out_with_mask_and_record(nifti, tmp_path):
+    record = put(nifti, tmp_path / "out", Wish("solid", 12.0), Wish("ground-glass", 10.0, seed=4))
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["ct.nii.gz", "mask.nii.gz", "record.json"]
+    before, after, mask = (
+        nib.load(p) for p in (nifti, tmp_path / "out" / "ct.nii.gz", tmp_path / "out" / "mask.nii.gz")
+    )
+    assert before.header.binaryblock == after.header.binaryblock
+    changed = np.asarray(before.dataobj) != np.asarray(after.dataobj)
+    assert 0 < changed.sum() == record["voxels_changed"]
+    assert (np.asarray(mask.affine) == before.affine).all() and set(np.unique(mask.dataobj)) == {0, 1, 2}
+    stored = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert stored == record and record["lungs"] == "threshold" and len(record["nodules"]) == 2
+    assert record["source"]["name"] == "scan.nii.gz" and str(tmp_path) not in json.dumps(record)
+
+
+def test_an_existing_output_is_kept_and_only_an_insertions_own_is_replaced(nifti, tmp_path):
+    out = tmp_path / "out"
+    put(nifti, out)
+    with pytest.raises(ValueError, match="exists already"):
+        put(nifti, out)
+    put(nifti, out, Wish("solid", 8.0), overwrite=True)
+    assert json.loads((out / "record.json").read_text())["nodules"][0]["wish"]["diameter_mm"] == 8
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="not a folder that an insertion wrote"):
+        put(nifti, tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis" / "chapter.txt").exists()
+
+
+def test_a_failed_write_leaves_nothing(nifti, tmp_path, monkeypatch):
+    def full(path, *_, **__):
+        path.write_bytes(b"half")
+        raise OSError(28, f"{path}: could not be written (No space left on device)")
+
+    monkeypatch.setattr(files, "write_nifti", full)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(OSError, match="No space left"):
+        put(nifti, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def series(folder, seed=0):
+    """The phantom as a DICOM series with a private tag; returns its HU."""
+    ct, _ = scan(np.diag([-1.0, -1.0, 1.0]), (3.0, 3.0, 3.0))
+    folder.mkdir()
+    for k in range(ct.shape[2]):
+        plane = sitk.GetImageFromArray(ct.array[:, :, k].T[None].astype(np.int16))
+        place = (ct.affine @ [0, 0, k, 1])[:3] * [-1, -1, 1]
+        plane.SetSpacing((3.0, 3.0, 3.0))
+        plane.SetOrigin(place)
+        tags = {"0008|0060": "CT", "0020|000e": "1.2.3.4", "0020|000d": "1.2.3", "0010|0010": "Doe^Jane", "0008|103e": "Chest",
+                "0020|0032": "\\".join(f"{v:.4f}" for v in place), "0020|0037": "1\\0\\0\\0\\1\\0", "0018|0050": "3",
+                "0028|1052": "-1024", "0028|1053": "1", "0008|0008": "ORIGINAL\\PRIMARY\\AXIAL"}  # fmt: skip
+        for tag, value in tags.items():
+            plane.SetMetaData(tag, value)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        writer.SetFileName(str(folder / f"{k:03d}.dcm"))
+        writer.Execute(plane)
+        data = pydicom.dcmread(folder / f"{k:03d}.dcm")
+        data.private_block(0x0009, "VENDOR", create=True).add_new(1, "LO", "secret")
+        data.save_as(folder / f"{k:03d}.dcm")
+    return ct.array
+
+
+@pytest.mark.parametrize("private", ["strip", "keep"])
+def test_dicom_in_a_derived_series_out_that_two_readers_agree_on(tmp_path, private):
+    hu = series(tmp_path / "in")
+    put(tmp_path / "in", tmp_path / "out", Wish("solid", 14.0), private=private)
+    out = tmp_path / "out" / "dicom"
+    nifti = nib.load(tmp_path / "out" / "ct.nii.gz")
+    mine, source = read_ct(out), read_ct(tmp_path / "in")
+    np.testing.assert_array_equal(mine.array, np.asarray(nifti.dataobj))
+    np.testing.assert_allclose(mine.affine, nifti.affine, atol=1e-3)
+    np.testing.assert_allclose(mine.affine, source.affine, atol=1e-6)
+    assert (mine.array != hu).any() and (mine.array == hu).mean() > 0.99
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(out)))
+    image = reader.Execute()
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image).transpose(2, 1, 0), mine.array)
+    np.testing.assert_allclose(np.array(image.GetOrigin()) * [-1, -1, 1], mine.affine[:3, 3], atol=1e-3)
+    uids = set()
+    for file in sorted(out.iterdir()):
+        data = pydicom.dcmread(file)
+        old = pydicom.dcmread(tmp_path / "in" / f"{int(file.stem) - 1:03d}.dcm")
+        values = data.pixel_array * float(data.RescaleSlope) + float(data.RescaleIntercept)
+        np.testing.assert_array_equal(values, mine.array[:, :, int(file.stem) - 1].T)
+        assert data.SeriesInstanceUID != old.SeriesInstanceUID and data.StudyInstanceUID == old.StudyInstanceUID
+        assert data.SOPInstanceUID == data.file_meta.MediaStorageSOPInstanceUID != old.SOPInstanceUID
+        assert data.SourceImageSequence[0].ReferencedSOPInstanceUID == old.SOPInstanceUID
+        assert list(data.ImageType) == ["DERIVED", "SECONDARY", "AXIAL"] and data.PatientName == old.PatientName
+        assert data.SeriesDescription.startswith("SYNTHETIC NODULE, RESEARCH ONLY: Chest")
+        assert ((0x0009, 0x1001) in data) is (private == "keep")
+        uids.add(data.SOPInstanceUID)
+    assert len(uids) == hu.shape[2] == len(list(out.iterdir()))
+    assert "Doe" not in (tmp_path / "out" / "record.json").read_text()
+
+
+def test_the_same_insertion_gives_the_same_series_uid(tmp_path):
+    series(tmp_path / "in")
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        put(tmp_path / "in", tmp_path / out, Wish("solid", 10.0, seed=seed))
+    a, b, c = (pydicom.dcmread(tmp_path / out / "dicom" / "0001.dcm").SeriesInstanceUID for out in "abc")
+    assert a == b != c
+
+
+def test_a_folder_of_cts_goes_on_where_it_was_and_one_bad_ct_stops_no_other(nifti, tmp_path):
+    source = tmp_path / "cts"
+    source.mkdir()
+    for name in ("a", "b"):
+        (source / f"{name}.nii.gz").write_bytes(nifti.read_bytes())
+    (source / "broken.nii").write_bytes(b"no image")
+    series(source / "dicom_case")
+    generator = tiny.PaintingGenerator()
+    wishes = [Wish("solid", 10.0)]
+    said = files.insert_folder(source, tmp_path / "out", wishes, generator)
+    assert (
+        said["a"] == said["b"] == said["dicom_case"] == "done" and "broken.nii: not a readable image" in said["broken"]
+    )
+    places = [
+        json.loads((tmp_path / "out" / n / "record.json").read_text())["nodules"][0]["centre_ras_mm"] for n in "ab"
+    ]
+    assert places[0] != places[1]  # seeds of their own
+    again = files.insert_folder(source, tmp_path / "out", wishes, generator)
+    assert again["a"] == again["dicom_case"] == "there already" and "broken" in again
+    with pytest.raises(ValueError, match="no CT in it"):
+        (tmp_path / "empty").mkdir()
+        files.insert_folder(tmp_path / "empty", tmp_path / "out", wishes, generator)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "released", lambda **changes: tiny.PaintingGenerator())
+
+    def _call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hrldm", *map(str, arguments)])
+        status = cli.main()
+        return status, *capsys.readouterr()
+
+    return _call
+
+
+def test_command_line_inserts_and_says_what_came(call, nifti, tmp_path):
+    status, out, _ = call(
+        "insert", nifti, tmp_path / "o", "--subtype", "part-solid", "--diameter", 12, "--count", 2, "--seed", 7
+    )
+    assert status == 0 and "part-solid 12 mm" in out and out.count("requested") == 2
+    assert len(json.loads((tmp_path / "o" / "record.json").read_text())["nodules"]) == 2
+    (tmp_path / "plan.csv").write_text("subtype,diameter_mm\nsolid,9\n")
+    assert call("insert", nifti, tmp_path / "p", "--plan", tmp_path / "plan.csv")[0] == 0
+    source = tmp_path / "cts"
+    source.mkdir()
+    (source / "a.nii.gz").write_bytes(nifti.read_bytes())
+    status, out, _ = call("batch", source, tmp_path / "many")
+    assert status == 0 and out.strip() == "a: done"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--diameter", "50"], "diameter 50 mm: nodules have 6 to 30 mm"),
+        (["--at", "1,2"], "three numbers"),
+        (["--at", "here"], "--at 'here'"),
+        (["--at", "500,0,0"], "would leave the lungs; the nearest place"),
+        (["--lobe", "RUL"], "do not tell lobes"),
+        (["--histogram", "absent.txt"], "absent.txt: not a histogram"),
+        (["--lungs", "absent.nii.gz"], "absent.nii.gz: no such file"),
+        (["--count", "0"], "count must be at least 1"),
+    ],
+)
+def test_wrong_arguments_end_with_a_sentence_and_no_output(call, nifti, tmp_path, arguments, message):
+    status, _, error = call("insert", nifti, tmp_path / "o", *arguments)
+    assert status == 2 and error.startswith("error: ") and message in error and "Traceback" not in error
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,195 @@
+"""A nodule in a CT of any geometry: the background keeps its bits, the lesion lies in the lung and is what was asked for."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from hrldm.data.ct import CT
+from hrldm.data.geometry import to_world
+from hrldm.data.shapes import ShapeLibrary
+from hrldm.synthesis.insert import insert
+from hrldm.synthesis.plan import Wish
+from hrldm.synthesis.quality import LIMITS, assess, faults
+from tests import tiny
+
+LIBRARY = ShapeLibrary(
+    pd.DataFrame(
+        {"nodule_id": [f"shape{i}" for i in range(9)], "subtype": np.resize(["solid", "part-solid", "ground-glass"], 9),
+         "diameter_mm": np.repeat([8.0, 14.0, 20.0], 3), "spiculation": 2.0}
+    ),
+    [tiny.ball(25, r) for r in (4, 7, 10) for _ in range(3)],
+)  # fmt: skip
+
+
+def scan(turn=None, spacing=(2.5, 2.5, 3.0), dtype=np.int16, slope=1.0, inter=0.0) -> tuple[CT, np.ndarray]:
+    affine, shape = tiny.chest_grid(np.eye(3) if turn is None else turn, spacing)
+    hu = tiny.chest(affine, shape)
+    x, y, z = to_world(affine, np.indices(shape).reshape(3, -1).T).T
+    lungs = sum((((x - s) / 50) ** 2 + (y / 60) ** 2 + (z / 90) ** 2 < 1) for s in (-70, 70)).reshape(shape) > 0
+    if slope == 1 and inter == 0:
+        stored = hu.astype(dtype)
+        return CT(stored, affine, stored), lungs.astype(np.uint8)
+    stored = np.rint((hu - inter) / slope).astype(dtype)
+    return CT((stored * np.float32(slope) + np.float32(inter)), affine, stored, slope, inter), lungs.astype(np.uint8)
+
+
+def put(ct, labels, *wishes, **options):
+    return insert(ct, list(wishes), tiny.PaintingGenerator(), labels, library=LIBRARY, **options)
+
+
+@st.composite
+def scans(draw):
+    """Any voxel order, obliquity up to 30 degrees, spacing and way of storing."""
+    order, signs = draw(st.permutations(range(3))), draw(st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3))
+    turn = Rotation.from_euler("xyz", draw(st.tuples(*[st.floats(-30.0, 30.0)] * 3)), degrees=True).as_matrix()
+    spacing = draw(st.tuples(*[st.floats(1.8, 4.0)] * 3))
+    dtype, slope, inter = draw(st.sampled_from([(np.int16, 1.0, 0.0), (np.uint16, 1.0, -1024.0), (np.float32, 1.0, 0.0), (np.int32, 0.5, 10.0)]))  # fmt: skip
+    return scan(turn @ np.eye(3)[:, order] * np.array(signs), spacing, dtype, slope, inter)
+
+
+@given(case=scans(), subtype=st.sampled_from(["solid", "part-solid", "ground-glass"]), seed=st.integers(0, 10**6))
+@settings(max_examples=8, deadline=None)
+def test_any_geometry_background_bit_identical_lesion_in_the_lung(case, subtype, seed):
+    ct, labels = case
+    before = ct.stored.copy()
+    out = put(ct, labels, Wish(subtype, 14.0, seed=seed))
+    np.testing.assert_array_equal(ct.stored, before)  # the input is left alone
+    assert out.stored.dtype == before.dtype and out.stored.shape == before.shape
+    assert set(np.unique(out.mask)) == {0, 1}
+    lesion = out.mask == 1
+    assert labels[lesion].mean() > 0.97  # the labels' voxels are up to 4 mm wide
+    distance = ndimage.distance_transform_edt(~lesion, ct.spacing)
+    far = distance > 3.0 + 2 * ct.spacing.max()  # feather, and half voxels of either grid
+    np.testing.assert_array_equal(out.stored[far], before[far])
+    record = out.records[0]
+    volume = lesion.sum() * np.prod(ct.spacing)
+    assert record["volume_mm3"] == round(np.pi / 6 * 14**3) and 0.6 < volume / record["volume_mm3"] < 1.5
+    centre = to_world(ct.affine, np.argwhere(lesion).mean(0))
+    assert np.linalg.norm(centre - record["centre_ras_mm"]) < 6
+    hu = out.stored[lesion] * ct.slope + ct.inter
+    assert abs(hu.mean() - record["quality"]["requested_mean_hu"]) < 260  # partial volume of thick voxels at the rim
+
+
+def test_flipping_the_input_flips_the_output():
+    ct, labels = scan()
+    flipped_affine = ct.affine @ np.diag([-1.0, 1, 1, 1])
+    flipped_affine[:3, 3] = to_world(ct.affine, np.array([ct.shape[0] - 1, 0, 0]))
+    flipped = CT(np.ascontiguousarray(ct.array[::-1]), flipped_affine)
+    a = put(ct, labels, Wish("solid", 12.0, seed=3))
+    b = put(flipped, np.ascontiguousarray(labels[::-1]), Wish("solid", 12.0, seed=3))
+    assert a.records[0]["centre_ras_mm"] == b.records[0]["centre_ras_mm"]
+    np.testing.assert_array_equal(a.mask, b.mask[::-1])
+    assert np.abs(a.stored.astype(int) - b.stored[::-1]).max() <= 1  # rounding of interpolated differences
+
+
+def test_same_seed_same_result_other_seed_another_place():
+    ct, labels = scan()
+    a, b, c = (put(ct, labels, Wish("solid", 10.0, seed=s)) for s in (1, 1, 2))
+    np.testing.assert_array_equal(a.stored, b.stored)
+    assert a.records == b.records and a.records[0]["centre_ras_mm"] != c.records[0]["centre_ras_mm"]
+
+
+def test_several_nodules_keep_apart_and_off_what_is_to_be_avoided():
+    ct, labels = scan()
+    avoid = np.zeros(ct.shape, bool)
+    avoid[: ct.shape[0] // 2] = True  # a whole side
+    wishes = [Wish(s, d, seed=k) for k, (s, d) in enumerate([("solid", 14), ("part-solid", 10), ("ground-glass", 20)])]
+    out = put(ct, labels, *wishes, avoid=avoid)
+    assert [int((out.mask == k).sum() > 0) for k in (1, 2, 3)] == [1, 1, 1] and not out.mask[avoid].any()
+    for i in (1, 2, 3):
+        distance = ndimage.distance_transform_edt(out.mask != i, ct.spacing)
+        others = (out.mask > 0) & (out.mask != i)
+        assert distance[others].min() > 2.0
+    assert len(out.records) == 3 and [r["wish"]["subtype"] for r in out.records] == [
+        "solid",
+        "part-solid",
+        "ground-glass",
+    ]
+
+
+def test_a_given_place_is_taken_or_refused_with_the_nearest_good_one():
+    ct, labels = scan()
+    out = put(ct, labels, Wish("solid", 12.0, at=(-70.0, 5.0, 10.0)))
+    assert np.abs(np.array(out.records[0]["centre_ras_mm"]) - [-70, 5, 10]).max() <= 1
+    with pytest.raises(
+        ValueError, match=r"nodule 1 .*at 0, 0, 0 mm the lesion would leave the lungs; the nearest place"
+    ) as error:
+        put(ct, labels, Wish("solid", 12.0, at=(0.0, 0.0, 0.0)))
+    nearest = tuple(float(x) for x in str(error.value).rsplit("is ", 1)[1].split(","))
+    put(ct, labels, Wish("solid", 12.0, at=nearest))
+    with pytest.raises(ValueError, match="nodule 2 .*another lesion"):
+        put(ct, labels, *[Wish("solid", 12.0, at=(-70.0, 5.0, 10.0))] * 2)
+
+
+def test_lobes_and_locations():
+    ct, labels = scan()
+    lobes = labels.copy()
+    right = to_world(ct.affine, np.indices(ct.shape).reshape(3, -1).T)[:, 0].reshape(ct.shape) > 0
+    lobes[labels > 0], lobes[(labels > 0) & right] = 11, 12
+    out = put(ct, lobes, Wish("solid", 10.0, lobe="RUL"), Wish("solid", 10.0, lobe="LLL", location="subpleural"))
+    assert [r["lobe"] for r in out.records] == ["RUL", "LLL"]
+    assert (lobes[out.mask == 1] == 12).all() and np.isin(lobes[out.mask == 2], (0, 11)).all()
+    depth = ndimage.distance_transform_edt(labels, ct.spacing)
+    assert depth[out.mask == 1].min() > depth[out.mask == 2].min()
+    with pytest.raises(ValueError, match="RML is asked for, but the lung labels do not tell lobes"):
+        put(ct, labels, Wish("solid", 10.0, lobe="RML"))
+
+
+def test_a_nodule_that_finds_no_place_says_why():
+    ct, labels = scan()
+    small = np.zeros_like(labels)
+    middle = np.argwhere(labels).mean(0).astype(int)
+    x = np.argwhere(labels[:, middle[1], middle[2]])[5, 0]
+    small[x : x + 4, middle[1] : middle[1] + 4, middle[2] : middle[2] + 3] = 1
+    with pytest.raises(ValueError, match=r"nodule 1 \(solid, 20 mm\): found 0 of 1 inner places"):
+        put(ct, small, Wish("solid", 20.0))
+
+
+class Moody(tiny.PaintingGenerator):
+    """Misses the wish at first."""
+
+    def __call__(self, request, **options):
+        out = super().__call__(request, **options)
+        return out if len(self.asked) > 1 else np.where(request.mask, -900, out).astype(np.float32)
+
+
+def test_what_misses_its_wish_is_made_again_with_another_noise():
+    ct, labels = scan()
+    moody = Moody()
+    wishes = [Wish("solid", 12.0, seed=1), Wish("solid", 10.0, seed=2)]
+    out = insert(ct, wishes, moody, labels, library=LIBRARY, retries=2)
+    assert len(moody.asked) == 2 and (moody.asked[0].seeds != moody.asked[1].seeds).all()
+    assert [r["times_made"] for r in out.records] == [2, 2] and not any(r["missed"] for r in out.records)
+    assert [r["noise_seed"] for r in out.records] == moody.asked[1].seeds.tolist()
+    none = insert(ct, wishes, Moody(), labels, library=LIBRARY, retries=0)
+    assert all("jsd" in " ".join(r["missed"]) for r in none.records)
+
+
+def test_quality_by_hand():
+    before = np.full((24, 24, 24), -850.0)
+    mask = tiny.ball(24, 5)
+    after = np.where(mask, 17.5, before)
+    histogram = np.zeros(40)
+    histogram[29] = 1.0  # 15..50 HU
+    found = assess(before, after, mask, histogram)
+    assert found["obtained_mean_hu"] == found["requested_mean_hu"] and found["jsd"] == 0 and found["fill"] == 1
+    assert found["halo_hu"] == 0 and not faults(found)
+    worse = assess(before, np.where(mask & (np.arange(24) < 12), 17.5, before), mask, histogram)
+    assert worse["fill"] < 0.7 and {f.split()[0] for f in faults(worse)} == {"jsd", "mean_error_hu", "fill"}
+    assert set(LIMITS) <= set(found)
+    haloed = assess(before, after + 100.0 * ~mask, mask, histogram)
+    assert haloed["halo_hu"] == pytest.approx(100) and "halo_hu 100 (at most 80)" in faults(haloed)
+
+
+def test_records_hold_what_makes_the_nodule_again():
+    ct, labels = scan()
+    first = put(ct, labels, Wish("part-solid", 12.0, seed=9)).records[0]
+    wish = Wish(**{k: v for k, v in first["wish"].items()})
+    assert dataclasses.asdict(wish) == dataclasses.asdict(Wish("part-solid", 12.0, seed=9))
+    assert put(ct, labels, wish).records[0] == first

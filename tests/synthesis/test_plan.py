@@ -1,0 +1,69 @@
+"""Wishes: what may be asked for, from arguments and from a CSV, all wrong rows named at once."""
+
+import numpy as np
+import pytest
+
+from hrldm.synthesis.plan import Wish, copies, read_histogram, read_plan
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"subtype": "semi-solid"}, "unknown subtype 'semi-solid'; choose one of solid"),
+        ({"diameter_mm": 45}, "diameter 45 mm: nodules have 6 to 30 mm"),
+        ({"diameter_mm": float("nan")}, "diameter nan"),
+        ({"lobe": "lingula"}, "unknown lobe 'lingula'; choose one of LUL"),
+        ({"location": "hilar"}, "unknown location 'hilar'"),
+        ({"at": (1.0, 2.0)}, "three numbers"),
+        ({"spiculation": 9}, "rating 1"),
+        ({"histogram": "no/such.txt"}, "no/such.txt: not a histogram"),
+    ],
+)
+def test_wrong_wishes_say_what_may_be_asked(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Wish(**wrong)
+
+
+def test_histogram_files(tmp_path):
+    file = tmp_path / "h.txt"
+    file.write_text("\n".join(["0"] * 20 + ["2.5"] * 20))
+    np.testing.assert_allclose(read_histogram(file), np.repeat([0, 0.05], 20))
+    for text, message in (("1 2 3", "3 numbers"), ("-1 " * 40, "not negative"), ("x " * 40, "could not convert"), ("0 " * 40, "40 numbers")):  # fmt: skip
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_histogram(file)
+
+
+def test_plan_rows_become_wishes_and_blanks_are_defaults(tmp_path):
+    file = tmp_path / "plan.csv"
+    file.write_text("subtype,diameter_mm,lobe,at,seed\npart-solid,12.5,RUL,,3\n,,,-40 10 100,\n")
+    assert read_plan(file) == [
+        Wish("part-solid", 12.5, "RUL", seed=3),
+        Wish(at=(-40.0, 10.0, 100.0)),
+    ]
+
+
+def test_all_wrong_rows_are_named_at_once(tmp_path):
+    file = tmp_path / "plan.csv"
+    file.write_text("subtype,diameter_mm\nsolid,10\nsolid,99\nfluffy,8\nsolid\nsolid,big\n")
+    with pytest.raises(ValueError, match=r"4 wrong row\(s\)") as error:
+        read_plan(file)
+    text = str(error.value)
+    assert (
+        "row 3: diameter 99" in text and "row 4: unknown subtype" in text and "row 5: another number of cells" in text
+    )
+    assert "row 6: could not convert" in text
+    for content, message in (("size\n10\n", "unknown column.*size"), ("subtype\n", "no rows")):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_plan(file)
+    with pytest.raises(ValueError, match="not a readable CSV"):
+        read_plan(tmp_path / "absent.csv")
+
+
+def test_copies_have_seeds_of_their_own():
+    assert [w.seed for w in copies(Wish(seed=5), 3)] == [5, 6, 7]
+    with pytest.raises(ValueError, match="one place"):
+        copies(Wish(at=(0, 0, 0)), 2)
+    with pytest.raises(ValueError, match="at least 1"):
+        copies(Wish(), 0)
