@@ -1,7 +1,7 @@
 """Write the README's tables from committed results: ``python scripts/update_readme.py [--check]``.
 
-Between ``<!-- NAME -->`` and ``<!-- /NAME -->`` stands what the function of that name in `BLOCKS` makes of
-`results/lidc-mini/quick/` (and `results/bench/`); no number in these blocks is typed. ``--check`` writes nothing and ends with status 1 when a
+Between ``<!-- NAME -->`` and ``<!-- /NAME -->`` stands what `BLOCKS` makes of the results of one dataset at `quick` (and of
+`results/bench/`); no number in these blocks is typed. ``--check`` writes nothing and ends with status 1 when a
 block differs from the results.
 """
 
@@ -14,13 +14,14 @@ from pathlib import Path
 import pandas as pd
 
 from hrldm import paths
+from hrldm.config import SUBTYPES
 from hrldm.evaluate.protocol import difference_sentence
 from hrldm.evaluate.statistics import Estimate
 from hrldm.report.provenance import read_provenance, write_text
 from hrldm.report.published import load_published
 
 README = paths.ROOT / "README.md"
-RESULTS = paths.ROOT / "results" / "lidc-mini" / "quick"
+RESULTS = paths.ROOT / "results"
 ARTEFACTS = {  # notebook: (what it makes, file below results/<dataset>/<profile>/)
     "00_start_here": ("the paper in a page, one nodule through the pipeline", ""),
     "01_data": ("the data, its split and its limits", ""),
@@ -35,7 +36,12 @@ ARTEFACTS = {  # notebook: (what it makes, file below results/<dataset>/<profile
     "10_ablations": ("ablations", "tables/ablations.csv"),
     "11_claims": ("each claim, the evidence, the verdict", "tables/claims.csv"),
 }
-NAMES = {"real": "real, floor", "autoencoder": "autoencoder, floor", "texture": "texture, no training"}
+NAMES = {
+    "real": "real, floor",
+    "autoencoder": "autoencoder, floor",
+    "texture": "texture, no training",
+    "hr-ldm-matched": "hr-ldm, histogram imposed (ours)",
+}
 LESION_UNITS = {"jsd": ("JSD", ""), "wasserstein_hu": ("Wasserstein distance", "HU")}
 UNITS = {"fid": ("FID", 1.0), "kid": ("KID × 10³", 1e3), "mmd": ("MMD × 10²", 1e2)}
 
@@ -134,23 +140,75 @@ def benchmarks(results: Path) -> str:
     return _markdown(rows, ["compared", f"time, {table.device.iloc[0]}", "time ratio", "memory ratio"])
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    f.__name__: f for f in (artefacts, benchmarks, fidelity, lesions, regularisation, claims)
+def control(results: Path) -> str:
+    """Requested against obtained mean HU by subtype, and the share of triplets that come in order."""
+    table = _table(results, "control_summary")
+    table = table[table.quantity == "mean_hu"].set_index(["system", "subtype"])
+    order = _table(results, "triplets_summary")
+    order = order[order.side == "obtained"].set_index("system")
+    subtypes = [s for s in (*SUBTYPES, "all") if s in table.index.get_level_values("subtype")]
+    rows = []
+    for system in table.index.get_level_values("system").unique():
+        row = [NAMES.get(system, system)]
+        row += [f"{table.slope[system, s]:.2f}, {table.r2[system, s]:.3f}" for s in subtypes]
+        share = order.loc[system] if system in order.index else None
+        row.append("" if share is None else f"{share.value:.0%} ({share.ci_low:.0%} to {share.ci_high:.0%})")
+        rows.append(row)
+    counts = table.loc[table.index.get_level_values("system")[0]].n
+    head = [f"{s}: slope, R², n = {counts[s]}" for s in subtypes]
+    return _markdown(rows, ["system", *head, f"three subtypes in order, n = {order.n.max()}"])
+
+
+def separability(results: Path) -> str:
+    """AUROC of a straight line between each system's nodules and the real ones."""
+    table = _table(results, "separability")
+    rows = [(NAMES.get(r.system, r.system), f"{r.auroc:.2f}") for r in table.itertuples()]
+    return _markdown(rows, ["system", f"AUROC, {table.extractor.iloc[0]}, n = {table.n.max()}"])
+
+
+def two_by_two(results: Path) -> str:
+    """c_hist and L_hist on and off: each level, and its paired difference to both on."""
+    table = _table(results, "ablations")
+    table = table[table.factor == "c_hist x L_hist"].set_index(["level", "metric"])
+    rows = []
+    for level in table.index.get_level_values("level").unique():
+        row = [level]
+        for metric, digits in (("jsd", 3), ("wasserstein_hu", 0), ("sd_ratio", 2)):
+            r = table.loc[level, metric]
+            row.append(f"{r.value:.{digits}f} ({r.ci_low:.{digits}f} to {r.ci_high:.{digits}f})")
+        paired = "jsd_difference"
+        if (level, paired) in table.index:
+            r = table.loc[level, paired]
+            row.append(f"{r.value:+.4f} ({r.ci_low:+.4f} to {r.ci_high:+.4f})")
+        else:
+            row.append("")
+        rows.append(row)
+    head = ["JSD", "Wasserstein distance, HU", "SD / true SD", "JSD minus both"]
+    return _markdown(rows, [f"level, {int(table.n_seeds.max())} seeds", *head])
+
+
+MINI, CUBES = "lidc-mini", "lidc-cubes"
+BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
+    **{f.__name__: (f, MINI) for f in (artefacts, benchmarks, fidelity, lesions, regularisation, claims)},
+    **{
+        f"cubes_{f.__name__}": (f, CUBES)
+        for f in (fidelity, lesions, regularisation, two_by_two, control, separability, claims)
+    },
 }
 
 
 def updated(text: str, results: Path) -> str:
-    """The README with every block made anew.
+    """The README with every block made anew from `results`, the folder of all results.
 
     Raises:
         ValueError: a block's markers are absent.
     """
-    for name, make in BLOCKS.items():
+    for name, (make, dataset) in BLOCKS.items():
         found = re.search(rf"<!-- {name} -->\n.*?<!-- /{name} -->", text, re.DOTALL)
         if found is None:
             raise ValueError(f"README.md: no block between <!-- {name} --> and <!-- /{name} -->")
         before, after = found.span()
-        text = f"{text[:before]}<!-- {name} -->\n{make(results)}\n<!-- /{name} -->{text[after:]}"
+        text = f"{text[:before]}<!-- {name} -->\n{make(results / dataset / 'quick')}\n<!-- /{name} -->{text[after:]}"
     return text
 
 

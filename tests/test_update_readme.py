@@ -37,6 +37,20 @@ def results(tmp_path, monkeypatch):
         "control_summary": (control, "system subtype quantity slope intercept r2 n"),
         "lesion_differences": (inside, "a b metric difference ci_low ci_high p n"),
         "table1_differences": (features, "metric plane difference ci_low ci_high p a b"),
+        "triplets_summary": (
+            [("hr-ldm", "requested", 1.0, 0.9, 1.0, 20), ("hr-ldm", "obtained", 0.95, 0.76, 0.99, 20)],
+            "system side value ci_low ci_high n",
+        ),
+        "separability": ([("autoencoder", "net", 0.6123, 9), ("hr-ldm", "net", 0.8, 9)], "system extractor auroc n"),
+        "ablations": (
+            [
+                ("c_hist x L_hist", level, m + d, v, v / 2, 2 * v, 3)
+                for level, v in (("both (default)", 0.1), ("neither", 0.2))
+                for m in ("jsd", "wasserstein_hu", "sd_ratio")
+                for d in (("",) if "default" in level else ("", "_difference"))
+            ],
+            "factor level metric value ci_low ci_high n_seeds",
+        ),
         "claims": ([("a", "supported"), ("b", "not supported"), ("c", "supported")], "claim verdict"),
     }
     (folder / "tables").mkdir()
@@ -85,7 +99,24 @@ def test_benchmarks_are_ratios_of_the_other_to_ours(results):
     assert cells(block, 2)[1:] == ["12.5 s against 1 s", "12 ×", "12 ×"]
 
 
-def test_only_the_blocks_change_and_an_absent_marker_is_named(results):
+def test_control_separability_and_the_two_by_two(results):
+    assert cells(update_readme.control(results), 2) == ["hr-ldm", "0.97, 0.950", "95% (76% to 99%)"]
+    assert cells(update_readme.control(results), 0) == [
+        "system",
+        "all: slope, R², n = 18",
+        "three subtypes in order, n = 20",
+    ]
+    assert cells(update_readme.separability(results), 2) == ["autoencoder, floor", "0.61"]
+    block = update_readme.two_by_two(results)
+    assert cells(block, 0)[0] == "level, 3 seeds"
+    assert cells(block, 2)[1] == "0.100 (0.050 to 0.200)" and cells(block, 2)[4] == ""
+    assert cells(block, 3)[0] == "neither" and cells(block, 3)[4] == "+0.2000 (+0.1000 to +0.4000)"
+
+
+def test_only_the_blocks_change_and_an_absent_marker_is_named(results, monkeypatch):
+    blocks = {name: block for name, block in update_readme.BLOCKS.items() if block[1] == "lidc-mini"}
+    monkeypatch.setattr(update_readme, "BLOCKS", blocks)
+    results = results.parents[1]
     text = "before\n" + "".join(f"<!-- {n} -->\nSTALE\n<!-- /{n} -->\nprose of {n}\n" for n in update_readme.BLOCKS)
     new = update_readme.updated(text, results)
     assert (
