@@ -96,8 +96,9 @@ def run(notebook: Path, out: Path, *, profile: str, dataset: str, data_root: str
         progress_bar=False,
         config=TRANSPORT,
     )
-    # executed notebooks are published: no folder of this machine in their warnings and metadata
-    write_text(out, part.read_text(encoding="utf-8").replace(f"{paths.ROOT}{os.sep}", ""))
+    # executed notebooks are published: no folder of this machine in their parameters, warnings and metadata
+    text = part.read_text(encoding="utf-8").replace(f"{paths.ROOT}{os.sep}", "")
+    write_text(out, text.replace(data_root, "DATA_ROOT") if data_root else text)
     part.unlink()
     return time.monotonic() - start
 

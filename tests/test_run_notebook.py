@@ -44,6 +44,15 @@ def test_parameters_reach_the_cells_and_the_result_names_no_folder(call):
     assert record["seed"] == 7 and record["profile"] == "quick" and record["wall_time_s"]["01_toy"] > 0
 
 
+def test_folder_of_the_data_is_not_published(call, tmp_path):
+    root = tmp_path / "my-patients"
+    root.mkdir()
+    (root / "manifest.csv").write_text("nodule_id\n")
+    status, results = call("print(data_root)", "--dataset", "mine", "--data-root", str(root))
+    text = (results / "runs" / "01_toy.ipynb").read_text(encoding="utf-8")
+    assert status == 0 and "my-patients" not in text and "DATA_ROOT" in text
+
+
 def test_memory_of_a_process_and_of_what_it_starts_is_recorded(call):
     """In a process of its own: this one has grown, and has workers, by the tests before."""
     child = "import time; x = bytearray(300 * 2**20); time.sleep(1)"
