@@ -113,6 +113,20 @@ def test_control_separability_and_the_two_by_two(results):
     assert cells(block, 3)[0] == "neither" and cells(block, 3)[4] == "+0.2000 (+0.1000 to +0.4000)"
 
 
+def test_the_verdict_is_of_both_against_c_hist_alone(results):
+    table = pd.read_csv(results / "tables" / "ablations.csv")
+    rows = [("c_hist x L_hist", "c_hist only", m, *v, 3) for m, v in (
+        ("jsd", (0.11, 0.1, 0.2)), ("jsd_difference", (0.01, -0.02, 0.03)), ("sd_ratio", (0.9, 0.8, 1.0)),
+        ("sd_ratio_difference", (-0.05, -0.07, -0.02)))]  # fmt: skip
+    table = pd.concat([table, pd.DataFrame(rows, columns=table.columns)])
+    table.loc[(table.metric == "sd_ratio") & (table.level == "both (default)"), "value"] = 0.95
+    table.to_csv(results / "tables" / "ablations.csv", index=False)
+    said = update_readme.verdict(results)
+    assert "ℒ_hist does not change the HU histogram" in said and "JSD 0.100 with it and 0.110 without" in said
+    assert "difference -0.0100, 95 % interval -0.0300 to +0.0200, n = 9, 3 seeds" in said
+    assert "95.0 % of the real one with it and 90.0 % without (difference +5.0 points, +2.0 to +7.0), nearer to" in said
+
+
 def test_only_the_blocks_change_and_an_absent_marker_is_named(results, monkeypatch):
     blocks = {name: block for name, block in update_readme.BLOCKS.items() if block[1] == "lidc-mini"}
     monkeypatch.setattr(update_readme, "BLOCKS", blocks)
