@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 
 from hrldm.synthesis.files import check_output, described, insert_file, insert_folder
-from hrldm.synthesis.plan import Wish, copies, read_plan
+from hrldm.synthesis.plan import Wish, copies, point, read_plan
 from hrldm.synthesis.released import released
 
 Subtype = Literal["solid", "part-solid", "ground-glass"]
@@ -136,7 +136,7 @@ def _point(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(float(x) for x in text.replace(",", " ").split())
+        return point(text)
     except ValueError:
         raise ValueError(f"--at {text!r}: give three numbers x,y,z in RAS mm") from None
 

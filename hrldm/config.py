@@ -149,7 +149,16 @@ def get_profile(name: str, **overrides) -> Profile:
     """
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
+    return replaced(PROFILES[name], **overrides)
+
+
+def replaced(profile: Profile, **overrides) -> Profile:
+    """The profile with some numbers changed.
+
+    Raises:
+        ValueError: unknown field.
+    """
     unknown = set(overrides) - {f.name for f in dataclasses.fields(Profile)}
     if unknown:
         raise ValueError(f"unknown profile field(s) {sorted(unknown)}; see hrldm/config.py")
-    return dataclasses.replace(PROFILES[name], **overrides)
+    return dataclasses.replace(profile, **overrides)

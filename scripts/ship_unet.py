@@ -11,6 +11,7 @@ import json
 import pandas as pd
 
 from hrldm import paths
+from hrldm.baselines.latent import CHANGES
 from hrldm.report.provenance import read_provenance, write_text
 from hrldm.synthesis.released import RELEASED_UNET
 from hrldm.train import checkpoint as ckpt
@@ -41,7 +42,7 @@ def main() -> None:
         "pretrain_steps": profile.pretrain_steps, "steps": profile.ldm_steps, "batch": profile.ldm_batch,
     }  # fmt: skip
     meta = {
-        "stage": "ldm", "scale": scale, "profile": dataclasses.asdict(dataclasses.replace(profile, match_t_max=300)),
+        "stage": "ldm", "scale": scale, "profile": dataclasses.asdict(dataclasses.replace(profile, **CHANGES["hr-ldm-matched"])),
         "autoencoder": weights_digest(study.autoencoder), "training": training,
     }  # fmt: skip
     ckpt.save(RELEASED_UNET, {"ema": unet.state_dict()}, meta)

@@ -90,7 +90,7 @@ def lesions(results: Path) -> str:
         row = [NAMES.get(system, system)]
         for metric, digits in (("jsd", 3), ("wasserstein_hu", 0)):
             r = table[(table.system == system) & (table.metric == metric)].iloc[0]
-            row.append(f"{r.value:.{digits}f} ({r.ci_low:.{digits}f} to {r.ci_high:.{digits}f})")
+            row.append(_interval(r.value, r.ci_low, r.ci_high, f".{digits}f"))
         known = system in control.index
         row += [f"{control.slope[system]:.2f}", f"{control.r2[system]:.3f}"] if known else ["", ""]
         rows.append(row)
@@ -175,11 +175,11 @@ def two_by_two(results: Path) -> str:
         row = [level]
         for metric, digits in (("jsd", 3), ("wasserstein_hu", 0), ("sd_ratio", 2)):
             r = table.loc[level, metric]
-            row.append(f"{r.value:.{digits}f} ({r.ci_low:.{digits}f} to {r.ci_high:.{digits}f})")
+            row.append(_interval(r.value, r.ci_low, r.ci_high, f".{digits}f"))
         paired = "jsd_difference"
         if (level, paired) in table.index:
             r = table.loc[level, paired]
-            row.append(f"{r.value:+.4f} ({r.ci_low:+.4f} to {r.ci_high:+.4f})")
+            row.append(_interval(r.value, r.ci_low, r.ci_high, "+.4f"))
         else:
             row.append("")
         rows.append(row)
@@ -243,8 +243,8 @@ def _turned(row: pd.Series) -> pd.Series:
     return pd.Series({"value": -row.value, "ci_low": -row.ci_high, "ci_high": -row.ci_low})
 
 
-def _interval(value: float, low: float, high: float) -> str:
-    return f"{value:.3g} ({low:.3g} to {high:.3g})"
+def _interval(value: float, low: float, high: float, form: str = ".3g") -> str:
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"
 
 
 def _markdown(rows: list, head: list[str]) -> str:

@@ -161,12 +161,16 @@ def read_voxels(image: nib.Nifti1Pair, path: str | Path) -> tuple[np.ndarray, np
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path}: damaged or cut short ({error}); copy or download it again") from error
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-    slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
+    return stored, scaled(stored, float(image.dataobj.slope), float(image.dataobj.inter))
+
+
+def scaled(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
+    """slope·stored + inter: the values themselves where nothing is to be scaled, else float32."""
     if slope == 1 and inter == 0:
-        return stored, stored
+        return stored
     values = np.multiply(stored, slope, dtype=np.float32)
     values += inter
-    return stored, values
+    return values
 
 
 def check_geometry(affine: np.ndarray, shape: tuple[int, ...], name: str | Path) -> None:

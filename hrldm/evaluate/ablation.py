@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from hrldm.baselines.latent import trained
+from hrldm.baselines.latent import CHANGES, trained
 from hrldm.baselines.systems import request_for
 from hrldm.data.patches import Patches
 from hrldm.evaluate.intensity import lesion_table
@@ -72,8 +72,10 @@ def cells(study: Study) -> list[Cell]:
         Cell("tokens of c_hist", f"{p.hist_tokens} (default)", {}),
         Cell("tokens of c_hist", f"{p.hist_bins}", {"hist_tokens": p.hist_bins}),
         Cell("histogram imposed while sampling", "never (default)", {}),
-        Cell("histogram imposed while sampling", "t <= 300", {"match_t_max": 300}),
-        Cell("histogram imposed while sampling", "t <= 300, lambda 0", {"match_t_max": 300, "lambda_hist": 0.0}),
+        Cell("histogram imposed while sampling", "t <= 300", CHANGES["hr-ldm-matched"]),
+        Cell(
+            "histogram imposed while sampling", "t <= 300, lambda 0", CHANGES["hr-ldm-matched"] | {"lambda_hist": 0.0}
+        ),
         *(scratch if p.ablation_start == "scratch" else []),
     ]
     given = ((core, p.ablation_core_seeds), (rest, p.ablation_seeds))

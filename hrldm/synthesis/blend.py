@@ -89,13 +89,8 @@ def paste(
     if not mask.any():
         raise ValueError(f"{name}: empty mask, there is nothing to paste; give the nodule's mask")
     weights = feather(mask, sigma_mm, voxel_size(generated_affine))
-    to_original = np.linalg.inv(original.affine) @ generated_affine
-    _check_inside(weights, to_original, original.shape, name)
-    box = _target_box(weights, to_original, original.shape, name)
-
-    shift = np.eye(4)
-    shift[:3, 3] = [s.start for s in box]
-    box_affine, box_shape = original.affine @ shift, tuple(s.stop - s.start for s in box)
+    _check_inside(weights, np.linalg.inv(original.affine) @ generated_affine, original.shape, name)
+    box, box_shape, box_affine = _target_grid(weights, generated_affine, original, name)
     before = sample(original.array, original.affine, mask.shape, generated_affine)  # R'x
     change = _project(weights * (generated_hu - before), generated_affine, box_shape, box_affine)
     touched = _project(weights, generated_affine, box_shape, box_affine) > _NEGLIGIBLE
@@ -121,10 +116,9 @@ def mask_on_grid(mask: np.ndarray, affine: np.ndarray, ct: CT) -> np.ndarray:
         ValueError: the lesion lies outside the CT.
     """
     name = ct.source or "CT"
-    box = _target_box(mask.astype(np.float32), np.linalg.inv(ct.affine) @ affine, ct.shape, name)
-    shift = np.eye(4)
-    shift[:3, 3] = [s.start for s in box]
-    share = _project(mask.astype(np.float32), affine, tuple(s.stop - s.start for s in box), ct.affine @ shift)
+    lesion = mask.astype(np.float32)
+    box, shape, box_affine = _target_grid(lesion, affine, ct, name)
+    share = _project(lesion, affine, shape, box_affine)
     if not share.max() > 0:
         raise ValueError(_OUTSIDE.format(name))
     out = np.zeros(ct.shape, bool)
@@ -146,6 +140,14 @@ def _grown_box(mask: np.ndarray, by: np.ndarray) -> tuple[slice, ...]:
     """Bounding box of `mask`, grown by `by` voxels on each side within the array."""
     boxes = ndimage.find_objects(mask.astype(np.uint8))[0]
     return tuple(slice(max(0, b.start - g), min(n, b.stop + g)) for b, g, n in zip(boxes, by, mask.shape, strict=True))
+
+
+def _target_grid(weights: np.ndarray, affine: np.ndarray, ct: CT, name: str) -> tuple:
+    """The part of the CT's grid that weights above 0 can reach: its slices, shape and affine."""
+    box = _target_box(weights, np.linalg.inv(ct.affine) @ affine, ct.shape, name)
+    shift = np.eye(4)
+    shift[:3, 3] = [s.start for s in box]
+    return box, tuple(s.stop - s.start for s in box), ct.affine @ shift
 
 
 def _target_box(weights: np.ndarray, to_original: np.ndarray, shape: tuple[int, ...], name: str) -> tuple[slice, ...]:

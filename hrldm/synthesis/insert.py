@@ -16,7 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from hrldm.config import SUBTYPES
-from hrldm.data.ct import CT, to_ras
+from hrldm.data.ct import CT, scaled, to_ras
 from hrldm.data.fitting import choose_shape, fitted
 from hrldm.data.geometry import crop_affine, sample, to_world
 from hrldm.data.placement import LOBE_NAMES, LungMap, PlacementReport, sample_positions
@@ -49,9 +49,7 @@ class LungSpace:
         # one voxel order and one rounding, so that the same scan stored in another order gives the same places
         ras = to_ras(CT(ct.array, ct.affine))
         grid = np.round(ras.affine, 6)
-        label, avoided = (
-            to_ras(CT(x.astype(np.uint8), ct.affine)).array for x in (labels, labels * 0 if avoid is None else avoid)
-        )
+        label = to_ras(CT(labels.astype(np.uint8), ct.affine)).array
         box = ndimage.find_objects((label > 0).astype(np.uint8))[0]
         corners = np.stack(np.meshgrid(*[(s.start - 1, s.stop) for s in box], indexing="ij"), -1).reshape(-1, 3)
         world = to_world(grid, corners)
@@ -60,8 +58,11 @@ class LungSpace:
         affine[:3, 3] = low
         shape = tuple(int(n) for n in high - low + 1)
         hu = sample(ras.array, grid, shape, affine)
-        on_grid, occupied = (sample(x, grid, shape, affine, order=0, outside=0) for x in (label, avoided))
-        occupied = occupied > 0
+        on_grid = sample(label, grid, shape, affine, order=0, outside=0)
+        occupied = np.zeros(shape, bool)
+        if avoid is not None:
+            known = to_ras(CT(avoid.astype(bool), ct.affine)).array
+            occupied = sample(known, grid, shape, affine, order=0, outside=0)
         return cls(affine, hu, on_grid, LungMap(on_grid), occupied)
 
 
@@ -121,7 +122,8 @@ def insert(
 
     stored, mask, records = ct, np.zeros(ct.shape, np.uint8), []
     for k, (nodule, affine) in enumerate(zip(nodules, crops, strict=True)):
-        stored = _with_values(ct, paste(stored, made[k], affine, request.mask[k], FEATHER_MM))
+        values = paste(stored, made[k], affine, request.mask[k], FEATHER_MM)
+        stored = dataclasses.replace(ct, array=scaled(values, ct.slope, ct.inter), stored=values)
         mask[mask_on_grid(request.mask[k], affine, ct)] = k + 1
         records.append(_record(nodule, request.mask[k], found[k], int(request.seeds[k]), tries[k]))
     return Inserted(stored.stored, mask, records)
@@ -252,15 +254,6 @@ def _made(generator: Generator, request: Request, retries: int) -> tuple[np.ndar
             break
     request.seeds[:] = [f.pop("seed") for f in found]
     return made, found, tries
-
-
-def _with_values(ct: CT, stored: np.ndarray) -> CT:
-    """`ct` with other stored values and their HU."""
-    if ct.array is ct.stored:
-        return dataclasses.replace(ct, array=stored, stored=stored)
-    hu = np.multiply(stored, ct.slope, dtype=np.float32)
-    hu += ct.inter
-    return dataclasses.replace(ct, array=hu, stored=stored)
 
 
 def _record(nodule: Nodule, mask: np.ndarray, found: dict, noise_seed: int, tries: int) -> dict:

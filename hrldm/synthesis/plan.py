@@ -112,11 +112,12 @@ def _wish(row: dict[str, str]) -> Wish:
     if None in row or None in row.values():
         raise ValueError("another number of cells than the header has")
     given = {k: v.strip() for k, v in row.items() if v.strip()}
-    numbers = {"diameter_mm": float, "spiculation": float, "seed": int, "at": _point}
+    numbers = {"diameter_mm": float, "spiculation": float, "seed": int, "at": point}
     return Wish(**{k: numbers[k](v) if k in numbers else v for k, v in given.items()})
 
 
-def _point(text: str) -> tuple[float, ...]:
+def point(text: str) -> tuple[float, ...]:
+    """Numbers from "x,y,z" or "x y z"."""
     return tuple(float(x) for x in text.replace(",", " ").split())
 
 

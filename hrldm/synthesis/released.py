@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from hrldm import paths
-from hrldm.config import Profile
+from hrldm.config import Profile, replaced
 from hrldm.synthesis.generate import Generator
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import device
@@ -32,9 +32,7 @@ def released(unet: Path = RELEASED_UNET, autoencoder: Path = SHIPPED_AUTOENCODER
     model = load_autoencoder(autoencoder).eval().requires_grad_(False)
     ckpt.require(meta, unet, autoencoder=weights_digest(model))
     known = {f.name for f in dataclasses.fields(Profile)}
-    if unknown := set(sampling) - known:
-        raise ValueError(f"unknown profile field(s) {sorted(unknown)}; see hrldm/config.py")
     stored = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["profile"].items() if k in known}
-    profile = Profile(**(stored | sampling))
+    profile = replaced(Profile(**stored), **sampling)
     net, scale = load_unet(unet, profile, device())
     return Generator(model.to(device()), net, scale, profile, device())
