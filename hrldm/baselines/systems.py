@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def request_for(
     if condition == "target":
         histogram = lesion_histograms(patches, study.profile.hist_bins)
     else:
-        histogram = study.library_histograms(patches.frame, seed)
+        histogram = study.library_histograms(replace(background, frame=patches.frame), seed)
     seeds = np.random.SeedSequence((study.seed, seed)).generate_state(len(patches))
     return Request(background.hu, patches.mask, patches.subtype, histogram, seeds)
 

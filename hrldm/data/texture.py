@@ -42,6 +42,7 @@ NOISE_MM = (0.6,)  # kernel of a scanner's noise
 FIELD_MM = (1.2, 2.5, 5.0)  # kernels of g, the structure
 BLUR_MM = (0.7, 0.7, 0.9)  # PSF within the lesion, after the first ranking
 MIN_NODULES = 8  # a cell of the tables with fewer real nodules borrows from its neighbours
+FLOOR_REACH = 12  # mm about a place whose air says how dark a lesion there may be
 _FOLDER = Path(__file__).parent
 
 
@@ -94,6 +95,15 @@ def choose_histogram(
         same = table.loc[(gap + 10 * np.maximum(below - 0.02, 0)).sort_values(kind="stable").index[:MIN_NODULES]]
     row = same.iloc[int(rng.integers(len(same)))]
     return str(row.nodule_id), row.filter(regex=r"^b\d\d$").to_numpy(float)
+
+
+def lung_floor(hu: np.ndarray, around: np.ndarray | None = None) -> float:
+    """HU below which a lesion would be darker than the lung about it: 30 HU under the lower quartile of the surroundings.
+
+    hu:     crop about the place
+    around: voxels of it to look at (the lesion left out); None for all
+    """
+    return float(np.percentile(hu if around is None else hu[around], 25)) - 30
 
 
 @functools.cache

@@ -74,7 +74,7 @@ def crossed_request(
     rows = np.sort(rng.permutation(len(truth))[: n or study.profile.ablation_n])
     chosen = truth[rows]
     asked = (chosen.subtype + rng.integers(1, len(SUBTYPES), len(rows))) % len(SUBTYPES)
-    others = chosen.frame.assign(subtype=np.array(SUBTYPES)[asked])
+    others = replace(background[rows], frame=chosen.frame.assign(subtype=np.array(SUBTYPES)[asked]))
     request = request_for(study, chosen, background[rows], "library", CROSS_SEED)
     return chosen, replace(request, histogram=study.library_histograms(others, CROSS_SEED)), asked
 

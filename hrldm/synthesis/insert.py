@@ -21,7 +21,7 @@ from hrldm.data.fitting import choose_shape, fitted
 from hrldm.data.geometry import crop_affine, sample, to_world
 from hrldm.data.placement import LOBE_NAMES, LungMap, PlacementReport, sample_positions
 from hrldm.data.shapes import ShapeLibrary, load_shapes
-from hrldm.data.texture import choose_histogram
+from hrldm.data.texture import FLOOR_REACH, choose_histogram, lung_floor
 from hrldm.synthesis.blend import MARGIN_SIGMAS, mask_on_grid, paste
 from hrldm.synthesis.generate import FEATHER_MM, Generator, Request, feathered
 from hrldm.synthesis.plan import Wish, read_histogram
@@ -157,7 +157,7 @@ def _place(space: LungSpace, wish: Wish, library: ShapeLibrary, report: Placemen
     if wish.histogram is not None:
         source, histogram = str(wish.histogram), read_histogram(wish.histogram)
     else:
-        floor = float(np.percentile(_around(space.hu, centre, 12), 25)) - 30
+        floor = lung_floor(_around(space.hu, centre, FLOOR_REACH))
         source, histogram = choose_histogram(wish.subtype, wish.diameter_mm, rng, floor_hu=floor)
     chosen = {"shape": str(library.table.nodule_id[row]), "histogram": source}
     return Nodule(wish, to_world(space.affine, centre), mask, histogram, int(space.labels[tuple(centre)]), chosen)

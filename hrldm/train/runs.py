@@ -28,7 +28,7 @@ from hrldm.data.fetch import LITE0, wheel_file
 from hrldm.data.manifest import load_manifest
 from hrldm.data.patches import Patches, load_patches, manifest_digest
 from hrldm.data.split import assert_disjoint
-from hrldm.data.texture import choose_histogram, histogram_library
+from hrldm.data.texture import FLOOR_REACH, choose_histogram, histogram_library, lung_floor, size_bin
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.perceptual import PerceptualLoss
 from hrldm.model.unet import ConditionalUNet
@@ -128,20 +128,30 @@ class Study:
         parts += [weights_digest(start)] if start is not None else []
         return paths.cache_dir() / "runs" / f"{'-'.join(parts)}-s{self.seed}" / "ldm.safetensors"
 
-    def library_histograms(self, frame: pd.DataFrame, seed: int) -> np.ndarray:
-        """A training nodule's histogram of the same subtype and about the same size for every row (never its own)."""
-        rng = np.random.default_rng((self.seed, seed))
+    @functools.cached_property
+    def _library(self) -> pd.DataFrame:
+        """Histograms of the training nodules, in the columns of `histogram_library`."""
         if self.dataset == "lidc-mini":  # the sources of the test nodules' histograms stay out of reach
             sources = histogram_library()
-            sources = sources[sources.nodule_id.isin(self.split("train").histogram_id)]
-            return np.stack([choose_histogram(r.subtype, r.diameter_mm, rng, sources)[1] for r in frame.itertuples()])
+            return sources[sources.nodule_id.isin(self.split("train").histogram_id)]
         train = self.patches("train")
-        own, table = lesion_histograms(train, self.profile.hist_bins), train.frame
+        bins = lesion_histograms(train, self.profile.hist_bins)
+        table = train.frame[["nodule_id", "patient_id", "subtype", "diameter_mm"]]
+        columns = {f"b{i:02d}": column for i, column in enumerate(bins.T)}
+        return table.assign(size_bin=table.diameter_mm.map(size_bin), **columns)
+
+    def library_histograms(self, places: Patches, seed: int) -> np.ndarray:
+        """A training nodule's histogram of the same subtype and about the same size for every row (never its own).
+
+        places: rows of subtype and diameter with the crops they go into; histograms darker than the lung there are
+                passed over, as `insert` does
+        """
+        rng = np.random.default_rng((self.seed, seed))
+        middle = places.centred(min(2 * FLOOR_REACH, places.hu.shape[1]))
         rows = []
-        for r in frame.itertuples():
-            same = np.flatnonzero(table.subtype == r.subtype)
-            near = same[np.argsort(np.abs(np.log(table.diameter_mm.to_numpy()[same] / r.diameter_mm)))[:8]]
-            rows.append(own[rng.choice(near)])
+        for r, hu, mask in zip(places.frame.itertuples(), middle.hu, middle.mask, strict=True):
+            floor = lung_floor(hu, ~mask)
+            rows.append(choose_histogram(r.subtype, r.diameter_mm, rng, self._library, floor)[1])
         return np.stack(rows)
 
 

@@ -5,7 +5,15 @@ import pytest
 from scipy import ndimage
 
 from hrldm.config import SUBTYPES
-from hrldm.data.texture import HALO_VOXELS, choose_histogram, histogram_library, quantiles, size_bin, texture_nodule
+from hrldm.data.texture import (
+    HALO_VOXELS,
+    choose_histogram,
+    histogram_library,
+    lung_floor,
+    quantiles,
+    size_bin,
+    texture_nodule,
+)
 
 EDGES = np.linspace(-1000, 400, 41)
 
@@ -128,3 +136,12 @@ def test_bad_requests_are_told(scene):
             texture_nodule(*bad, rng)
     with pytest.raises(ValueError, match="no histogram of subtype"):
         choose_histogram("cystic", 10, rng)
+
+
+def test_lung_floor_is_read_off_the_air_about_the_lesion():
+    crop = np.full((12, 12, 12), -860.0)
+    crop[4:8, 4:8, 4:8] = -980.0
+    lesion = crop == -980.0
+    assert lung_floor(crop, ~lesion) == -890.0
+    crop[6:] = 40.0  # chest wall beside it
+    assert lung_floor(crop) == -890.0

@@ -51,7 +51,8 @@ class FakeStudy:
     def backgrounds(self, split: str) -> Patches:
         return self.patches(split, background=True)
 
-    def library_histograms(self, frame: pd.DataFrame, seed: int) -> np.ndarray:
+    def library_histograms(self, places: Patches, seed: int) -> np.ndarray:
+        frame = places.frame
         edges = np.linspace(-1000, 400, 41)
         level = frame.subtype.map(dict(zip(SUBTYPES, LEVELS, strict=True))).to_numpy()
         jitter = np.random.default_rng((self.seed, seed)).normal(0, 20, (len(frame), 500))

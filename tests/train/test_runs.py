@@ -4,10 +4,12 @@ import dataclasses
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from hrldm.config import get_profile
+from hrldm.data.patches import Patches
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.train import checkpoint as ckpt
 from hrldm.train import runs
@@ -121,14 +123,26 @@ def test_half_a_run_is_finished_with_one_history(study, monkeypatch):
 
 
 def test_library_histograms_come_from_training_nodules_of_the_subtype(study):
-    test = study.split("test")
+    test = study.patches("test")
     rows = study.library_histograms(test, seed=1)
     train = study.patches("train")
     own = runs.lesion_histograms(train, 40)
-    for row, subtype in zip(rows, test.subtype, strict=True):
+    for row, subtype in zip(rows, test.frame.subtype, strict=True):
         source = np.flatnonzero((own == row).all(1))
         assert len(source) == 1 and train.frame.subtype[source[0]] == subtype
     np.testing.assert_array_equal(rows, study.library_histograms(test, seed=1))
+
+
+def test_library_histograms_are_not_darker_than_the_lung_they_go_into(study):
+    dark, bright = np.eye(40)[6], np.eye(40)[14]  # -790 HU and -510 HU
+    bins = pd.DataFrame(np.repeat([dark, bright], 10, axis=0), columns=[f"b{i:02d}" for i in range(40)])
+    other = dataclasses.replace(study)
+    vars(other)["_library"] = bins.assign(nodule_id="n", subtype="ground-glass", diameter_mm=8.0, size_bin=0)
+    frame = pd.DataFrame({"subtype": ["ground-glass"] * 20, "diameter_mm": 8.0})
+    places = Patches(np.full((20, 24, 24, 24), -650, np.int16), np.zeros((20, 24, 24, 24), bool), frame)
+    assert (other.library_histograms(places, seed=1) == bright).all()
+    deep = dataclasses.replace(places, hu=np.full_like(places.hu, -900))
+    assert 0 < (other.library_histograms(deep, seed=1) == dark).all(1).sum() < 20
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------------
