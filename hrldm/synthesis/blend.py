@@ -60,10 +60,10 @@ def feather(mask: np.ndarray, sigma_mm: float, spacing: float | np.ndarray) -> n
     return weights
 
 
-def paste(
+def blended(
     original: CT, generated_hu: np.ndarray, generated_affine: np.ndarray, mask: np.ndarray, sigma_mm: float = 1.0
-) -> np.ndarray:
-    """The original's stored values with the lesion of a generated crop blended in.
+) -> tuple[tuple[slice, ...], np.ndarray]:
+    """The part of the original's grid that a generated lesion reaches, and the stored values it has then.
 
     Args:
         original:          the CT, any orientation, spacing and obliquity
@@ -73,7 +73,7 @@ def paste(
         sigma_mm:          feather, see `feather`
 
     Returns:
-        (X, Y, Z) in the dtype and voxel order of `original.stored`; write it with `write_nifti(path, out, original)`.
+        slices of the original's grid, and the values (x, y, z) there, in the dtype of `original.stored`; nothing else changes.
 
     Raises:
         ValueError: shapes differ, generated values not finite, empty mask, lesion outside the CT, or the feather is cut
@@ -97,18 +97,19 @@ def paste(
     if not touched.any():
         raise ValueError(_OUTSIDE.format(name))
 
-    out = original.stored.copy(order="K")
+    out = original.stored[box].copy()
     hu = original.array[box][touched] + change[touched].astype(np.float64)
     values = (hu - original.inter) / original.slope
     if out.dtype.kind in "iu":
         limits = np.iinfo(out.dtype)
         values = np.clip(np.rint(values), limits.min, limits.max)
-    out[box][touched] = values.astype(out.dtype)
-    return out
+    out[touched] = values.astype(out.dtype)
+    return box, out
 
 
-def mask_on_grid(mask: np.ndarray, affine: np.ndarray, ct: CT) -> np.ndarray:
-    """A lesion mask (x, y, z) with its affine on the grid of `ct`: bool (X, Y, Z), the voxels that are at least half lesion.
+def mask_on_grid(mask: np.ndarray, affine: np.ndarray, ct: CT) -> tuple[tuple[slice, ...], np.ndarray]:
+    """A lesion mask (x, y, z) with its affine on the grid of `ct`: the part it reaches, and the voxels there (bool) that are
+    at least half lesion.
 
     A lesion too small for that has the one voxel that holds most of it.
 
@@ -121,9 +122,7 @@ def mask_on_grid(mask: np.ndarray, affine: np.ndarray, ct: CT) -> np.ndarray:
     share = _project(lesion, affine, shape, box_affine)
     if not share.max() > 0:
         raise ValueError(_OUTSIDE.format(name))
-    out = np.zeros(ct.shape, bool)
-    out[box] = share >= min(0.5, share.max())
-    return out
+    return box, share >= min(0.5, share.max())
 
 
 def _project(values: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target_affine: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from hrldm import __version__
@@ -29,6 +30,7 @@ from hrldm.data.lungs import lung_labels
 from hrldm.synthesis.generate import Generator
 from hrldm.synthesis.insert import Inserted, insert
 from hrldm.synthesis.plan import Wish, summary
+from hrldm.synthesis.whole_volume import insert_whole
 from hrldm.train.latents import weights_digest
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ def insert_file(
     overwrite: bool = False,
     private: str = "strip",
     series_uid: str | None = None,
+    whole_volume: bool = False,
 ) -> dict:
     """Read a CT, insert the wishes, write the folder `out`; returns the record.
 
@@ -56,6 +59,7 @@ def insert_file(
         avoid:     mask that no nodule may touch, for example of known lesions
         overwrite: replace a folder that a former insertion wrote
         private:   strip or keep private DICOM tags
+        whole_volume: the paper's Algorithm 2 over the whole scan, for comparison: every voxel of the body changes
 
     Raises:
         ValueError: any wrong input, before any long work, named; nothing is written.
@@ -69,8 +73,12 @@ def insert_file(
         raise ValueError("nothing to insert: the plan is empty")
     ct = read_ct(path, series_uid=series_uid)
     labels, source = lung_labels(ct, lungs)
-    made = insert(ct, wishes, generator, labels, None if avoid is None else _avoided(avoid, ct), retries)
-    record = _record(ct, made, generator, source)
+    known = None if avoid is None else _avoided(avoid, ct)
+    if whole_volume:
+        made = insert_whole(ct, wishes, generator, labels, known)
+    else:
+        made = insert(ct, wishes, generator, labels, known, retries)
+    record = _record(ct, made, generator, source) | {"whole_volume": whole_volume}
     part = out.with_name(f".{uuid.uuid4().hex[:8]}-{out.name}")
     try:
         part.mkdir(parents=True)
@@ -81,9 +89,7 @@ def insert_file(
             key = hashlib.sha256(json.dumps(record["nodules"], sort_keys=True).encode()).hexdigest()
             write_series(path, made.stored, part / "dicom", key, private, series_uid)
         (part / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        part.replace(out)
+        _exchange(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return record
@@ -156,6 +162,20 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise ValueError(f"{out}: not a folder that an insertion wrote (no {RECORD}), so it is not overwritten")
 
 
+def _exchange(part: Path, out: Path) -> None:
+    """Move `part` to `out`; a former `out` is there until then, and again if the move fails."""
+    aside = part.with_name(f"{part.name}-former")
+    if out.exists():
+        out.replace(aside)
+    try:
+        part.replace(out)
+    except OSError:
+        if aside.exists():
+            aside.replace(out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def _same_name(folder: Path, name: str) -> Path:
     for suffix in (".nii.gz", ".nii"):
         if (folder / f"{name}{suffix}").is_file():
@@ -184,7 +204,8 @@ def _record(ct: CT, made: Inserted, generator: Generator, lungs: str) -> dict:
             "background": p.background,
             "match_t_max": p.match_t_max,
         },
-        "device": generator.device,
+        # another number of threads sums in another order: single voxels then differ by 1 HU
+        "device": {"name": generator.device, "threads": torch.get_num_threads()},
         "versions": {"hrldm": __version__} | {name: metadata.version(name) for name in PACKAGES},
         "nodules": made.records,
     }

@@ -16,7 +16,7 @@ from hrldm.model.diffusion import Schedule, inpaint
 from hrldm.model.unet import ConditionalUNet, latent_masks
 from hrldm.model.window import Window, by_side, lesion_window
 from hrldm.synthesis.blend import feather
-from hrldm.synthesis.matching import match_latents
+from hrldm.synthesis.matching import core_lead, match_latents
 from hrldm.train.device import autocast
 from hrldm.train.latents import encode_patches, mask_tensor
 
@@ -32,6 +32,7 @@ class Request:
     subtype:    (N,) labels 0, 1, 2
     histogram:  (N, B) target HU histogram (c_hist)
     seeds:      (N,) noise seed of each nodule: the same seed gives the same lesion whatever the batch
+    core:       (N, D, D, D) bool, the solid core of each (empty: none); None: of none. Needs the histogram to be imposed
 
     Raises:
         ValueError: fields of different length, or an empty mask, naming where.
@@ -42,9 +43,10 @@ class Request:
     subtype: np.ndarray
     histogram: np.ndarray
     seeds: np.ndarray
+    core: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        lengths = {len(getattr(self, f)) for f in self.__dataclass_fields__}
+        lengths = {len(value) for f in self.__dataclass_fields__ if (value := getattr(self, f)) is not None}
         if len(lengths) != 1:
             raise ValueError(f"the fields of a request differ in length: {sorted(lengths)}")
         if empty := [i for i, mask in enumerate(self.mask) if not mask.any()]:
@@ -55,7 +57,8 @@ class Request:
 
     def __getitem__(self, rows) -> Request:
         """The chosen rows (slice or indices)."""
-        return Request(*(getattr(self, f)[rows] for f in self.__dataclass_fields__))
+        values = (getattr(self, f) for f in self.__dataclass_fields__)
+        return Request(*(None if value is None else value[rows] for value in values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +76,12 @@ class Generator:
         """HU crops (N, D, D, D) float32: the decoded lesion feathered into the background (or the plain decoding).
 
         Raises:
-            ValueError: a crop whose side is not a multiple of 4.
+            ValueError: a crop whose side is not a multiple of 4, or a core without an imposed histogram.
         """
+        if request.core is not None and request.core.any() and self.profile.match_t_max is None:
+            raise ValueError(
+                "a solid core is made by imposing its histogram while sampling; set match_t_max (--matching)"
+            )
         groups = by_side(self._windows(request))
         batches = [rows[i : i + batch] for rows in groups for i in range(0, len(rows), batch)]
         decoded = np.empty(request.background.shape, np.float32)
@@ -95,7 +102,8 @@ class Generator:
             cuts = [windows[i].latent for i in rows]
             z_bg = torch.stack([z[i][cut] for i, cut in zip(rows, cuts, strict=True)])
             mask = mask_tensor(np.stack([request.mask[i][windows[i].voxels] for i in rows]))
-            for state in self._denoise(request[rows], z_bg, mask):
+            lead = None if request.core is None else self._lead([request.core[i][windows[i].voxels] for i in rows])
+            for state in self.denoise(request[rows], z_bg, mask, lead):
                 if each_step is not None:
                     state.z, state.z0_hat = (_filled(z[rows], x, cuts) for x in (state.z, state.z0_hat))
                     each_step(state)
@@ -106,8 +114,14 @@ class Generator:
         p = self.profile
         return [lesion_window(mask, p.lesion_context, len(p.unet_channels)) for mask in request.mask]
 
-    def _denoise(self, request: Request, z_bg: torch.Tensor, mask: torch.Tensor) -> Iterator[SimpleNamespace]:
-        """The sampler's states for nodules whose windows have one side; z_bg and mask are cut to them."""
+    def _lead(self, cores: list[np.ndarray]) -> torch.Tensor:
+        lead = [core_lead(core) if core.any() else np.zeros(core.shape, np.float32) for core in cores]
+        return torch.from_numpy(np.stack(lead)).to(self.device)
+
+    def denoise(
+        self, request: Request, z_bg: torch.Tensor, mask: torch.Tensor, lead: torch.Tensor | None
+    ) -> Iterator[SimpleNamespace]:
+        """The sampler's states for nodules whose windows have one side; z_bg, mask and lead are cut to them."""
         p, schedule = self.profile, Schedule.from_profile(self.profile)
         self.unet.to(self.device).eval()
         mask = mask.to(self.device)
@@ -118,7 +132,7 @@ class Generator:
         sampler = "rflow" if p.objective == "rflow" else p.sampler
 
         def match(z0_hat: torch.Tensor) -> torch.Tensor:
-            lesion = match_latents(self.autoencoder, z0_hat / self.scale, z_bg / self.scale, m, mask, histogram)
+            lesion = match_latents(self.autoencoder, z0_hat / self.scale, z_bg / self.scale, m, mask, histogram, lead)
             return lesion * self.scale
 
         def denoiser(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -7,25 +7,41 @@ encoded again:
 
     z0_hat' = z0_hat + M (E(x') - E(x)),   x = D(z0_hat),   x' = x with its lesion matched.
 
-The order of the voxels, and so the lesion's structure, stays the network's own. The difference of two encodings cancels
+The order of the voxels, and so the lesion's structure, stays the network's own; where a solid core is given, voxels go
+before others the deeper they lie in it. The difference of two encodings cancels
 what the autoencoder loses, and a lesion that obeys already is left as it is. The steps that follow make the texture
 consistent again.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy import ndimage
 from torch import Tensor
 
 from hrldm.data.texture import quantiles
 from hrldm.model.autoencoder import Autoencoder, denormalise_hu, normalise_hu
 
+CORE_HU, CORE_EDGE_MM = 600.0, 2.0  # how much denser a core's middle counts than its edge, and how deep that is
 
-def matched(hu: Float[Tensor, "d h w"], mask: Bool[Tensor, "d h w"], histogram: Float[Tensor, " k"]) -> Tensor:
-    """`hu` with the values inside the mask replaced, in their order, by the histogram's quantiles."""
+
+def core_lead(core: np.ndarray) -> np.ndarray:
+    """HU (D, D, D) float32 by which voxels lead in the order: from -`CORE_HU` beyond the core's edge to `CORE_HU` within it."""
+    depth = ndimage.distance_transform_edt(core) - ndimage.distance_transform_edt(~core)
+    return (CORE_HU * np.clip(depth / CORE_EDGE_MM, -1, 1)).astype(np.float32)
+
+
+def matched(
+    hu: Float[Tensor, "d h w"],
+    mask: Bool[Tensor, "d h w"],
+    histogram: Float[Tensor, " k"],
+    lead: Float[Tensor, "d h w"] | float = 0.0,
+) -> Tensor:
+    """`hu` with the values inside the mask replaced, in their order (after `lead` is added), by the histogram's quantiles."""
     out = hu.clone()
-    order = hu[mask].argsort()
+    order = (hu + lead)[mask].argsort()
     values = torch.empty(len(order), dtype=hu.dtype, device=hu.device)
     values[order] = torch.from_numpy(quantiles(histogram.cpu().numpy(), len(order))).to(values)
     out[mask] = values
@@ -40,11 +56,16 @@ def match_latents(
     m: Float[Tensor, "b 1 d h w"],
     mask: Float[Tensor, "b 1 4d 4h 4w"],
     histogram: Float[Tensor, "b k"],
+    lead: Float[Tensor, "b 4d 4h 4w"] | None = None,
 ) -> Float[Tensor, "b c d h w"]:
-    """z0_hat' of the module's text; latents as the autoencoder has them (not scaled), each composited with its background."""
+    """z0_hat' of the module's text; latents as the autoencoder has them (not scaled), each composited with its background.
+
+    lead: `core_lead` of each lesion; None where no core is given
+    """
     composed = m * z0_hat + (1 - m) * z_bg
     x = autoencoder.decode(composed).clamp(0, 1)
     hu = denormalise_hu(x)[:, 0]
-    wanted = torch.stack([matched(*parts) for parts in zip(hu, mask[:, 0] > 0, histogram, strict=True)])
+    lead = torch.zeros_like(hu) if lead is None else lead
+    wanted = torch.stack([matched(*parts) for parts in zip(hu, mask[:, 0] > 0, histogram, lead, strict=True)])
     wanted = normalise_hu(wanted)[:, None]
     return z0_hat + m * (autoencoder.encode(wanted)[0] - autoencoder.encode(x)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
+from hrldm.data.ct import open_nifti
 from hrldm.data.placement import LOBE_NAMES, LOCATIONS
 
 SMALLEST_MM, LARGEST_MM = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]
@@ -26,6 +28,9 @@ class Wish:
     at:          centre in RAS mm; None: chosen by chance
     histogram:   file of the HU histogram wanted (`read_histogram`); None: a real one of that subtype and size
     spiculation: 1..5, None: any
+    core_mm:     diameter of the solid core (sphere of equal volume) of a part-solid nodule; None: as it comes
+    mask:        NIfTI file of the lesion itself on this CT, 1 the lesion, 2 its solid core, in the place of shape, size,
+                 place and core; None: a shape of the library
     seed:        of shape, place, histogram and noise
 
     Raises:
@@ -39,6 +44,8 @@ class Wish:
     at: tuple[float, float, float] | None = None
     histogram: str | None = None
     spiculation: float | None = None
+    core_mm: float | None = None
+    mask: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,8 +63,22 @@ class Wish:
             raise ValueError(f"at = {self.at}: give three numbers x,y,z in RAS mm")
         if self.spiculation is not None and not 1 <= self.spiculation <= 5:
             raise ValueError(f"spiculation is a rating 1 (none) to 5 (marked), not {self.spiculation:g}")
+        if self.core_mm is not None and (self.subtype != "part-solid" or not 2 <= self.core_mm < self.diameter_mm):
+            raise ValueError(
+                f"a solid core of {self.core_mm:g} mm: part-solid nodules have one, of at least 2 mm and below the nodule's "
+                f"own diameter (here {self.subtype}, {self.diameter_mm:g} mm)"
+            )
+        if self.mask is not None:
+            if taken := [name for name in ("lobe", "at", "spiculation", "core_mm") if getattr(self, name) is not None]:
+                raise ValueError(f"a mask of the lesion says its shape and place; leave out {', '.join(taken)}")
+            open_nifti(self.mask)
         if self.histogram is not None:
             read_histogram(self.histogram)
+
+    def described(self) -> str:
+        """A few words for the log."""
+        size = f"mask {Path(self.mask).name}" if self.mask is not None else f"{self.diameter_mm:g} mm"
+        return f"{self.subtype}, {size}"
 
 
 def read_histogram(path: str | Path, bins: int = 40) -> np.ndarray:
@@ -80,12 +101,15 @@ def read_histogram(path: str | Path, bins: int = 40) -> np.ndarray:
 
 
 def read_plan(path: str | Path) -> list[Wish]:
-    """Wishes from a CSV: a header with names of `Wish`'s fields (any of them, blank: default; `at` as "x y z"), a row each.
+    """Wishes from a CSV: a header with names of `Wish`'s fields (any of them, blank: default; `at` as "x y z"), a row each;
+    or those of the record.json of a former insertion, which makes the same nodules again.
 
     Raises:
         ValueError: unreadable, unknown column, no rows, or wrong rows, all of them named with their number.
     """
     path = Path(path)
+    if path.suffix.lower() == ".json":
+        return _recorded(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as f:
             reader = csv.DictReader(f)
@@ -108,11 +132,22 @@ def read_plan(path: str | Path) -> list[Wish]:
     return wishes
 
 
+def _recorded(path: Path) -> list[Wish]:
+    """The wishes of a record.json."""
+    try:
+        wishes = [dict(nodule["wish"]) for nodule in json.loads(path.read_text(encoding="utf-8"))["nodules"]]
+        return [Wish(**(w | {"at": tuple(w["at"])} if w.get("at") is not None else w)) for w in wishes]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not the record of an insertion ({type(error).__name__}: {error}); give its record.json"
+        ) from error
+
+
 def _wish(row: dict[str, str]) -> Wish:
     if None in row or None in row.values():
         raise ValueError("another number of cells than the header has")
     given = {k: v.strip() for k, v in row.items() if v.strip()}
-    numbers = {"diameter_mm": float, "spiculation": float, "seed": int, "at": point}
+    numbers = {"diameter_mm": float, "spiculation": float, "core_mm": float, "seed": int, "at": point}
     return Wish(**{k: numbers[k](v) if k in numbers else v for k, v in given.items()})
 
 
@@ -129,12 +164,12 @@ def copies(wish: Wish, count: int) -> list[Wish]:
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    if count > 1 and wish.at is not None:
-        raise ValueError("several nodules cannot have one place; leave `at` out, or give a plan with a place each")
+    if count > 1 and (wish.at is not None or wish.mask is not None):
+        raise ValueError("several nodules cannot have one place; leave it out, or give a plan with a place each")
     values = {f.name: getattr(wish, f.name) for f in fields(Wish)}
     return [Wish(**(values | {"seed": wish.seed + k})) for k in range(count)]
 
 
 def summary(wishes: Sequence[Wish]) -> str:
     """A line for the log."""
-    return "; ".join(f"{w.subtype} {w.diameter_mm:g} mm" + (f" in {w.lobe}" if w.lobe else "") for w in wishes)
+    return "; ".join(w.described() + (f", in {w.lobe}" if w.lobe else "") for w in wishes)

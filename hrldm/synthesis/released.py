@@ -17,22 +17,28 @@ from hrldm.train.runs import SHIPPED_AUTOENCODER, load_autoencoder
 RELEASED_UNET = paths.WEIGHTS / "unet.safetensors"
 
 
-def released(unet: Path = RELEASED_UNET, autoencoder: Path = SHIPPED_AUTOENCODER, **sampling) -> Generator:
-    """The generator with the released weights (or other files written by `scripts/ship_unet.py`).
+def released(
+    unet: Path = RELEASED_UNET, autoencoder: Path = SHIPPED_AUTOENCODER, on: str | None = None, **sampling
+) -> Generator:
+    """The generator with the released weights (or other files written by `scripts/train_released.py`).
 
+    on:       cpu or cuda; None takes the GPU where there is one
     sampling: fields of the profile to change, for example ``match_t_max=None`` or ``sample_steps=50``
 
     Raises:
         CheckpointError: a file is missing or corrupt, or the U-Net was trained on another autoencoder's latents.
-        ValueError: unknown field.
+        ValueError: unknown field, or cuda where there is none.
     """
+    if on == "cuda" and device() != "cuda":
+        raise ValueError("no CUDA device here; leave out --device, or give cpu")
+    on = on or device()
     meta = ckpt.load_meta(unet)
     if "profile" not in meta or "autoencoder" not in meta:
-        raise ckpt.CheckpointError(f"{unet}: not a released U-Net (no profile in its header); see scripts/ship_unet.py")
+        raise ckpt.CheckpointError(f"{unet}: not a released U-Net (no profile in its header); see scripts/train_released.py")
     model = load_autoencoder(autoencoder).eval().requires_grad_(False)
     ckpt.require(meta, unet, autoencoder=weights_digest(model))
     known = {f.name for f in dataclasses.fields(Profile)}
     stored = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["profile"].items() if k in known}
     profile = replaced(Profile(**stored), **sampling)
-    net, scale = load_unet(unet, profile, device())
-    return Generator(model.to(device()), net, scale, profile, device())
+    net, scale = load_unet(unet, profile, on)
+    return Generator(model.to(on), net, scale, profile, on)

@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage
 
-from hrldm.data.fitting import choose_shape, fitted
+from hrldm.data.fitting import choose_shape, core_of, fitted
 from hrldm.data.shapes import ShapeLibrary
 from tests import tiny
 
@@ -65,3 +66,17 @@ def test_choice_is_of_the_subtype_near_in_size_and_spiculation():
         choose_shape(library(), "semi", 10, np.random.default_rng(0))
     with pytest.raises(ValueError, match="rating 1"):
         choose_shape(library(), "solid", 10, np.random.default_rng(0), spiculation=7)
+
+
+def test_a_core_is_one_lump_off_the_middle_with_the_volume_asked_for():
+    mask = tiny.ball(25, 8)
+    away = []
+    for seed in range(8):
+        core = core_of(mask, 9.0, np.random.default_rng(seed))
+        assert core.sum() == round(np.pi / 6 * 9**3) and not core[~mask].any()
+        labels, n = ndimage.label(core)
+        assert np.bincount(labels.ravel())[1:].max() >= 0.95 * core.sum()
+        away.append(np.linalg.norm(np.argwhere(core).mean(0) - 12))
+    assert 0.3 < np.mean(away) < 5 and len(set(away)) == 8
+    with pytest.raises(ValueError, match=r"core of 20 mm does not fit into a lesion of 16"):
+        core_of(mask, 20.0, np.random.default_rng(0))

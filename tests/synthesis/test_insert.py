@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -185,6 +186,75 @@ def test_quality_by_hand():
     assert set(LIMITS) <= set(found)
     haloed = assess(before, after + 100.0 * ~mask, mask, histogram)
     assert haloed["halo_hu"] == pytest.approx(100) and "halo_hu 100 (at most 80)" in faults(haloed)
+
+
+def test_a_part_solid_nodule_has_the_core_that_is_asked_for():
+    ct, labels = scan()
+    generator = tiny.PaintingGenerator()
+    out = insert(
+        ct, [Wish("part-solid", 16.0, core_mm=9.0), Wish("solid", 10.0, seed=5)], generator, labels, library=LIBRARY
+    )
+    request = generator.asked[0]
+    core, mask = request.core[0], request.mask[0]
+    assert core.sum() == round(np.pi / 6 * 9**3) and not core[~mask].any() and not request.core[1].any()
+    bins = np.linspace(-1000, 400, 40, endpoint=False) + 17.5
+    assert request.histogram[0][bins > -300].sum() == pytest.approx(core.sum() / mask.sum())
+    record = out.records[0]
+    assert record["core_mm3"] == core.sum() and record["wish"]["core_mm"] == 9.0 and "core_mm3" not in out.records[1]
+    assert {"core_mean_hu", "rim_mean_hu"} <= record["quality"].keys()
+    with pytest.raises(ValueError, match="below the nodule's own diameter"):
+        Wish("part-solid", 8.0, core_mm=8.0)
+    with pytest.raises(ValueError, match="solid core of 4 mm: part-solid nodules have one"):
+        Wish("solid", 10.0, core_mm=4.0)
+
+
+def own_mask(folder, at, radius, core=0.0, affine=None) -> str:
+    """A ball of `radius` mm with its core in a file, on a grid of its own."""
+    affine = np.diag([-0.9, 0.9, 1.3, 1.0]) if affine is None else affine
+    shape = (40, 40, 30)
+    affine[:3, 3] = np.array(at) - affine[:3, :3] @ (np.array(shape) // 2)
+    distance = np.linalg.norm(to_world(affine, np.stack(np.indices(shape), -1)) - at, axis=-1)
+    values = (distance <= radius).astype(np.uint8) + (distance <= core)
+    nib.save(nib.Nifti1Image(values, affine), folder / "own.nii.gz")
+    return str(folder / "own.nii.gz")
+
+
+def test_a_lesion_drawn_by_the_user_is_filled_where_it_is(tmp_path):
+    ct, labels = scan()
+    at, generator = (-72.3, 6.1, 11.7), tiny.PaintingGenerator()
+    wish = Wish("part-solid", mask=own_mask(tmp_path, at, 9.0, core=5.0))
+    out = insert(ct, [wish], generator, labels, library=LIBRARY)
+    request = generator.asked[0]
+    assert request.mask[0].sum() == pytest.approx(4 / 3 * np.pi * 9**3, rel=0.05)
+    assert request.core[0].sum() == pytest.approx(4 / 3 * np.pi * 5**3, rel=0.1)
+    found = to_world(ct.affine, np.argwhere(out.mask == 1).mean(0))
+    np.testing.assert_allclose(found, at, atol=0.7)
+    assert out.records[0]["shape"] == "own mask"
+    again = Wish("part-solid", mask=own_mask(tmp_path, at, 9.0))
+    with pytest.raises(ValueError, match=r"nodule 2 \(part-solid, mask own.nii.gz\): .*another lesion at this place"):
+        put(ct, labels, again, again)
+
+
+def test_a_wrong_mask_of_the_user_is_named(tmp_path):
+    ct, labels = scan()
+    with pytest.raises(ValueError, match=r"own.nii.gz: 0% of the lesion lies in the lungs.*mask of this scan"):
+        put(ct, labels, Wish(mask=own_mask(tmp_path, (0.0, 0.0, 0.0), 6.0)))
+    with pytest.raises(ValueError, match=r"own.nii.gz: 0% of the lesion"):
+        put(ct, labels, Wish(mask=own_mask(tmp_path, (900.0, 0.0, 0.0), 6.0)))
+    path = own_mask(tmp_path, (0.0, 0.0, 0.0), 0.0)
+    nib.save(nib.Nifti1Image(np.zeros((9, 9, 9), np.uint8), np.eye(4)), path)
+    with pytest.raises(ValueError, match=r"own.nii.gz: empty mask; mark the lesion with 1"):
+        put(ct, labels, Wish(mask=path))
+    nib.save(nib.Nifti1Image(np.full((9, 9, 9), 7, np.uint8), np.eye(4)), path)
+    with pytest.raises(ValueError, match=r"own.nii.gz: labels 7 to 7"):
+        put(ct, labels, Wish(mask=path))
+    nib.save(nib.Nifti1Image(np.ones((90, 9, 9), np.uint8), np.eye(4)), path)
+    with pytest.raises(ValueError, match=r"own.nii.gz: 90 mm long"):
+        put(ct, labels, Wish(mask=path))
+    with pytest.raises(ValueError, match="says its shape and place; leave out at"):
+        Wish(mask=path, at=(0.0, 0.0, 0.0))
+    with pytest.raises(ValueError, match="no such file"):
+        Wish(mask=str(tmp_path / "absent.nii.gz"))
 
 
 def test_records_hold_what_makes_the_nodule_again():

@@ -7,7 +7,7 @@ import torch
 from hrldm.baselines.systems import DEPENDS_ON
 from hrldm.model.histogram import histogram_jsd, hu_histogram
 from hrldm.synthesis.generate import Generator, Request
-from hrldm.synthesis.matching import match_latents, matched
+from hrldm.synthesis.matching import core_lead, match_latents, matched
 from hrldm.train.runs import SHIPPED_AUTOENCODER, load_autoencoder
 from tests import tiny
 
@@ -62,6 +62,33 @@ def test_generator_obeys_the_histogram_with_an_untrained_network(objective):
         return np.mean([histogram_jsd(hu_histogram(o[k]), w) for o, k, w in pairs])
 
     assert jsd(match_t_max=1000) < 0.5 * jsd()
+
+
+def test_a_core_takes_the_densest_part_of_the_histogram():
+    hu = torch.from_numpy(np.random.default_rng(1).normal(-700, 80, (24, 24, 24))).float()
+    mask, core = tiny.ball(24, 9), tiny.ball(24, 5)
+    share = core.sum() / mask.sum()
+    values = np.concatenate([np.full(round(1000 * (1 - share)), -600.0), np.full(round(1000 * share), 20.0)])
+    wanted = torch.from_numpy(hu_histogram(values))
+    out = matched(hu, torch.from_numpy(mask), wanted, torch.from_numpy(core_lead(core))).numpy()
+    assert (out[core] > -100).mean() > 0.99 and (out[mask & ~core] < -500).mean() > 0.98
+    plain = matched(hu, torch.from_numpy(mask), wanted).numpy()
+    assert (plain[core] > -100).mean() < 0.5
+
+
+def test_the_generator_makes_the_core():
+    changes = {"ae_latent_channels": 8, "sample_steps": 4}
+    model, unet = load_autoencoder(SHIPPED_AUTOENCODER).eval(), tiny.unet(**changes)
+    mask, core = tiny.ball(32, 9)[None], tiny.ball(32, 5)[None]
+    share = core.sum() / mask.sum()
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(-600, 60, 5000), rng.normal(20, 40, round(5000 * share / (1 - share)))])
+    lung = rng.normal(-850, 30, mask.shape).astype(np.int16)
+    request = Request(lung, mask, np.array([1]), hu_histogram(values)[None], np.array([3]), core)
+    out = Generator(model, unet, 0.8, tiny.profile(**changes, match_t_max=1000))(request)
+    assert out[core].mean() > -200 and out[mask & ~core].mean() < -450
+    with pytest.raises(ValueError, match="solid core is made by imposing"):
+        Generator(model, unet, 0.8, tiny.profile(**changes))(request)
 
 
 def test_crops_on_disk_depend_on_it():

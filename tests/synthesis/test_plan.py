@@ -1,5 +1,8 @@
 """Wishes: what may be asked for, from arguments and from a CSV, all wrong rows named at once."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
@@ -67,3 +70,16 @@ def test_copies_have_seeds_of_their_own():
         copies(Wish(at=(0, 0, 0)), 2)
     with pytest.raises(ValueError, match="at least 1"):
         copies(Wish(), 0)
+
+
+def test_a_record_is_a_plan_and_anything_else_is_named(tmp_path):
+    wishes = [Wish("part-solid", 14.0, core_mm=6.0, seed=3), Wish("solid", 9.0, at=(1.0, 2.0, 3.5))]
+    nodules = [{"wish": {k: v for k, v in dataclasses.asdict(w).items() if v is not None}} for w in wishes]
+    (tmp_path / "record.json").write_text(json.dumps({"nodules": nodules}))
+    assert read_plan(tmp_path / "record.json") == wishes
+    for text in ("{", "[]", '{"nodules": [{"wish": {"size": 3}}]}', '{"nodules": [3]}'):
+        (tmp_path / "wrong.json").write_text(text)
+        with pytest.raises(ValueError, match=r"wrong.json: not the record of an insertion"):
+            read_plan(tmp_path / "wrong.json")
+    with pytest.raises(ValueError, match="absent.json: not the record"):
+        read_plan(tmp_path / "absent.json")

@@ -51,6 +51,12 @@ def test_wrong_files_are_named(shipped):
         released(folder / "unet.safetensors")  # the shipped autoencoder is another
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_said():
+    with pytest.raises(ValueError, match="no CUDA device here"):
+        released(on="cuda")
+
+
 @pytest.mark.skipif(not RELEASED_UNET.exists(), reason="no released U-Net in hrldm/weights")
 def test_the_shipped_network_makes_the_intensity_that_is_asked_for():
     made = tiny.patches(6, 40)
