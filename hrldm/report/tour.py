@@ -1,0 +1,129 @@
+"""Controls of notebook 04: choose a nodule, put it into a CT, see before, after and difference in three planes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import ipywidgets as widgets
+import numpy as np
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from hrldm.config import SUBTYPES
+from hrldm.data.ct import CT, to_ras, write_nifti
+from hrldm.data.placement import LOBE_NAMES, LOCATIONS
+from hrldm.report.figures_base import Panel
+from hrldm.report.figures_images import before_after
+from hrldm.synthesis.generate import Generator
+from hrldm.synthesis.insert import Inserted, insert
+from hrldm.synthesis.plan import LARGEST_MM, SMALLEST_MM, Wish, point
+
+SIDE_MM = 60.0  # of what is shown around a lesion
+ANYWHERE = "any"
+
+
+def around_lesion(ct: CT, made: Inserted, number: int = 1, side_mm: float = SIDE_MM, label: str = "") -> list[Panel]:
+    """The `number`-th lesion's surroundings without and with it, RAS, in the scan's own voxels."""
+    of_mask = to_ras(CT(made.mask, ct.affine))
+    lesion = of_mask.array == number
+    centre = np.round(np.argwhere(lesion).mean(0)).astype(int)
+    half = np.ceil(side_mm / 2 / of_mask.spacing).astype(int)
+    cut = tuple(slice(max(0, c - h), c + h) for c, h in zip(centre, half, strict=True))
+    spacing = tuple(float(s) for s in of_mask.spacing)
+    panels = []
+    for stored in (ct.stored, made.stored):
+        hu = to_ras(CT(stored, ct.affine)).array[cut].astype(np.float32) * ct.slope + ct.inter
+        panels.append(Panel(hu, lesion[cut], label, spacing))
+    return panels
+
+
+def inserted_figure(ct: CT, made: Inserted, number: int = 1) -> Figure:
+    """`before_after` of one nodule, titled by what was asked for and what came."""
+    record = made.records[number - 1]
+    q = record["quality"]
+    note = (
+        f"{record['wish']['subtype']}, {record['diameter_mm']:g} mm, {record['lobe']}; mean "
+        f"{q['requested_mean_hu']:.0f} HU requested, {q['obtained_mean_hu']:.0f} obtained"
+    )
+    return before_after(*around_lesion(ct, made, number), note=note)
+
+
+class Tour:
+    """The controls of one CT; `widget` is what a notebook shows.
+
+    labels: (X, Y, Z) lungs or lobes on the CT's grid
+    """
+
+    def __init__(self, ct: CT, labels: np.ndarray, generator: Generator) -> None:
+        self.ct, self.labels, self.generator = ct, labels, generator
+        self.made: Inserted | None = None
+        lobes = [name for k, name in LOBE_NAMES.items() if (labels == k).any()]
+        self.subtype = widgets.Dropdown(options=SUBTYPES, description="subtype")
+        self.diameter = widgets.FloatSlider(12, min=SMALLEST_MM, max=LARGEST_MM, step=0.5, description="diameter, mm")
+        self.core = widgets.FloatSlider(0, min=0, max=20, step=0.5, description="core, mm (0: as it comes)")
+        self.lobe = widgets.Dropdown(options=[ANYWHERE, *lobes], description="lobe")
+        self.location = widgets.Dropdown(options=LOCATIONS, description="location")
+        self.at = widgets.Text(placeholder="x, y, z in RAS mm, or empty", description="place")
+        self.seed = widgets.IntText(0, description="seed")
+        self.button = widgets.Button(description="insert", button_style="primary")
+        self.said, self.view = widgets.HTML(), widgets.Output()
+        self.button.on_click(lambda _: self.show())
+        controls = (self.subtype, self.diameter, self.core, self.lobe, self.location, self.at, self.seed, self.button)
+        for control in controls[:-1]:
+            control.style.description_width = "12em"
+        self.widget = widgets.VBox([*controls, self.said, self.view])
+
+    def wish(self) -> Wish:
+        """What the controls say.
+
+        Raises:
+            ValueError: no such nodule, or a place that is not three numbers.
+        """
+        return Wish(
+            self.subtype.value,
+            self.diameter.value,
+            None if self.lobe.value == ANYWHERE else self.lobe.value,
+            self.location.value,
+            point(self.at.value) if self.at.value.strip() else None,
+            core_mm=self.core.value or None,
+            seed=self.seed.value,
+        )
+
+    def show(self) -> Figure | None:
+        """Insert the wish and show it; what is wrong with it is said in its place."""
+        self.button.disabled = True
+        self.said.value = "inserting …"
+        try:
+            self.made = insert(self.ct, [self.wish()], self.generator, self.labels)
+        except ValueError as error:
+            self.said.value = f"<b>{error}</b>"
+            return None
+        finally:
+            self.button.disabled = False
+        changed = int((self.made.stored != self.ct.stored).sum())
+        self.said.value = f"{changed} of {self.ct.stored.size} voxels changed, all within 3 mm of the lesion"
+        fig = inserted_figure(self.ct, self.made)
+        self.view.clear_output(wait=True)
+        with self.view:
+            display(fig)
+        return fig
+
+
+def viewer_3d(ct: CT, made: Inserted):
+    """The scan with its nodules in an interactive viewer (NiiVue), slices and rendering.
+
+    Raises:
+        ImportError: the optional package `ipyniivue` is not installed.
+    """
+    try:
+        from ipyniivue import NiiVue
+    except ImportError as error:
+        raise ImportError("the 3D viewer is optional; install it by: pip install 'hrldm[viewer]'") from error
+    folder = Path(tempfile.mkdtemp(prefix="hrldm-viewer-"))  # the viewer reads it as long as the notebook is open
+    write_nifti(folder / "ct.nii.gz", made.stored, ct)
+    write_nifti(folder / "mask.nii.gz", made.mask, CT(made.mask, ct.affine))
+    viewer = NiiVue(height=600)
+    scan = {"path": folder / "ct.nii.gz", "cal_min": -1350, "cal_max": 150}
+    viewer.load_volumes([scan, {"path": folder / "mask.nii.gz", "colormap": "red", "opacity": 0.4}])
+    return viewer
