@@ -6,38 +6,34 @@
     training_step  one step of Stage II at `quick` size with lambda = 10 against lambda = 0
     latents        one step of Stage II (lambda = 0) with cached latents against encoding on the fly
 
+and what insertion costs, see `bench_insert`.
+
 Every variant runs in a process of its own, so that its peak memory is its own. `time_s` is the median of the repeats,
 `peak_mb` what memory grew by, `ratio` the time over that of the benchmark's first row.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
-import gc
 import json
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 import tyro
 
-from hrldm import paths
+from hrldm import bench_insert, paths
 from hrldm.config import SIZE_BINS_MM, Profile, get_profile
+from hrldm.measuring import measure
 from hrldm.model.autoencoder import FACTOR, Autoencoder
 from hrldm.model.histogram import dense_histogram, soft_histogram
 from hrldm.model.unet import latent_masks
 from hrldm.report.provenance import write_text
-from hrldm.train.device import device
+from hrldm.train.device import device, free_memory_mb
 from hrldm.train.hist_term import HistogramTerm
 from hrldm.train.latents import LatentCache, encode_patches, mask_tensor
 from hrldm.train.ldm import train_ldm
@@ -50,65 +46,7 @@ BLOCK = 4  # training steps per repeat
 NODULES, SIZE_SHARE = 96, (0.4, 0.4, 0.2)  # of the bench's nodules in the three size bins
 
 
-def measure(step: Callable[[], object], repeats: int, warm_up: int = 2) -> dict:
-    """Median seconds of a call, and by how many MB memory grew at most (in calls of their own: watching takes time)."""
-    with PeakMemory() as peak:
-        for _ in range(max(warm_up, 1)):
-            started = time.perf_counter()
-            step()
-            _wait()
-            first = time.perf_counter() - started
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        step()
-        _wait()
-        times.append(time.perf_counter() - started)
-    return {"time_s": float(np.median(times)) if times else first, "peak_mb": peak.mb, "device": device()}
-
-
-class PeakMemory:
-    """By how much this process's resident memory (or the GPU's allocated memory) rises above that on entry, in MB."""
-
-    def __enter__(self) -> PeakMemory:
-        self._gpu, self._done = device() == "cuda", threading.Event()
-        if self._gpu:
-            torch.cuda.reset_peak_memory_stats()
-            self._base = torch.cuda.memory_allocated()
-        else:
-            _give_back()
-            self._process = psutil.Process()
-            self._base = self._top = self._process.memory_info().rss
-            self._thread = threading.Thread(target=self._watch, daemon=True)
-            self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.0005):
-            self._top = max(self._top, self._process.memory_info().rss)
-
-    def __exit__(self, *_) -> None:
-        self._done.set()
-        if self._gpu:
-            self._top = torch.cuda.max_memory_allocated()
-        else:
-            self._thread.join()
-        self.mb = (self._top - self._base) / 2**20
-
-
-def _give_back() -> None:
-    """Hand memory that the allocator keeps back to the system (glibc), or what comes next would seem to need none."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _wait() -> None:
-    if device() == "cuda":
-        torch.cuda.synchronize()
-
-
-# -- the four benchmarks: (variant, repeats) -> measurement, each called in a fresh process ------------------------------
+# -- training: four benchmarks: (variant, repeats) -> measurement, each called in a fresh process ------------------------------
 
 
 def histogram(variant: str, repeats: int, n: int = 1_000_000, bins: int = 40) -> dict:
@@ -160,7 +98,12 @@ def latents(variant: str, repeats: int) -> dict:
     return _train(profile, cache, repeats)
 
 
-CASES = {"histogram": histogram, "l_hist": l_hist, "training_step": training_step, "latents": latents}
+CASES = {
+    "histogram": histogram,
+    "l_hist": l_hist,
+    "training_step": training_step,
+    "latents": latents,
+} | bench_insert.CASES
 
 
 class _OnTheFly:
@@ -236,12 +179,6 @@ def largest_slab(probe: dict, probe_slices: int, free_mb: float) -> int:
     return SLABS[-1]
 
 
-def free_memory_mb() -> float:
-    """Free memory of the device the benchmarks run on, in MB."""
-    free = torch.cuda.mem_get_info()[0] if device() == "cuda" else psutil.virtual_memory().available
-    return free / 2**20
-
-
 def with_ratios(rows: list[dict]) -> pd.DataFrame:
     """The table of measurements; `ratio` is the time over that of the benchmark's first row."""
     table = pd.DataFrame(rows)
@@ -263,7 +200,7 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def main(repeats: int = 5) -> None:
-    """Run all benchmarks (about five minutes on two idle cores) and write results/bench/core.csv."""
+    """Run all benchmarks (about twenty minutes on two idle cores); writes results/bench/core.csv and insert.csv."""
     rows = [apart("histogram", v, 2 * repeats) for v in ("sparse", "dense")]
     rows.append(apart("l_hist", "largest_lesion_crop", repeats))
     slices = largest_slab(apart("l_hist", "volume_128x128x_1", 1), 1, free_memory_mb())
@@ -273,6 +210,9 @@ def main(repeats: int = 5) -> None:
     rows += [apart("latents", v, repeats) for v in ("cached", "on_the_fly")]
     table = with_ratios(rows)
     write_text(paths.bench_dir() / "core.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    print(summary(table))
+    table = with_ratios([apart(case, variant, repeats) for case, variant in bench_insert.VARIANTS])
+    write_text(paths.bench_dir() / "insert.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     print(summary(table))
 
 

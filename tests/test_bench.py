@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from hrldm import bench
+from hrldm import bench, bench_insert
 
 
 def test_every_variant_measures_something():
@@ -68,4 +68,6 @@ def test_all_rows_are_written_to_one_file(tmp_path, monkeypatch):
     table = pd.read_csv(tmp_path / "bench" / "core.csv")
     assert list(table.columns) == bench.COLUMNS and len(table) == 8
     assert "volume_512x512x136_of_136" in table.variant.tolist()
+    table = pd.read_csv(tmp_path / "bench" / "insert.csv")
+    assert list(zip(table.benchmark, table.variant, strict=True)) == [(c, str(v)) for c, v in bench_insert.VARIANTS]
     assert {c for c, _ in asked} == set(bench.CASES)

@@ -1,0 +1,91 @@
+"""What inserting costs, on LIDC-IDRI-0001 (512 x 512 x 133) with the released weights; called by `bench`.
+
+    algorithm_2    one lesion, from its placed mask to the CT's voxels, at equal steps: on its own crop against Algorithm 2
+                   over the whole body (encode, denoise and decode everything; histogram not imposed in either)
+    insert_file    `python -m hrldm insert` as a user calls it with the default sampler: reading, lobes from a map, writing
+    volume         one nodule into the CT with every second row and column, as it is, and with slices doubled
+    count          1, 4 and 16 nodules in one call
+
+`volume` and `count` leave reading and writing out; reading, placing and writing grow with the scan by nature, the network's
+share does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from hrldm.data.ct import CT, read_ct
+from hrldm.data.fetch import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
+from hrldm.data.lungs import read_labels
+from hrldm.data.shapes import load_shapes
+from hrldm.measuring import measure
+from hrldm.synthesis.blend import blended
+from hrldm.synthesis.files import insert_file
+from hrldm.synthesis.generate import FEATHER_MM
+from hrldm.synthesis.insert import insert, requested
+from hrldm.synthesis.placing import LungSpace, place_nodule
+from hrldm.synthesis.plan import Wish, copies
+from hrldm.synthesis.released import released
+from hrldm.synthesis.whole_volume import algorithm2
+
+STEPS = 2  # of both ways in `algorithm_2`: Algorithm 2 takes minutes even so
+WISH = Wish("solid", 12.0, seed=0)
+
+
+@functools.cache
+def _embedded() -> tuple[CT, np.ndarray]:
+    ct = read_ct(wheel_file(*LIDC_0001_CT))
+    return ct, read_labels(wheel_file(*LIDC_0001_LOBES), ct)
+
+
+def algorithm_2(variant: str, repeats: int) -> dict:
+    ct, labels = _embedded()
+    generator = released(sample_steps=STEPS, match_t_max=None)
+    nodule = place_nodule(LungSpace.of(ct, labels), WISH, load_shapes(), 1)
+
+    def own_crop() -> None:
+        request, crops = requested(ct, [nodule])
+        blended(ct, generator(request, paste=False)[0], crops[0], request.mask[0], FEATHER_MM)
+
+    if variant.startswith("whole_body"):
+        return measure(lambda: algorithm2(ct, nodule, generator), 0, warm_up=1)
+    return measure(own_crop, repeats)
+
+
+def end_to_end(variant: str, repeats: int) -> dict:
+    ct, lobes = wheel_file(*LIDC_0001_CT), wheel_file(*LIDC_0001_LOBES)
+
+    def call() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            insert_file(ct, Path(folder) / "out", [WISH], released(), lungs=lobes)
+
+    return measure(call, 1, warm_up=1)
+
+
+def volume(variant: str, repeats: int) -> dict:
+    ct, labels = _embedded()
+    generator = released()
+    step = {"256x256x133": (2, 1), "512x512x133": (1, 1), "512x512x266": (1, 2)}[variant]
+    affine = ct.affine @ np.diag([step[0], step[0], 1 / step[1], 1.0])
+    array, of = (np.repeat(a[:: step[0], :: step[0]], step[1], axis=2) for a in (ct.array, labels))
+    scan = dataclasses.replace(ct, array=array, stored=array, affine=affine, slope=1.0, inter=0.0, header=None)
+    return measure(lambda: insert(scan, [WISH], generator, of), max(repeats // 2, 1), warm_up=1)
+
+
+def count(variant: str, repeats: int) -> dict:
+    ct, labels = _embedded()
+    generator, wishes = released(), copies(WISH, int(variant))
+    return measure(lambda: insert(ct, wishes, generator, labels), max(repeats // 2, 1), warm_up=1)
+
+
+CASES = {"algorithm_2": algorithm_2, "insert_file": end_to_end, "volume": volume, "count": count}
+VARIANTS = (
+    ("algorithm_2", f"own_crop_{STEPS}_steps"), ("algorithm_2", f"whole_body_{STEPS}_steps"), ("insert_file", "512x512x133"),
+    ("volume", "256x256x133"), ("volume", "512x512x133"), ("volume", "512x512x266"),
+    ("count", "1"), ("count", "4"), ("count", "16"),
+)  # fmt: skip
