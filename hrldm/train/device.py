@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import torch
 
 from hrldm.config import Profile
@@ -10,6 +11,12 @@ from hrldm.config import Profile
 def device() -> str:
     """`cuda` where there is one, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def free_memory_mb() -> float:
+    """Free memory of the device that networks run on, in MB."""
+    free = torch.cuda.mem_get_info()[0] if device() == "cuda" else psutil.virtual_memory().available
+    return free / 2**20
 
 
 def autocast(profile: Profile, kind: str) -> torch.autocast:

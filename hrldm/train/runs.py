@@ -103,14 +103,14 @@ class Study:
         """
         profile = dataclasses.replace(self.profile, **changes)
         if start is None:
-            start = self._pretrained(profile)
+            start = self.pretrained(profile)
         # the `paper` rule trains as `clean` does and differs in sampling only
         trained = dataclasses.replace(profile, background="clean") if profile.background == "paper" else profile
         path = self.run_path(trained, start)
         history = fit_ldm(self, trained, path, start)
         return (*load_unet(path, profile, device()), profile, history)
 
-    def _pretrained(self, profile: Profile) -> ConditionalUNet | None:
+    def pretrained(self, profile: Profile) -> ConditionalUNet | None:
         """The network that `profile` asks to begin with: nodules of known truth first, few real ones after."""
         if self.dataset == "lidc-mini" or not profile.pretrain_steps:
             return None
