@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import uuid
 import zlib
@@ -20,14 +21,13 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
 from hrldm.data.dicom import read_series
 from hrldm.data.geometry import grid_gap, voxel_size
 
 logger = logging.getLogger(__name__)
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
+_UNITS = {1: "meter", 3: "micron"}  # of NIfTI's xyzt_units, besides 0 unknown and 2 mm
 THICK_MM = 5.0  # slices from here on are warned about
 HU_LIMITS = (-10240, 32767)  # extended CT scale with its padding value; beyond it is no HU
 AIR_HU = -300  # every chest CT, and every crop around a lung nodule, has voxels below
@@ -85,7 +85,9 @@ def read_ct(path: str | Path, min_slices: int = 20, series_uid: str | None = Non
         ValueError: names the file, what is wrong with it and what to do. Slices of 5 mm or more are only warned about.
     """
     path = Path(path)
-    if path.is_dir() or path.suffix.lower() == ".zip" and path.is_file():
+    if (
+        os.path.isdir(path) or path.suffix.lower() == ".zip" and os.path.isfile(path)
+    ):  # Path's raise on an overlong name
         array, affine, provenance = read_series(path, series_uid)
         check_geometry(affine, array.shape, path)
         ct = CT(array, affine, source=str(path), provenance=provenance)
@@ -115,15 +117,15 @@ def open_nifti(path: str | Path) -> nib.Nifti1Pair:
             invertible, sheared, of absurd voxel size or two affines (sform, qform) that disagree.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise ValueError(f"{path}: a folder where a NIfTI file is needed; convert it (read_ct, then write_nifti)")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(
             f"{path}: no such file; check the path (a .nii or .nii.gz file, a DICOM folder or a .zip of one)"
         )
     try:
         image = nib.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error) as error:
+    except Exception as error:  # nibabel's readers of other formats raise whatever comes
         raise ValueError(f"{path}: not a readable image ({error}); give .nii, .nii.gz or a DICOM folder") from error
     if not isinstance(image, nib.Nifti1Pair):
         raise ValueError(f"{path}: {type(image).__name__} instead of NIfTI; convert it to .nii.gz")
@@ -134,16 +136,30 @@ def open_nifti(path: str | Path) -> nib.Nifti1Pair:
         raise ValueError(
             f"{path}: no affine (sform and qform codes are 0), so left and right are unknown; convert from the DICOM again"
         )
-    if header.get_xyzt_units()[0] not in ("mm", "unknown"):
-        raise ValueError(f"{path}: lengths in {header.get_xyzt_units()[0]}; save it in mm")
+    if header["sform_code"] == 0 and not _raw_header(image)["pixdim"][1:4].all():  # nibabel reads 0 as 1 mm
+        raise ValueError(f"{path}: voxel size 0 (pixdim), so distances are unknown; convert from the DICOM again")
+    unit = int(header["xyzt_units"]) % 8  # the bits above are of time
+    if unit not in (0, 2):
+        raise ValueError(f"{path}: lengths in {_UNITS.get(unit, f'an unknown unit ({unit})')}; save it in mm")
     check_geometry(image.affine, shape, path)
     if header["sform_code"] > 0 and header["qform_code"] > 0:
-        gap = grid_gap(header.get_sform(), header.get_qform(), shape)
+        try:
+            gap = grid_gap(header.get_sform(), header.get_qform(), shape)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: qform is no rotation ({error}); set its code to 0 if the sform is right"
+            ) from error
         if gap > voxel_size(image.affine).min() / 2:
             raise ValueError(
                 f"{path}: sform and qform disagree by {gap:.1f} mm; keep the right one and set the code of the other to 0"
             )
     return image
+
+
+def _raw_header(image: nib.Nifti1Pair) -> nib.Nifti1Header:
+    """The header as the file has it, before nibabel mends it."""
+    with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj("rb") as file:
+        return type(image.header).from_fileobj(file, check=False)
 
 
 def read_voxels(image: nib.Nifti1Pair, path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -152,15 +168,25 @@ def read_voxels(image: nib.Nifti1Pair, path: str | Path) -> tuple[np.ndarray, np
     The second is the first itself where nothing is to be scaled, else float32.
 
     Raises:
-        ValueError: truncated or corrupt file, colour or complex voxels.
+        ValueError: truncated or corrupt file, more voxels than the header says, colour or complex voxels.
     """
     if image.get_data_dtype().kind not in "iuf":
         raise ValueError(f"{path}: voxels of type {image.get_data_dtype()} are not a CT; save one real number a voxel")
+    dtype, shape = image.get_data_dtype(), image.shape[:3]
+    size = math.prod(shape) * dtype.itemsize
     try:
-        stored = np.array(image.dataobj.get_unscaled(), order="C").reshape(image.shape[:3])
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        with image.file_map["image"].get_prepare_fileobj("rb") as file:
+            file.seek(image.dataobj.offset)
+            raw = file.read(size)
+            surplus = sum(map(len, iter(lambda: file.read(1 << 20), b"")))  # to the end, where gzip has its checksum
+    except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as error:
         raise ValueError(f"{path}: damaged or cut short ({error}); copy or download it again") from error
-    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    if len(raw) < size or surplus * max(shape) >= size:  # a layer of voxels or more too many: the shape is wrong
+        raise ValueError(
+            f"{path}: damaged or cut short ({len(raw) + surplus} bytes of voxels where shape {image.shape} needs {size}); "
+            "copy or download it again"
+        )
+    stored = np.frombuffer(raw, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), order="C")
     return stored, scaled(stored, float(image.dataobj.slope), float(image.dataobj.inter))
 
 

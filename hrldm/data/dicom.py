@@ -14,7 +14,6 @@ import contextlib
 import logging
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import MediaStorageDirectoryStorage
 
 logger = logging.getLogger(__name__)
 _NEEDED = {
@@ -32,7 +32,10 @@ _NEEDED = {
     "Columns": 1,
 }  # numbers
 _TAGS = ("SeriesInstanceUID", "Modality", "ImageType", "SeriesDescription", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
-         "GantryDetectorTilt", "SliceThickness", "SpacingBetweenSlices", "Manufacturer", "ConvolutionKernel", "KVP")  # fmt: skip
+         "GantryDetectorTilt", "SliceThickness", "SpacingBetweenSlices", "Manufacturer", "ConvolutionKernel", "KVP",
+         "SamplesPerPixel", "PhotometricInterpretation")  # fmt: skip
+_FORMAT = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+_POSITIVE = ("PixelSpacing", "Rows", "Columns", "RescaleSlope")
 _KEPT = ("SeriesInstanceUID", "Manufacturer", "ConvolutionKernel", "KVP", "SliceThickness")  # no patient data
 MAX_TILT_DEG = 0.5
 MAX_UNEVEN = 0.1  # of the median slice step
@@ -71,14 +74,15 @@ def opened(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="hrldm-dicom-") as tmp:
         try:
             with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                archive.fp.seek(
+                    -22 - len(archive.comment), 2
+                )  # the end record, which zipfile reads but does not compare
+                count = int.from_bytes(archive.fp.read(12)[10:], "little")
+                if len(set(names)) < len(names) or count not in (len(names), 0xFFFF):  # the last: zip64
+                    raise zipfile.BadZipFile(f"its list of files is damaged: {len(set(names))} names of {count} files")
                 archive.extractall(tmp)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            RuntimeError,
-            NotImplementedError,
-        ) as error:  # RuntimeError: encrypted
+        except Exception as error:  # zipfile raises many kinds: damaged, encrypted, unknown method
             raise ValueError(
                 f"{path}: cannot be unpacked ({error}); give an intact zip without password, or the folder"
             ) from error
@@ -94,8 +98,27 @@ def _headers(folder: Path, path: Path) -> list[tuple[Path, pydicom.Dataset]]:
     """(file, header) of every DICOM file under `folder`; other files are passed over."""
     found = []
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "DICOMDIR"):
-        with contextlib.suppress(InvalidDicomError, EOFError):
-            found.append((file, pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_TAGS, *_NEEDED])))
+        try:
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_TAGS, *_NEEDED, *_FORMAT])
+            if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+                continue
+            damage = [t for t in ("Modality", "SeriesInstanceUID") if not header.get(t)]  # every DICOM object has them
+            for _ in header:  # decodes the values, so that a damaged one shows here
+                pass
+        except (InvalidDicomError, EOFError):
+            if file.suffix.lower() != ".dcm" or file.name.startswith("."):  # macOS puts ._0001.dcm beside 0001.dcm
+                continue
+            damage = ["DICOM header"]
+        except Exception as error:  # pydicom raises many kinds
+            raise ValueError(
+                f"{path}: {file.name} has a damaged header ({error}); fetch the file again, or remove it if it is no slice"
+            ) from error
+        if damage:
+            raise ValueError(
+                f"{path}: {file.name} has no {', no '.join(damage)}, so it is damaged or cut short; "
+                "fetch the file again, or remove it if it is no slice"
+            )
+        found.append((file, header))
     if not found:
         raise ValueError(
             f"{path}: no DICOM file in it; give the folder or zip of one CT series, or a .nii/.nii.gz file"
@@ -123,22 +146,39 @@ def _one_series(found: list, path: Path, series_uid: str | None) -> list[tuple[P
         )
     if series_uid is not None and series_uid not in series:
         raise ValueError(f"{path}: no CT series {series_uid}; there is {', '.join(series)}")
-    return series[series_uid or next(iter(series))]
+    chosen = series_uid or next(iter(series))
+    for file, header in found:  # a series has one modality
+        if header.get("Modality") != "CT" and str(header.get("SeriesInstanceUID")) == chosen:
+            raise ValueError(
+                f"{path}: {file.name} is of the CT series but has modality {header.get('Modality')}; fetch it again"
+            )
+    return series[chosen]
 
 
 def _sorted(slices: list, path: Path) -> list[tuple[Path, pydicom.Dataset]]:
     """Slices along n·p, after the checks of single headers and of their agreement."""
     for file, header in slices:
-        if int(header.get("NumberOfFrames") or 1) > 1:
+        if (header.get("NumberOfFrames") or 1) != 1:
             raise ValueError(f"{path}: {file.name} is a multi-frame file; convert it to NIfTI first (dcm2niix)")
         missing = [tag for tag, n in _NEEDED.items() if not _has_numbers(header, tag, n)]
         if missing:
             raise ValueError(
                 f"{path}: {file.name} lacks a usable {', '.join(missing)}; export the original series again"
             )
-        if header.get("RescaleSlope") is None or header.get("RescaleIntercept") is None:
+        if not (_has_numbers(header, "RescaleSlope", 1) and _has_numbers(header, "RescaleIntercept", 1)):
             raise ValueError(
                 f"{path}: {file.name} lacks RescaleSlope or RescaleIntercept, so its values are not HU; export the original series again"
+            )
+        if header.get("PhotometricInterpretation") != "MONOCHROME2" or header.get("SamplesPerPixel") != 1:
+            raise ValueError(
+                f"{path}: {file.name} has {header.get('PhotometricInterpretation')} pixels of {header.get('SamplesPerPixel')} "
+                "samples, not one MONOCHROME2 as a CT; export the original series again"
+            )
+        bits, stored, high, signed = (header.get(tag) for tag in _FORMAT)
+        if bits not in (8, 16, 32) or not 1 <= (stored or 0) <= bits or high != stored - 1 or signed not in (0, 1):
+            raise ValueError(
+                f"{path}: {file.name} has {', '.join(_FORMAT)} {bits}, {stored}, {high}, {signed}, which is no number format; "
+                "fetch the file again"
             )
     shape, cosines, spacing = (_in_plane(slices[0][1])[i] for i in range(3))
     for file, header in slices[1:]:
@@ -156,14 +196,21 @@ def _sorted(slices: list, path: Path) -> list[tuple[Path, pydicom.Dataset]]:
 
 
 def _has_numbers(header: pydicom.Dataset, tag: str, n: int) -> bool:
-    """Whether `tag` holds `n` finite numbers; direction cosines must be of unit length too."""
+    """Whether `tag` holds `n` finite numbers, sizes above 0 and direction cosines of unit length."""
     try:
         values = np.atleast_1d(np.array(header.get(tag), float))
     except (TypeError, ValueError):
         return False
     if values.shape != (n,) or not np.isfinite(values).all():
         return False
+    if tag in _POSITIVE and values.min() <= 0:
+        return False
     return tag != "ImageOrientationPatient" or np.allclose(np.linalg.norm(values.reshape(2, 3), axis=1), 1, atol=1e-2)
+
+
+def _number(header: pydicom.Dataset, tag: str) -> float:
+    """The number in `tag`, 0 where there is none."""
+    return float(header[tag].value) if _has_numbers(header, tag, 1) else 0.0
 
 
 def _in_plane(header: pydicom.Dataset) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
@@ -179,15 +226,15 @@ def _affine(slices: list, path: Path) -> np.ndarray:
     normal = np.cross(cosines[:3], cosines[3:])
     positions = np.array([h.ImagePositionPatient for _, h in slices], float)  # (N, 3)
     if len(slices) == 1:
-        thickness = header.get("SpacingBetweenSlices") or header.get("SliceThickness")
+        thickness = _number(header, "SpacingBetweenSlices") or _number(header, "SliceThickness")
         if not thickness:
             raise ValueError(f"{path}: one slice without SliceThickness; give the whole series")
-        step = normal * abs(float(thickness))
+        step = normal * abs(thickness)
     else:
         _check_steps(positions @ normal, [f.name for f, _ in slices], path)
         step = (positions[-1] - positions[0]) / (len(slices) - 1)
         tilt = float(np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1))))
-        tilt = max(tilt, abs(float(header.get("GantryDetectorTilt") or 0)))
+        tilt = max(tilt, abs(_number(header, "GantryDetectorTilt")))
         if tilt > MAX_TILT_DEG:
             raise ValueError(
                 f"{path}: gantry tilt of {tilt:.1f}°, the slices are sheared; straighten it first (dcm2niix does) and give the NIfTI"
@@ -226,20 +273,51 @@ def _check_steps(along: np.ndarray, names: list[str], path: Path) -> None:
         raise ValueError(
             f"{path}: uneven slice spacing ({steps[k]:.2f} mm at {names[k]}, {typical:.2f} mm elsewhere); resample it to even slices first"
         )
+    drift = np.abs(along - np.linspace(along[0], along[-1], len(along)))  # small differences add up
+    if drift.max() > 0.5 * typical:
+        k = int(drift.argmax())
+        raise ValueError(
+            f"{path}: uneven slice spacing, {names[k]} lies {drift[k]:.2f} mm from its place in an even stack; "
+            "resample it to even slices first"
+        )
 
 
 def _pixels(slices: list, path: Path) -> np.ndarray:
     """HU (X, Y, Z), slice by slice with its own rescale; int16 where it fits without loss, else float32."""
     planes = []
-    for file, _ in slices:
+    rows, columns = _in_plane(slices[0][1])[0]
+    for file, header in slices:
+        _check_length(file, header, path)
         try:
-            planes.append(sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))[0])  # (Y, X)
+            planes.append(sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO")))  # (1, Y, X)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(
                 f"{path}: pixels of {file.name} cannot be decoded ({reason}); fetch the file again"
             ) from error
-    volume = np.stack(planes, axis=-1).transpose(1, 0, 2)  # (Y, X, Z) -> (X, Y, Z)
+        if planes[-1].shape != (1, rows, columns):
+            raise ValueError(
+                f"{path}: pixels of {file.name} are {planes[-1].shape[1:]} where its header says {(rows, columns)}; fetch the file again"
+            )
+    volume = np.concatenate(planes).transpose(2, 1, 0)  # (Z, Y, X) -> (X, Y, Z)
     whole = volume.dtype.kind in "iu" or bool((volume == np.rint(volume)).all())
     fits = volume.min() >= np.iinfo(np.int16).min and volume.max() <= np.iinfo(np.int16).max
     return np.ascontiguousarray(volume, dtype=np.int16 if whole and fits else np.float32)
+
+
+def _check_length(file: Path, header: pydicom.Dataset, path: Path) -> None:
+    """Refuse uncompressed pixels that are not as many as the header says: the decoder reads on regardless."""
+    try:
+        data = pydicom.dcmread(file, specific_tags=["PixelData"])
+        if data.file_meta.TransferSyntaxUID.is_encapsulated:
+            return
+        length = len(data.PixelData)
+    except Exception as error:  # pydicom raises many kinds
+        raise ValueError(f"{path}: pixels of {file.name} cannot be decoded ({error}); fetch the file again") from error
+    each = header.BitsAllocated // 8
+    surplus = length - header.Rows * header.Columns * each
+    if not 0 <= surplus < min(header.Rows, header.Columns) * each:  # a padded end is no harm
+        raise ValueError(
+            f"{path}: pixels of {file.name} cannot be decoded ({length} bytes for {header.Rows} × {header.Columns} of "
+            f"{header.BitsAllocated} bits); fetch the file again"
+        )

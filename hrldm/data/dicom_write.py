@@ -2,8 +2,9 @@
 
 Each slice is the source's own dataset with other pixels. HU go back through the slice's own rescale, so a voxel that was
 not changed has the stored value it had. The series is derived (PS3.3 C.7.6.1.1.2): new SOP and series UIDs, the study and
-frame of reference kept, ImageType DERIVED\\SECONDARY, the source slice referenced, and the description says that it is for
-research. UIDs follow from the source's and a key, so the same insertion gives the same series.
+frame of reference kept, ImageType DERIVED\\SECONDARY, the source slice and this software named, and the description says
+that it is for research. What was true of the old pixels or the old file alone goes. UIDs follow from the source's and a
+key, so the same insertion gives the same series.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
 
+from hrldm import __version__
 from hrldm.data import dicom
 
 NOTE = "SYNTHETIC NODULE, RESEARCH ONLY"
 PRIVATE = ("keep", "strip")
+_STALE = ("SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
+          "IconImageSequence", "InstanceCreationDate", "InstanceCreationTime", "InstanceCreatorUID", "MACParametersSequence",
+          "DigitalSignaturesSequence", "DataSetTrailingPadding")  # fmt: skip
 
 
 def write_series(
@@ -36,7 +41,7 @@ def write_series(
         series_uid: which series, as for `read_series`
 
     Raises:
-        ValueError: another shape than the series, a slice that cannot hold its values, unknown `private`.
+        ValueError: another shape than the series, a slice that cannot hold its values or is big endian, unknown `private`.
     """
     if private not in PRIVATE:
         raise ValueError(f"private tags: choose {' or '.join(PRIVATE)}, not {private!r}")
@@ -50,35 +55,68 @@ def write_series(
             data = pydicom.dcmread(file)
             if hu.shape[:2] != (data.Columns, data.Rows):
                 raise ValueError(f"{path}: slices of {hu.shape[:2]} to write into {(data.Columns, data.Rows)}")
-            _derive(data, hu[:, :, k].T, key, private, file.name)
-            data.save_as(folder / f"{k + 1:04d}.dcm", enforce_file_format=True)
+            try:
+                _derive(data, hu[:, :, k].T, key, private)
+                data.save_as(folder / f"{k + 1:04d}.dcm", enforce_file_format=True)
+            except OSError:
+                raise
+            except Exception as error:  # pydicom raises many kinds on odd elements that it has to write
+                raise ValueError(f"{path}: {file.name} cannot be derived from ({error}); write NIfTI only") from error
     return folder
 
 
-def _derive(data: Dataset, hu: np.ndarray, key: str, private: str, name: str) -> None:
-    """Make a slice's dataset the derived one, with pixels (rows, columns) of HU."""
+def _derive(data: Dataset, hu: np.ndarray, key: str, private: str) -> None:
+    """Make a slice's dataset the derived one, with pixels (rows, columns) of HU.
+
+    Raises:
+        ValueError: no identity to refer to, big endian, or values that its bits cannot hold.
+    """
+    if missing := [tag for tag in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID") if not data.get(tag)]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    if data.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:  # retired; its other binary elements cannot be turned
+        raise ValueError("it is big endian")
     stored = np.rint((hu.astype(np.float64) - float(data.RescaleIntercept)) / float(data.RescaleSlope))
     bits, signed = int(data.BitsStored), bool(data.PixelRepresentation)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    if int(data.BitsAllocated) != 16 or stored.min() < low or stored.max() > high:
+    if int(data.BitsAllocated) != 16 or not low <= stored.min() <= stored.max() <= high:
         raise ValueError(
-            f"{name}: values {stored.min():.0f}..{stored.max():.0f} do not fit {bits} of {data.BitsAllocated} bits; write NIfTI only"
+            f"values {stored.min():.0f}..{stored.max():.0f} do not fit {bits} of {data.BitsAllocated} bits"
         )
     if private == "strip":
         data.remove_private_tags()
+    for tag in _STALE:
+        if tag in data:
+            del data[tag]
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
+    reference.PurposeOfReferenceCodeSequence = _code("121322", "Source image for image processing operation")
     data.SourceImageSequence = Sequence([reference])
     data.SeriesInstanceUID = generate_uid(entropy_srcs=[str(data.SeriesInstanceUID), key])
     data.SOPInstanceUID = generate_uid(entropy_srcs=[str(data.SOPInstanceUID), key])
-    kind = [str(x) for x in data.get("ImageType", [])][2:]
-    data.ImageType = ["DERIVED", "SECONDARY", *(kind or ["AXIAL"])]
+    kind, *rest = [str(x) for x in np.atleast_1d(data.get("ImageType") or [])][2:] or [""]  # one value is plain text
+    data.ImageType = ["DERIVED", "SECONDARY", kind or "AXIAL", *rest]
     data.SeriesDescription = f"{NOTE}: {data.get('SeriesDescription', '')}"[:64].rstrip(": ")
     data.DerivationDescription = "A lung nodule was synthesised by HR-LDM companion; not for clinical use."
-    for tag in ("SmallestImagePixelValue", "LargestImagePixelValue"):
-        if tag in data:
-            del data[tag]
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.ContributingEquipmentSequence = Sequence([*(data.get("ContributingEquipmentSequence") or []), _software()])
+    meta = FileMetaDataset()  # the old one tells of the program that wrote the old file
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.preamble, data.file_meta = None, meta
     data.PixelData = stored.astype("<i2" if signed else "<u2").tobytes()
     data["PixelData"].VR = "OW"
+
+
+def _software() -> Dataset:
+    """Item of the Contributing Equipment Sequence: what changed the image."""
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = _code("109103", "Modifying Equipment")
+    item.Manufacturer, item.ManufacturerModelName, item.SoftwareVersions = "HR-LDM companion", "hrldm", __version__
+    item.ContributionDescription = NOTE
+    return item
+
+
+def _code(value: str, meaning: str) -> Sequence:
+    """A code of DICOM's own terminology (PS3.16)."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+    return Sequence([item])

@@ -39,10 +39,12 @@ def sample(
     if np.abs(turn - np.diag(np.diagonal(turn))).max() < 1e-9:
         turn = np.diagonal(turn).copy()  # scipy's separable path
     keep = order == 0
+    # a label belongs to its whole voxel: `constant` alone would lose the last layer to the rounding of an affine
+    beyond = "nearest" if outside is None else "grid-constant" if keep else "constant"
     values = array.astype(np.uint8) if keep and array.dtype == bool else array
     out = ndimage.affine_transform(
         values, turn, shift, tuple(target_shape), output=values.dtype if keep else np.float32,
-        order=order, mode="nearest" if outside is None else "constant", cval=0.0 if outside is None else outside,
+        order=order, mode=beyond, cval=0.0 if outside is None else outside,
     )  # fmt: skip
     return out.astype(array.dtype, copy=False) if keep else out
 

@@ -83,10 +83,14 @@ def read_labels(path: str | Path, ct: CT) -> np.ndarray:
     """A lung mask or TotalSegmentator map on the CT's grid: its lobes where it has them, else 1 where it is not 0.
 
     Raises:
-        ValueError: unreadable, or no voxel of it inside the CT.
+        ValueError: unreadable, not finite, or no voxel of it inside the CT.
     """
     image = open_nifti(path)
-    values = np.rint(read_voxels(image, path)[1]).astype(np.int32)
+    values = read_voxels(image, path)[1]
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise ValueError(f"{path}: voxels that are NaN or infinite; save whole numbers, 0 outside the lungs")
+        values = np.rint(values)
     lobes = np.isin(values, list(LOBE_NAMES))
     values = np.where(lobes, values, 0) if lobes.any() else values > 0
     labels = sample(values.astype(np.uint8), image.affine, ct.shape, ct.affine, order=0, outside=0)

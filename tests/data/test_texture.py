@@ -13,6 +13,7 @@ from hrldm.data.texture import (
     quantiles,
     size_bin,
     texture_nodule,
+    with_solid_share,
 )
 
 EDGES = np.linspace(-1000, 400, 41)
