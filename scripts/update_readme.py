@@ -42,6 +42,12 @@ NAMES = {
     "texture": "texture, no training",
     "hr-ldm-matched": "hr-ldm, histogram imposed (ours)",
 }
+INSERTED = {  # benchmark of results/bench/insert.csv: what it is, and the unit of its variants
+    "algorithm_2": ("one lesion, placed mask to voxels", ""),
+    "insert_file": ("`python -m hrldm insert` as called, reading and writing included", " voxels"),
+    "volume": ("one nodule, by size of the CT", " voxels"),
+    "count": ("nodules in one call", ""),
+}
 LESION_UNITS = {"jsd": ("JSD", ""), "wasserstein_hu": ("Wasserstein distance", "HU")}
 UNITS = {"fid": ("FID", 1.0), "kid": ("KID × 10³", 1e3), "mmd": ("MMD × 10²", 1e2)}
 
@@ -140,6 +146,45 @@ def benchmarks(results: Path) -> str:
     return _markdown(rows, ["compared", f"time, {table.device.iloc[0]}", "time ratio", "memory ratio"])
 
 
+def inserting(results: Path) -> str:
+    """What `make bench` measured of insertion."""
+    table = pd.read_csv(results.parents[1] / "bench" / "insert.csv", dtype={"variant": str})
+    rows = []
+    for r in table.itertuples():
+        what, unit = INSERTED[r.benchmark]
+        rows.append((f"{what}: {r.variant.replace('_', ' ')}{unit}", f"{r.time_s:.3g} s", f"{r.peak_mb / 1024:.2g} GB"))
+    base, other = (table[table.benchmark == "algorithm_2"].iloc[k] for k in (0, 1))
+    ratios = (f"{other.ratio:.0f} ×", f"{other.peak_mb / base.peak_mb:.0f} ×")
+    rows.insert(2, ("Algorithm 2 over the whole body against the crop", *ratios))
+    return _markdown(rows, ["", f"time, {table.device.iloc[0]}", "memory"])
+
+
+def insertions(results: Path) -> str:
+    """Many unselected insertions into each CT, measured."""
+    rows = []
+    for file in sorted((results.parents[1] / "insert").glob("*/summary.csv")):
+        table = pd.read_csv(file)
+        for r in table.itertuples():
+            name = (
+                f"[{file.parent.name}](results/insert/{file.parent.name}/contact_sheet.png)"
+                if r.subtype == "all"
+                else ""
+            )
+            fit = f"{r.slope:.2f}, {r.r2:.3f}"
+            rows.append((name, r.subtype, r.n, r.failures, f"{r.least_share_in_lung:.0%}", fit, f"{r.median_jsd:.3f}", f"{r.seconds_each:.1f}"))  # fmt: skip
+    head = [
+        "CT",
+        "subtype",
+        "n",
+        "failed",
+        "least share of a lesion in the lung",
+        "mean HU: slope, R²",
+        "median JSD",
+        "seconds each",
+    ]
+    return _markdown(rows, head)
+
+
 def control(results: Path) -> str:
     """Requested against obtained mean HU by subtype, and the share of triplets that come in order."""
     table = _table(results, "control_summary")
@@ -209,13 +254,63 @@ def verdict(results: Path) -> str:
     )
 
 
-MINI, CUBES = "lidc-mini", "lidc-cubes"
+def released(results: Path) -> str:
+    """The released network on test nodules, in one table."""
+    lesion, median = _table(results, "lesion_histograms"), _table(results, "median_jsd")
+    lesion = lesion[(lesion.subtype == "all") & (lesion.metric == "jsd")].set_index("system")
+    median = median[median.subtype == "all"].set_index("system").jsd
+    fit = _table(results, "control_summary")
+    fit = fit[fit.quantity == "mean_hu"].set_index(["system", "subtype"])
+    order = _table(results, "triplets_summary")
+    order = order[order.side == "obtained"].set_index("system")
+    apart = _table(results, "separability").set_index("system").auroc
+    rows = []
+    for system, r in lesion.iterrows():
+        row = [NAMES.get(system, system), _interval(r.value, r.ci_low, r.ci_high, ".3f"), f"{median[system]:.3f}"]
+        row += [
+            f"{fit.slope[system, s]:.2f}, {fit.r2[system, s]:.3f}" if (system, s) in fit.index else "" for s in SUBTYPES
+        ]
+        row.append(f"{order.value[system]:.0%} of {order.n[system]}" if system in order.index else "")
+        row.append(f"{apart[system]:.2f}" if system in apart.index else "")
+        rows.append(row)
+    counts = fit.loc[fit.index.get_level_values("system")[0]].n
+    head = ["system", f"JSD, n = {lesion.n.max()}", "median", *(f"{s}: slope, R², n = {counts[s]}" for s in SUBTYPES)]
+    return _markdown(rows, [*head, "three subtypes in order", "AUROC of a linear classifier"])
+
+
+def seeds(results: Path) -> str:
+    """HR-LDM minus its twin with lambda 0, mean over seeds."""
+    names = LESION_UNITS | {"sd_hu": ("SD within the lesion", "HU")}
+    table = pd.read_csv(results / "differences.csv")
+    return "\n".join(
+        f"- {names[r.metric][0]}, hr-ldm minus maisi-ddpm, {r.seeds} seeds: {r.difference:+.3g} {names[r.metric][1]}".rstrip()
+        + f" (95 % interval {r.ci_low:+.3g} to {r.ci_high:+.3g}, p = {r.p:.2g}, n = {r.n})."
+        for r in table.itertuples()
+    )
+
+
+def curve(results: Path) -> str:
+    """Validation nodules by training steps; several seeds of one length as their mean and range."""
+    table = pd.read_csv(results / "curve.csv")
+    rows = []
+    for (first, second), part in table.groupby(["pretrain_steps", "steps"]):
+        spread = f" ({part.jsd.min():.3f} to {part.jsd.max():.3f})" if len(part) > 1 else ""
+        numbers = (f"{part.jsd.mean():.3f}{spread}", f"{part.mean_error_hu.mean():.0f}", f"{part.sd_ratio.mean():.2f}")
+        rows.append((f"{first} + {second}", str(len(part)), *numbers))
+    return _markdown(rows, ["steps", "runs", f"JSD, n = {table.n.max()}", "error of the mean, HU", "SD / true SD"])
+
+
+MINI, CUBES, RELEASED = "lidc-mini/quick", "lidc-cubes/quick", "lidc-cubes/released"  # folders of results
 BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
-    **{f.__name__: (f, MINI) for f in (artefacts, benchmarks, fidelity, lesions, regularisation, claims)},
+    **{
+        f.__name__: (f, MINI)
+        for f in (artefacts, benchmarks, insertions, inserting, fidelity, lesions, separability, regularisation, claims)
+    },
     **{
         f"cubes_{f.__name__}": (f, CUBES)
         for f in (fidelity, lesions, regularisation, two_by_two, control, separability, verdict, claims)
     },
+    **{f.__name__: (f, RELEASED) for f in (released, seeds, curve)},
 }
 
 
@@ -225,12 +320,12 @@ def updated(text: str, results: Path) -> str:
     Raises:
         ValueError: a block's markers are absent.
     """
-    for name, (make, dataset) in BLOCKS.items():
+    for name, (make, folder) in BLOCKS.items():
         found = re.search(rf"<!-- {name} -->\n.*?<!-- /{name} -->", text, re.DOTALL)
         if found is None:
             raise ValueError(f"README.md: no block between <!-- {name} --> and <!-- /{name} -->")
         before, after = found.span()
-        text = f"{text[:before]}<!-- {name} -->\n{make(results / dataset / 'quick')}\n<!-- /{name} -->{text[after:]}"
+        text = f"{text[:before]}<!-- {name} -->\n{make(results / folder)}\n<!-- /{name} -->{text[after:]}"
     return text
 
 

@@ -60,6 +60,13 @@ def results(tmp_path, monkeypatch):
     (tmp_path / "results" / "bench").mkdir()
     columns = "benchmark variant time_s peak_mb ratio device".split()
     pd.DataFrame(bench, columns=columns).to_csv(tmp_path / "results" / "bench" / "core.csv", index=False)
+    bench = [("algorithm_2", "own_crop", 0.5, 100.0, 1.0, "cpu"), ("algorithm_2", "whole_body", 50.0, 2048.0, 100.0, "cpu"),
+             ("insert_file", "9x9x9", 4.0, 512.0, 1.0, "cpu"), ("count", "16", 8.0, 512.0, 1.0, "cpu")]  # fmt: skip
+    pd.DataFrame(bench, columns=columns).to_csv(tmp_path / "results" / "bench" / "insert.csv", index=False)
+    (tmp_path / "results" / "insert" / "scan").mkdir(parents=True)
+    summary = [("all", 200, 1, 0.97, 1.01, 0.995, 0.0071, 0, 1.84), ("solid", 67, 0, 1.0, 1.0, 0.99, 0.006, 0, 1.8)]
+    columns = "subtype n failures least_share_in_lung slope r2 median_jsd missed_wish seconds_each".split()
+    pd.DataFrame(summary, columns=columns).to_csv(tmp_path / "results" / "insert" / "scan" / "summary.csv", index=False)
     return folder
 
 
@@ -99,6 +106,41 @@ def test_benchmarks_are_ratios_of_the_other_to_ours(results):
     assert cells(block, 2)[1:] == ["12.5 s against 1 s", "12 ×", "12 ×"]
 
 
+def test_insertions_and_their_cost(results):
+    block = update_readme.inserting(results)
+    assert cells(block, 2)[1:] == ["0.5 s", "0.098 GB"] and cells(block, 4)[1:] == ["100 ×", "20 ×"]
+    assert cells(block, 5)[0].endswith("9x9x9 voxels") and cells(block, 6)[0] == "nodules in one call: 16"
+    block = update_readme.insertions(results)
+    link = "[scan](results/insert/scan/contact_sheet.png)"
+    assert cells(block, 2) == [link, "all", "200", "1", "97%", "1.01, 0.995", "0.007", "1.8"]
+    assert cells(block, 3)[:3] == ["", "solid", "67"]
+
+
+def test_the_released_network_in_one_table_its_seeds_and_its_curve(results):
+    control = pd.read_csv(results / "tables" / "control_summary.csv")
+    control = pd.concat([control, *(control.assign(subtype=s) for s in update_readme.SUBTYPES)])
+    control.to_csv(results / "tables" / "control_summary.csv", index=False)
+    median = pd.DataFrame([("real", "all", 0.05), ("hr-ldm", "all", 0.08)], columns=["system", "subtype", "jsd"])
+    median.to_csv(results / "tables" / "median_jsd.csv", index=False)
+    block = update_readme.released(results)
+    fit = ["0.97, 0.950"] * 3
+    assert cells(block, 2) == ["real, floor", "0.100 (0.100 to 0.100)", "0.050", "", "", "", "", ""]
+    assert cells(block, 3) == ["hr-ldm", "0.100 (0.100 to 0.100)", "0.080", *fit, "95% of 20", "0.80"]
+    difference = pd.DataFrame([("sd_hu", 2.5, 1.0, 4.0, 0.01, 9, 3)])
+    difference.columns = "metric difference ci_low ci_high p n seeds".split()
+    difference.to_csv(results / "differences.csv", index=False)
+    said = (
+        "- SD within the lesion, hr-ldm minus maisi-ddpm, 3 seeds: +2.5 HU (95 % interval +1 to +4, p = 0.01, n = 9)."
+    )
+    assert update_readme.seeds(results) == said
+    curve = pd.DataFrame([(60, 30, 0.2, 50.4, 0.7, 8), (240, 120, 0.1, 20.4, 0.9, 8), (240, 120, 0.12, 21, 0.9, 8)])
+    curve.columns = "pretrain_steps steps jsd mean_error_hu sd_ratio n".split()
+    curve.to_csv(results / "curve.csv", index=False)
+    block = update_readme.curve(results)
+    assert cells(block, 2) == ["60 + 30", "1", "0.200", "50", "0.70"]
+    assert cells(block, 3) == ["240 + 120", "2", "0.110 (0.100 to 0.120)", "21", "0.90"]
+
+
 def test_control_separability_and_the_two_by_two(results):
     assert cells(update_readme.control(results), 2) == ["hr-ldm", "0.97, 0.950", "95% (76% to 99%)"]
     assert cells(update_readme.control(results), 0) == [
@@ -128,7 +170,7 @@ def test_the_verdict_is_of_both_against_c_hist_alone(results):
 
 
 def test_only_the_blocks_change_and_an_absent_marker_is_named(results, monkeypatch):
-    blocks = {name: block for name, block in update_readme.BLOCKS.items() if block[1] == "lidc-mini"}
+    blocks = {name: block for name, block in update_readme.BLOCKS.items() if block[1] == update_readme.MINI}
     monkeypatch.setattr(update_readme, "BLOCKS", blocks)
     results = results.parents[1]
     text = "before\n" + "".join(f"<!-- {n} -->\nSTALE\n<!-- /{n} -->\nprose of {n}\n" for n in update_readme.BLOCKS)

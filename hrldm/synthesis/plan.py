@@ -72,6 +72,8 @@ class Wish:
             if taken := [name for name in ("lobe", "at", "spiculation", "core_mm") if getattr(self, name) is not None]:
                 raise ValueError(f"a mask of the lesion says its shape and place; leave out {', '.join(taken)}")
             open_nifti(self.mask)
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed {self.seed!r}: give a whole number, 0 or more")
         if self.histogram is not None:
             read_histogram(self.histogram)
 
@@ -92,7 +94,7 @@ def read_histogram(path: str | Path, bins: int = 40) -> np.ndarray:
         values = np.array([float(x) for x in text.replace(",", " ").split()])
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a histogram ({error}); give a text file of {bins} numbers") from error
-    if values.shape != (bins,) or not np.isfinite(values).all() or (values < 0).any() or not values.sum() > 0:
+    if values.shape != (bins,) or not np.isfinite(values).all() or (values < 0).any() or not 0 < values.sum() < np.inf:
         raise ValueError(
             f"{path}: {values.size} numbers; a histogram has {bins} that are not negative, the shares of equal bins over "
             f"{HIST_HU_MIN:g}..{HIST_HU_MAX:g} HU"
@@ -137,7 +139,7 @@ def _recorded(path: Path) -> list[Wish]:
     try:
         wishes = [dict(nodule["wish"]) for nodule in json.loads(path.read_text(encoding="utf-8"))["nodules"]]
         return [Wish(**(w | {"at": tuple(w["at"])} if w.get("at") is not None else w)) for w in wishes]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{path}: not the record of an insertion ({type(error).__name__}: {error}); give its record.json"
         ) from error

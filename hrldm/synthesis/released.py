@@ -34,7 +34,9 @@ def released(
     on = on or device()
     meta = ckpt.load_meta(unet)
     if "profile" not in meta or "autoencoder" not in meta:
-        raise ckpt.CheckpointError(f"{unet}: not a released U-Net (no profile in its header); see scripts/train_released.py")
+        raise ckpt.CheckpointError(
+            f"{unet}: not a released U-Net (no profile in its header); see scripts/train_released.py"
+        )
     model = load_autoencoder(autoencoder).eval().requires_grad_(False)
     ckpt.require(meta, unet, autoencoder=weights_digest(model))
     known = {f.name for f in dataclasses.fields(Profile)}
