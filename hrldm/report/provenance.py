@@ -36,7 +36,7 @@ def write_provenance(
     peak_memory_mb: Mapping[str, int] | None = None,
     device: str | None = None,
 ) -> Path:
-    """Write or complete ``results_dir/provenance.json``.
+    """Write or complete ``results_dir/provenance.json``; `commits` has the commit that each notebook was last run on.
 
     Args:
         results_dir: results/<dataset>/<profile>/, made when absent.
@@ -65,10 +65,16 @@ def write_provenance(
         before = _read(path)
         if any(before.get(key) != value for key, value in run.items()):
             before = {}
+        git = git_state()
+        # a notebook run again later has a commit of its own; entries of before have the commit of before
+        commits = before.get("commits") or dict.fromkeys(
+            before.get("wall_time_s", {}), before.get("git", {}).get("commit")
+        )
         record = run | {
             "data_hash": data_hash if data_hash is not None else before.get("data_hash"),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "git": git_state(),
+            "git": git,
+            "commits": dict(sorted((commits | dict.fromkeys(wall_time_s or {}, git["commit"])).items())),
             "device": device or device_name(),
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",

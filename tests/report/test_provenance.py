@@ -6,6 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from hrldm.config import get_profile
+from hrldm.report import provenance
 from hrldm.report.provenance import read_provenance, write_provenance
 
 SMOKE = get_profile("smoke")
@@ -47,3 +48,17 @@ def test_broken_or_absent_file_is_named(tmp_path):
         read_provenance(tmp_path)
     _record(tmp_path, 1)  # a broken record is replaced, not merged
     assert json.loads((tmp_path / "provenance.json").read_text(encoding="utf-8"))["wall_time_s"] == {"01": 1.0}
+
+
+def test_each_notebook_keeps_the_commit_it_ran_on(tmp_path, monkeypatch):
+    for commit, number in (("aaa", 1), ("bbb", 2), ("ccc", 1)):
+        monkeypatch.setattr(provenance, "git_state", lambda commit=commit: {"commit": commit, "dirty": False})
+        write_provenance(tmp_path, SMOKE, "lidc-mini", 0)  # a notebook's own last cell
+        _record(tmp_path, number)
+    assert read_provenance(tmp_path)["commits"] == {"01": "ccc", "02": "bbb"}
+    record = read_provenance(tmp_path)
+    del record["commits"]  # a file of before there were any
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
+    monkeypatch.setattr(provenance, "git_state", lambda: {"commit": "ddd", "dirty": False})
+    _record(tmp_path, 2)
+    assert read_provenance(tmp_path)["commits"] == {"01": "ccc", "02": "ddd"}
