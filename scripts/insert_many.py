@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from hrldm import paths
@@ -71,14 +72,15 @@ def main() -> None:
                 | {"times_made": record["times_made"], "missed": "; ".join(record["missed"]), "failure": ""}
             )  # fmt: skip
             if len(panels) < SHOWN:
-                label = f"{wish.subtype} {record['diameter_mm']:.0f} mm"
+                label = f"{wish.subtype}\n{record['diameter_mm']:.0f} mm"
                 panels.append(around_lesion(ct, made, k, SHOWN_MM, label)[1])
     out = paths.ROOT / "results" / "insert" / args.name
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     table.round(4).to_csv(out / "insertions.csv", index=False)
     summary = summarised(table).assign(
-        lungs=Path(source).name if lungs is None or not embedded else "TotalSegmentator lobes"
+        lungs=Path(source).name if lungs is None or not embedded else "TotalSegmentator lobes",
+        threads=torch.get_num_threads(),
     )
     summary.round(4).to_csv(out / "summary.csv", index=False)
     title = f"{len(panels)} synthetic nodules in {args.name}, unselected"

@@ -104,6 +104,10 @@ def training_curve(root: str, seeds: int) -> None:
             print(row, flush=True)
     curve = pd.DataFrame(rows)
     write_text(OUT / "curve.csv", curve.round(5).to_csv(index=False))
+    draw_curve(curve)
+
+
+def draw_curve(curve: pd.DataFrame) -> None:
     steps = curve[list(STEPS)].sum(axis=1)
     titles = {"jsd": "JSD of HU histograms", "mean_error_hu": "error of the mean, HU", "sd_ratio": "SD / true SD"}
     with figures.style():
@@ -113,8 +117,10 @@ def training_curve(root: str, seeds: int) -> None:
             mean = curve[name].groupby(steps).mean()
             ax.plot(mean.index, mean, color=colour_of("hr-ldm"))
             ax.set(xscale="log", xlabel="training steps, both stages", title=title)
+            ax.minorticks_off()
+            ax.set_xticks(mean.index, [f"{x:,}" for x in mean.index])
             if name != "sd_ratio":
-                ax.set_ylim(bottom=0)
+                ax.set_ylim(0, 1.1 * curve[name].max())
         axes[0, 2].axhline(1, color=GREY, ls="--", lw=1)
         fig.suptitle(
             f"HR-LDM on {curve.n.iloc[0]} validation nodules of {DATASET}, {DRAWS} noises each; a dot is a run"

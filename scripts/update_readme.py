@@ -293,7 +293,7 @@ def curve(results: Path) -> str:
     """Validation nodules by training steps; several seeds of one length as their mean and range."""
     table = pd.read_csv(results / "curve.csv")
     rows = []
-    for (first, second), part in table.groupby(["pretrain_steps", "steps"]):
+    for (first, second), part in table.groupby(["pretrain_steps", "ldm_steps"]):
         spread = f" ({part.jsd.min():.3f} to {part.jsd.max():.3f})" if len(part) > 1 else ""
         numbers = (f"{part.jsd.mean():.3f}{spread}", f"{part.mean_error_hu.mean():.0f}", f"{part.sd_ratio.mean():.2f}")
         rows.append((f"{first} + {second}", str(len(part)), *numbers))

@@ -134,7 +134,7 @@ def test_the_released_network_in_one_table_its_seeds_and_its_curve(results):
     )
     assert update_readme.seeds(results) == said
     curve = pd.DataFrame([(60, 30, 0.2, 50.4, 0.7, 8), (240, 120, 0.1, 20.4, 0.9, 8), (240, 120, 0.12, 21, 0.9, 8)])
-    curve.columns = "pretrain_steps steps jsd mean_error_hu sd_ratio n".split()
+    curve.columns = "pretrain_steps ldm_steps jsd mean_error_hu sd_ratio n".split()
     curve.to_csv(results / "curve.csv", index=False)
     block = update_readme.curve(results)
     assert cells(block, 2) == ["60 + 30", "1", "0.200", "50", "0.70"]
