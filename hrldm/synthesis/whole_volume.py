@@ -30,6 +30,7 @@ from hrldm.train.device import free_memory_mb
 from hrldm.train.latents import mask_tensor
 
 BYTES_A_VOXEL = 450  # of decoding at once with the shipped autoencoder, measured: 15.2 GB for 36 million voxels
+TILE = 48  # voxels, about the crops that the autoencoder was trained on
 BODY_HU, BODY_GRID_MM = -500.0, 4.0
 
 
@@ -90,12 +91,23 @@ def algorithm2(ct: CT, nodule: Nodule, generator: Generator) -> tuple[np.ndarray
         np.array([_noise_seed(nodule)]),
     )  # fmt: skip
     with torch.no_grad(), _lean_attention(generator.unet):
-        x = normalise_hu(torch.from_numpy(background))[None, None].to(generator.device)
-        z_bg = generator.autoencoder.encode(x)[0] * generator.scale  # Algorithm 2, line 1
+        z_bg = _encoded(generator, background) * generator.scale  # Algorithm 2, line 1
         for state in generator.denoise(request, z_bg, mask_tensor(mask[None]), None):
             z = state.z
         hu = denormalise_hu(generator.autoencoder.decode(z / generator.scale).clamp(0, 1))
     return hu[0, 0].cpu().numpy(), grid, mask
+
+
+def _encoded(generator: Generator, hu: np.ndarray) -> torch.Tensor:
+    """Latents (1, c, d, h, w) of a volume in cubes of `TILE` voxels, as MAISI encodes whole scans too: the encoder's attention
+    over all latent voxels at once would take a terabyte."""
+    x = normalise_hu(torch.from_numpy(hu))[None, None]
+    z = torch.empty(1, generator.autoencoder.latent_channels, *(n // FACTOR for n in hu.shape), device=generator.device)
+    for corner in np.ndindex(*(-(-n // TILE) for n in hu.shape)):
+        voxels = tuple(slice(TILE * i, min(TILE * (i + 1), n)) for i, n in zip(corner, hu.shape, strict=True))
+        latent = tuple(slice(s.start // FACTOR, s.stop // FACTOR) for s in voxels)
+        z[(..., *latent)] = generator.autoencoder.encode(x[(..., *voxels)].to(generator.device))[0]
+    return z
 
 
 def body_grid(ct: CT, multiple: int) -> tuple[np.ndarray, tuple[int, int, int]]:

@@ -8,6 +8,7 @@ import torch
 
 from hrldm.data.ct import CT
 from hrldm.data.geometry import to_world
+from hrldm.model.autoencoder import normalise_hu
 from hrldm.synthesis import whole_volume
 from hrldm.synthesis.generate import Generator
 from hrldm.synthesis.insert import insert
@@ -65,6 +66,18 @@ def test_lean_attention_is_the_same_attention():
             lean = unet(*inputs)
     torch.testing.assert_close(lean, plain, atol=1e-5, rtol=1e-4)
     assert not any(m.use_flash_attention for m in unet.modules() if hasattr(m, "use_flash_attention"))
+
+
+def test_tiles_are_each_encoded_as_a_crop(both):
+    generator = both[2]
+    hu = np.random.default_rng(0).normal(-800, 100, (56, 48, 96)).astype(np.float32)
+    z = whole_volume._encoded(generator, hu)
+    assert z.shape[2:] == (14, 12, 24)
+    for voxels, latent in (((slice(0, 48), slice(0, 48), slice(48, 96)), (slice(0, 12), slice(0, 12), slice(12, 24))),
+                           ((slice(48, 56), slice(0, 48), slice(0, 48)), (slice(12, 14), slice(0, 12), slice(0, 12)))):  # fmt: skip
+        with torch.no_grad():
+            alone = generator.autoencoder.encode(normalise_hu(torch.from_numpy(hu[voxels]))[None, None])[0]
+        torch.testing.assert_close(z[(..., *latent)], alone)
 
 
 def test_what_it_cannot_do_is_said(both, monkeypatch):
