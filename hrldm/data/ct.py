@@ -199,6 +199,15 @@ def scaled(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
     return values
 
 
+def unscaled(hu: np.ndarray, dtype: np.dtype, slope: float, inter: float) -> np.ndarray:
+    """The stored values that mean `hu`, rounded and clipped to what an integer `dtype` holds: `scaled` undone."""
+    values = (hu - inter) / slope
+    if np.dtype(dtype).kind in "iu":
+        limits = np.iinfo(dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    return values.astype(dtype)
+
+
 def check_geometry(affine: np.ndarray, shape: tuple[int, ...], name: str | Path) -> None:
     """Raise ValueError for an affine that is not finite, not invertible, sheared or of absurd voxel size."""
     columns = np.asarray(affine, float)[:3, :3]

@@ -16,6 +16,13 @@ def to_world(affine: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.asarray(index, float) @ affine[:3, :3].T + affine[:3, 3]
 
 
+def reach(affine: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest coordinates (3,) of the box between the indices `low` and `high`, seen through `affine`."""
+    corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, 3)
+    world = to_world(affine, corners)
+    return world.min(0), world.max(0)
+
+
 def grid_gap(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
     """Largest distance (mm) between the same corner of one array placed by affine `a` and by affine `b`."""
     corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(shape[:3]) - 1)

@@ -20,8 +20,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from hrldm.data.ct import CT
-from hrldm.data.geometry import sample, to_world, voxel_size
+from hrldm.data.ct import CT, unscaled
+from hrldm.data.geometry import reach, sample, to_world, voxel_size
 
 MARGIN_SIGMAS = 3.0  # the weight is exactly 0 from this many σ outside the mask
 _NEGLIGIBLE = 1e-5  # interpolated weights up to here count as 0: less than 0.02 HU
@@ -99,11 +99,7 @@ def blended(
 
     out = original.stored[box].copy()
     hu = original.array[box][touched] + change[touched].astype(np.float64)
-    values = (hu - original.inter) / original.slope
-    if out.dtype.kind in "iu":
-        limits = np.iinfo(out.dtype)
-        values = np.clip(np.rint(values), limits.min, limits.max)
-    out[touched] = values.astype(out.dtype)
+    out[touched] = unscaled(hu, out.dtype, original.slope, original.inter)
     return box, out
 
 
@@ -152,11 +148,9 @@ def _target_grid(weights: np.ndarray, affine: np.ndarray, ct: CT, name: str) -> 
 def _target_box(weights: np.ndarray, to_original: np.ndarray, shape: tuple[int, ...], name: str) -> tuple[slice, ...]:
     """The part of the original's grid that weights above 0 can reach (one crop voxel around them)."""
     inner = _grown_box(weights > 0, np.zeros(3, int))
-    corners = np.array([[s.start - 1, s.stop] for s in inner])  # (3, 2)
-    corners = np.stack(np.meshgrid(*corners, indexing="ij"), -1).reshape(-1, 3)
-    reached = to_world(to_original, corners)
-    low = np.maximum(np.ceil(reached.min(0) - 0.5).astype(int), 0)  # voxel i covers i ± 1/2
-    high = np.minimum(np.floor(reached.max(0) + 0.5).astype(int) + 1, shape)
+    first, last = reach(to_original, [s.start - 1 for s in inner], [s.stop for s in inner])
+    low = np.maximum(np.ceil(first - 0.5).astype(int), 0)  # voxel i covers i ± 1/2
+    high = np.minimum(np.floor(last + 0.5).astype(int) + 1, shape)
     if (low >= high).any():
         raise ValueError(_OUTSIDE.format(name))
     return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))

@@ -102,7 +102,10 @@ class Generator:
             cuts = [windows[i].latent for i in rows]
             z_bg = torch.stack([z[i][cut] for i, cut in zip(rows, cuts, strict=True)])
             mask = mask_tensor(np.stack([request.mask[i][windows[i].voxels] for i in rows]))
-            lead = None if request.core is None else self._lead([request.core[i][windows[i].voxels] for i in rows])
+            lead = None
+            if request.core is not None:
+                leads = [core_lead(request.core[i][windows[i].voxels]) for i in rows]
+                lead = torch.from_numpy(np.stack(leads)).to(self.device)
             for state in self.denoise(request[rows], z_bg, mask, lead):
                 if each_step is not None:
                     state.z, state.z0_hat = (_filled(z[rows], x, cuts) for x in (state.z, state.z0_hat))
@@ -113,10 +116,6 @@ class Generator:
     def _windows(self, request: Request) -> list[Window]:
         p = self.profile
         return [lesion_window(mask, p.lesion_context, len(p.unet_channels)) for mask in request.mask]
-
-    def _lead(self, cores: list[np.ndarray]) -> torch.Tensor:
-        lead = [core_lead(core) if core.any() else np.zeros(core.shape, np.float32) for core in cores]
-        return torch.from_numpy(np.stack(lead)).to(self.device)
 
     def denoise(
         self, request: Request, z_bg: torch.Tensor, mask: torch.Tensor, lead: torch.Tensor | None

@@ -100,7 +100,7 @@ def requested(ct: CT, nodules: Sequence[Nodule]) -> tuple[Request, list[np.ndarr
     background = np.stack([sample(ct.array, ct.affine, (side,) * 3, affine) for affine in crops])
     mask = np.stack([_centred(n.mask, side) for n in nodules])
     subtype = np.array([SUBTYPES.index(n.wish.subtype) for n in nodules])
-    seeds = np.array([np.random.SeedSequence((n.wish.seed, 2)).generate_state(1)[0] for n in nodules])
+    seeds = np.array([n.noise_seed for n in nodules])
     hu = np.rint(background.clip(-1024, 3071)).astype(np.int16)
     cores = [np.zeros_like(n.mask) if n.core is None else n.core for n in nodules]
     core = np.stack([_centred(c, side) for c in cores]) if any(c.any() for c in cores) else None

@@ -28,7 +28,9 @@ CORE_HU, CORE_EDGE_MM = 600.0, 2.0  # how much denser a core's middle counts tha
 
 
 def core_lead(core: np.ndarray) -> np.ndarray:
-    """HU (D, D, D) float32 by which voxels lead in the order: from -`CORE_HU` beyond the core's edge to `CORE_HU` within it."""
+    """HU (D, D, D) float32 by which voxels lead in the order: from -`CORE_HU` beyond the core's edge to `CORE_HU` within it; 0 without a core."""
+    if not core.any():
+        return np.zeros(core.shape, np.float32)
     depth = ndimage.distance_transform_edt(core) - ndimage.distance_transform_edt(~core)
     return (CORE_HU * np.clip(depth / CORE_EDGE_MM, -1, 1)).astype(np.float32)
 

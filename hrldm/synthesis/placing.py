@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from hrldm.data.ct import CT, open_nifti, read_voxels, to_ras
 from hrldm.data.fitting import choose_shape, core_of, fitted
-from hrldm.data.geometry import sample, to_world
+from hrldm.data.geometry import reach, sample, to_world
 from hrldm.data.placement import LOBE_NAMES, LungMap, PlacementReport, sample_positions
 from hrldm.data.shapes import ShapeLibrary
 from hrldm.data.texture import FLOOR_REACH, choose_histogram, lung_floor, with_solid_share
@@ -46,9 +46,8 @@ class LungSpace:
         grid = np.round(ras.affine, 6)
         label = to_ras(CT(labels.astype(np.uint8), ct.affine)).array
         box = ndimage.find_objects((label > 0).astype(np.uint8))[0]
-        corners = np.stack(np.meshgrid(*[(s.start - 1, s.stop) for s in box], indexing="ij"), -1).reshape(-1, 3)
-        world = to_world(grid, corners)
-        low, high = np.floor(world.min(0)), np.ceil(world.max(0))
+        first, last = reach(grid, [s.start - 1 for s in box], [s.stop for s in box])
+        low, high = np.floor(first), np.ceil(last)
         affine = np.eye(4)
         affine[:3, 3] = low
         shape = tuple(int(n) for n in high - low + 1)
@@ -76,6 +75,10 @@ class Nodule:
     histogram: np.ndarray
     lobe: int
     chosen: dict[str, str]
+
+    @property
+    def noise_seed(self) -> int:
+        return int(np.random.SeedSequence((self.wish.seed, 2)).generate_state(1)[0])
 
 
 def place_nodule(space: LungSpace, wish: Wish, library: ShapeLibrary, number: int) -> Nodule:
@@ -166,14 +169,14 @@ def _own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | N
             f"{path}: labels {values.min()} to {values.max()}; mark the lesion with 1, its solid core with 2"
         )
     found = ndimage.find_objects((values > 0).astype(np.uint8))[0]
-    corners = np.array(np.meshgrid(*[(s.start - 0.5, s.stop - 0.5) for s in found], indexing="ij")).reshape(3, -1).T
-    reached = to_world(np.linalg.inv(space.affine) @ image.affine, corners)
-    longest = float(np.ptp(reached, axis=0).max())
+    to_space = np.linalg.inv(space.affine) @ image.affine
+    first, last = reach(to_space, [s.start - 0.5 for s in found], [s.stop - 0.5 for s in found])
+    longest = float((last - first).max())
     if longest > OWN_LARGEST_MM:
         raise ValueError(
             f"{path}: {longest:.0f} mm long, a lesion has at most {OWN_LARGEST_MM:g}; give the mask of one lesion"
         )
-    low, high = np.floor(reached.min(0)).astype(int) - 1, np.ceil(reached.max(0)).astype(int) + 2
+    low, high = np.floor(first).astype(int) - 1, np.ceil(last).astype(int) + 2
     grid = space.affine.copy()
     grid[:3, 3] += low
     shape = tuple(int(n) for n in high - low)

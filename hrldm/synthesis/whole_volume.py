@@ -16,8 +16,8 @@ from scipy import ndimage
 from torch import nn
 
 from hrldm.config import SUBTYPES
-from hrldm.data.ct import CT, scaled
-from hrldm.data.geometry import resample, sample, to_world
+from hrldm.data.ct import CT, scaled, unscaled
+from hrldm.data.geometry import reach, resample, sample, to_world
 from hrldm.data.shapes import ShapeLibrary, load_shapes
 from hrldm.model.autoencoder import FACTOR, denormalise_hu, normalise_hu
 from hrldm.synthesis.blend import mask_on_grid
@@ -54,12 +54,8 @@ def insert_whole(
     nodule = place_nodule(LungSpace.of(ct, labels, avoid), wishes[0], library or load_shapes(), 1)
     hu, grid, mask = algorithm2(ct, nodule, generator)
     box, shape, affine = _reached(grid, hu.shape, ct)
-    values = (sample(hu, grid, shape, affine) - ct.inter) / ct.slope
     stored = ct.stored.copy(order="K")
-    if stored.dtype.kind in "iu":
-        limits = np.iinfo(stored.dtype)
-        values = np.clip(np.rint(values), limits.min, limits.max)
-    stored[box] = values.astype(stored.dtype)
+    stored[box] = unscaled(sample(hu, grid, shape, affine), stored.dtype, ct.slope, ct.inter)
     found = np.zeros(ct.shape, np.uint8)
     place, lesion = mask_on_grid(mask, grid, ct)
     found[place][lesion] = 1
@@ -69,7 +65,7 @@ def insert_whole(
     cut = mask[around]
     before, after = (sample(scaled(x, ct.slope, ct.inter), ct.affine, cut.shape, part) for x in (ct.stored, stored))
     quality = assess(before, after, cut, nodule.histogram)
-    return Inserted(stored, found, [nodule_record(nodule, mask, quality, _noise_seed(nodule), 1)])
+    return Inserted(stored, found, [nodule_record(nodule, mask, quality, nodule.noise_seed, 1)])
 
 
 def algorithm2(ct: CT, nodule: Nodule, generator: Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,7 +84,7 @@ def algorithm2(ct: CT, nodule: Nodule, generator: Generator) -> tuple[np.ndarray
     background = sample(ct.array, ct.affine, shape, grid)
     request = Request(
         background[None], mask[None], np.array([SUBTYPES.index(nodule.wish.subtype)]), nodule.histogram[None],
-        np.array([_noise_seed(nodule)]),
+        np.array([nodule.noise_seed]),
     )  # fmt: skip
     with torch.no_grad(), _lean_attention(generator.unet):
         z_bg = _encoded(generator, background) * generator.scale  # Algorithm 2, line 1
@@ -116,17 +112,12 @@ def body_grid(ct: CT, multiple: int) -> tuple[np.ndarray, tuple[int, int, int]]:
     labels, n = ndimage.label(hu > BODY_HU)
     largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:])) if n else 0
     box = ndimage.find_objects((labels == largest).astype(np.uint8))[0]
-    corners = np.stack(np.meshgrid(*[(s.start - 1, s.stop) for s in box], indexing="ij"), -1).reshape(-1, 3)
-    world = to_world(affine, corners)
-    low, high = np.floor(world.min(0)), np.ceil(world.max(0))
+    first, last = reach(affine, [s.start - 1 for s in box], [s.stop for s in box])
+    low, high = np.floor(first), np.ceil(last)
     shape = tuple(int(-(-n // multiple) * multiple) for n in high - low + 1)
     grid = np.eye(4)
     grid[:3, 3] = low
     return grid, shape
-
-
-def _noise_seed(nodule: Nodule) -> int:
-    return int(np.random.SeedSequence((nodule.wish.seed, 2)).generate_state(1)[0])
 
 
 def _check_memory(shape: tuple[int, ...]) -> None:
@@ -154,10 +145,9 @@ def _lean_attention(unet: nn.Module) -> Iterator[None]:
 
 def _reached(grid: np.ndarray, shape: tuple[int, ...], ct: CT) -> tuple:
     """Slices of the CT's grid whose voxels lie within the 1 mm grid, their shape and affine."""
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in shape], indexing="ij"), -1).reshape(-1, 3)
-    index = to_world(np.linalg.inv(ct.affine) @ grid, corners)
-    low = np.maximum(np.ceil(index.min(0)), 0).astype(int)
-    high = np.minimum(np.floor(index.max(0)).astype(int) + 1, ct.shape)
+    first, last = reach(np.linalg.inv(ct.affine) @ grid, [0, 0, 0], [n - 1 for n in shape])
+    low = np.maximum(np.ceil(first), 0).astype(int)
+    high = np.minimum(np.floor(last).astype(int) + 1, ct.shape)
     affine = ct.affine.copy()
     affine[:3, 3] = to_world(ct.affine, low)
     return (
