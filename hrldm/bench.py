@@ -27,12 +27,12 @@ import torch
 import tyro
 
 from hrldm import bench_insert, paths
+from hrldm.atomic import write_text
 from hrldm.config import SIZE_BINS_MM, Profile, get_profile
 from hrldm.measuring import measure
 from hrldm.model.autoencoder import FACTOR, Autoencoder
 from hrldm.model.histogram import dense_histogram, soft_histogram
 from hrldm.model.unet import latent_masks
-from hrldm.report.provenance import write_text
 from hrldm.train.device import device, free_memory_mb
 from hrldm.train.hist_term import HistogramTerm
 from hrldm.train.latents import LatentCache, encode_patches, mask_tensor

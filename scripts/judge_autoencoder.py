@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from hrldm import paths
+from hrldm.atomic import write_text
 from hrldm.data.manifest import load_manifest
 from hrldm.data.patches import load_patches
 from hrldm.evaluate.reconstruction import autoencoder_table, linear_code, linear_reconstruction, nodule_scores
-from hrldm.report.provenance import write_text
 from hrldm.synthesis.generate import reconstruct
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.latents import weights_digest

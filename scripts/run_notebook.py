@@ -17,8 +17,9 @@ import psutil
 from traitlets.config import Config
 
 from hrldm import paths
+from hrldm.atomic import write_text
 from hrldm.config import get_profile
-from hrldm.report.provenance import write_provenance, write_text
+from hrldm.report.provenance import write_provenance
 
 PARAMETERS = {"profile", "dataset", "data_root", "seed"}
 # sockets in the user's own folder where the system has them: no port that others on the machine can listen to

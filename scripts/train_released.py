@@ -18,22 +18,22 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pandas as pd
 import torch
 
 from hrldm import paths
+from hrldm.atomic import write_text
 from hrldm.baselines.latent import CHANGES
 from hrldm.baselines.systems import request_for, synthesise
 from hrldm.evaluate import intensity
 from hrldm.evaluate.classification_jobs import centre_crop
 from hrldm.evaluate.features import default_extractor, three_plane_features
-from hrldm.evaluate.fidelity import linear_separability
+from hrldm.evaluate.fidelity import separability
 from hrldm.evaluate.protocol import shape_patients
 from hrldm.evaluate.triplets import ordered_share, triplet_request, triplet_table
 from hrldm.report import figures
 from hrldm.report.figures_base import GREY, colour_of
-from hrldm.report.provenance import git_state, write_text
+from hrldm.report.provenance import git_state
 from hrldm.report.tables import save_table
 from hrldm.synthesis.generate import Generator
 from hrldm.synthesis.released import RELEASED_UNET
@@ -151,23 +151,14 @@ def judge_on_test(study: Study) -> None:
     truth, background = study.patches("test"), study.backgrounds("test")
     target, other = (request_for(study, truth, background, which, 0) for which in ("target", "library"))
     own, library = ({s: synthesise(study, s, asked, truth) for s in JUDGED} for asked in (target, other))
-    floor = intensity.half_lesion_floor(truth.hu, truth.mask, truth.frame, 0)
-    per_system = [intensity.lesion_table(s, crops, truth.hu, truth.mask, truth.frame) for s, crops in own.items()]
-    lesions = pd.concat([floor, *per_system], ignore_index=True)
+    lesions = intensity.lesion_tables(own, truth, 0)
     save_table(intensity.lesion_histograms(lesions, p.n_boot, 0), OUT, "lesion_histograms")
     medians = lesions.groupby(["system", "subtype"], sort=False).jsd.median().reset_index()
     medians = pd.concat(
         [medians, lesions.groupby("system", sort=False).jsd.median().reset_index().assign(subtype="all")]
     )
     save_table(medians, OUT, "median_jsd", ["system", "subtype", "jsd"])
-    control = pd.concat(
-        [
-            intensity.control_table(s, asked.histogram, crops[s], truth.mask, truth.frame)
-            for asked, crops in ((target, own), (other, library))
-            for s in JUDGED[1:]
-        ],
-        ignore_index=True,
-    )
+    control = intensity.control_tables(((target.histogram, own), (other.histogram, library)), truth, JUDGED[1:])
     save_table(intensity.control_summary(control), OUT, "control_summary")
     thrice, asked = triplet_request(study, truth, background)
     triplets = [triplet_table(s, thrice, asked, synthesise(study, s, asked, thrice)) for s in JUDGED[2:]]
@@ -178,9 +169,8 @@ def judge_on_test(study: Study) -> None:
         s: three_plane_features(centre_crop(crops, p.fid_crop_mm), extractor, n_slices=p.fid_slices, device=device())
         for s, crops in {"real": truth.hu, **library}.items()
     }
-    flat = {s: np.concatenate([f.mean(1) for f in three.values()], axis=1) for s, three in features.items()}
-    rows = [(s, extractor.name, linear_separability(flat["real"], flat[s], patients, 0), len(truth)) for s in JUDGED]
-    save_table(pd.DataFrame(rows, columns="system extractor auroc n".split()), OUT, "separability", ["system", "extractor", "auroc", "n"])  # fmt: skip
+    told_apart = separability(features.pop("real"), features, patients, extractor.name, 0)
+    save_table(told_apart, OUT, "separability", list(told_apart.columns))
 
 
 # -- shipped -------------------------------------------------------------------------------------------------------------

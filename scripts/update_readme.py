@@ -1,4 +1,4 @@
-"""Write the README's tables from committed results: ``python scripts/update_readme.py [--check]``.
+"""Write the README's tables from committed results: ``python -m scripts.update_readme [--check]``.
 
 Between ``<!-- NAME -->`` and ``<!-- /NAME -->`` stands what `BLOCKS` makes of the results of one dataset at `quick` (and of
 `results/bench/`); no number in these blocks is typed. ``--check`` writes nothing and ends with status 1 when a
@@ -14,11 +14,14 @@ from pathlib import Path
 import pandas as pd
 
 from hrldm import paths
+from hrldm.atomic import write_text
 from hrldm.config import SUBTYPES
 from hrldm.evaluate.protocol import difference_sentence
 from hrldm.evaluate.statistics import Estimate
-from hrldm.report.provenance import read_provenance, write_text
+from hrldm.report.provenance import read_provenance
 from hrldm.report.published import load_published
+from scripts.readme_downstream import malignancy, scarcity, subtype, turing
+from scripts.readme_parts import interval, markdown, read_table
 
 README = paths.ROOT / "README.md"
 RESULTS = paths.ROOT / "results"
@@ -62,20 +65,20 @@ def artefacts(results: Path) -> str:
         gigabytes = f"{memory[name] / 1024:.1f} GB" if name in memory else ""
         rows.append((what, f"`{name}`", link, f"`make {name}`", f"{minutes[name] / 60:.1f}", gigabytes))
     rows.append(("all", "", "", "`make reproduce`", f"{sum(minutes.values()) / 60:.0f}", ""))
-    return _markdown(rows, ["artefact", "notebook", "file", "command", "minutes", "memory"])
+    return markdown(rows, ["artefact", "notebook", "file", "command", "minutes", "memory"])
 
 
 def fidelity(results: Path) -> str:
     """Table 1, average over planes: ours with its interval beside the paper's value."""
     ours, theirs = (
-        t[t.plane == "average"] for t in (_table(results, "table1_fidelity"), load_published("table1_fidelity"))
+        t[t.plane == "average"] for t in (read_table(results, "table1_fidelity"), load_published("table1_fidelity"))
     )
     rows = []
     for system in ours.system.unique():
         row = [NAMES.get(system, system)]
         for metric, (_, unit) in UNITS.items():
             r = ours[(ours.system == system) & (ours.metric == metric)].iloc[0]
-            row.append(_interval(r.value * unit, r.ci_low * unit, r.ci_high * unit))
+            row.append(interval(r.value * unit, r.ci_low * unit, r.ci_high * unit))
         for metric, (_, unit) in UNITS.items():
             found = theirs[(theirs.system == system) & (theirs.metric == metric)]
             row.append(f"{found.value.iloc[0] * unit:.3g}" if len(found) else "")
@@ -83,12 +86,12 @@ def fidelity(results: Path) -> str:
     extractor, n = ours.extractor.iloc[0], ours.groupby("metric").n_synthetic.max()
     own = [f"{title}, {extractor}, n = {n[metric]}" for metric, (title, _) in UNITS.items()]
     head = ["system", *own, *(f"paper: {title}" for title, _ in UNITS.values())]
-    return _markdown(rows, head)
+    return markdown(rows, head)
 
 
 def lesions(results: Path) -> str:
     """HU histograms inside the lesion, and control, per system."""
-    table, control = _table(results, "lesion_histograms"), _table(results, "control_summary")
+    table, control = read_table(results, "lesion_histograms"), read_table(results, "control_summary")
     table = table[table.subtype == "all"]
     control = control[(control.subtype == "all") & (control.quantity == "mean_hu")].set_index("system")
     rows = []
@@ -96,19 +99,19 @@ def lesions(results: Path) -> str:
         row = [NAMES.get(system, system)]
         for metric, digits in (("jsd", 3), ("wasserstein_hu", 0)):
             r = table[(table.system == system) & (table.metric == metric)].iloc[0]
-            row.append(_interval(r.value, r.ci_low, r.ci_high, f".{digits}f"))
+            row.append(interval(r.value, r.ci_low, r.ci_high, f".{digits}f"))
         known = system in control.index
         row += [f"{control.slope[system]:.2f}", f"{control.r2[system]:.3f}"] if known else ["", ""]
         rows.append(row)
     head = [f"JSD, n = {table.n.max()}", "Wasserstein distance, HU", f"slope, n = {control.n.max()}", "R²"]
-    return _markdown(rows, ["system", *head])
+    return markdown(rows, ["system", *head])
 
 
 def regularisation(results: Path) -> str:
     """HR-LDM against the same network trained with lambda 0, paired over nodules."""
-    inside, features = _table(results, "lesion_differences"), _table(results, "table1_differences")
+    inside, features = read_table(results, "lesion_differences"), read_table(results, "table1_differences")
     features = features[(features.plane == "average") & (features.a == "maisi-ddpm")]
-    n = _table(results, "table1_fidelity").groupby("metric").n_synthetic.max()
+    n = read_table(results, "table1_fidelity").groupby("metric").n_synthetic.max()
     rows = [(LESION_UNITS[r.metric], r) for r in inside.itertuples() if r.metric in LESION_UNITS]
     rows += [((r.metric.upper(), ""), r) for r in features.itertuples()]
     return "\n".join(
@@ -122,8 +125,8 @@ def regularisation(results: Path) -> str:
 
 def claims(results: Path) -> str:
     """How many claims got which verdict."""
-    counts = _table(results, "claims").verdict.value_counts()
-    return _markdown([(verdict, str(count)) for verdict, count in counts.items()], ["verdict", "claims"])
+    counts = read_table(results, "claims").verdict.value_counts()
+    return markdown([(verdict, str(count)) for verdict, count in counts.items()], ["verdict", "claims"])
 
 
 COMPARED = {  # benchmark: what is compared
@@ -143,7 +146,7 @@ def benchmarks(results: Path) -> str:
         times = f"{other.time_s:.3g} s against {ours.time_s:.3g} s"
         ratios = (f"{r:.0f} ×" if r >= 10 else f"{r:.2f} ×" for r in (other.ratio, other.peak_mb / ours.peak_mb))
         rows.append((what, times, *ratios))
-    return _markdown(rows, ["compared", f"time, {table.device.iloc[0]}", "time ratio", "memory ratio"])
+    return markdown(rows, ["compared", f"time, {table.device.iloc[0]}", "time ratio", "memory ratio"])
 
 
 def inserting(results: Path) -> str:
@@ -157,7 +160,7 @@ def inserting(results: Path) -> str:
     if len(both) == 2:  # the whole body needs a machine with the memory for it
         ratios = (f"{both.ratio.iloc[1]:.0f} ×", f"{both.peak_mb.iloc[1] / both.peak_mb.iloc[0]:.0f} ×")
         rows.insert(2, ("Algorithm 2 over the whole body against the crop", *ratios))
-    return _markdown(rows, ["", f"time, {table.device.iloc[0]}", "memory"])
+    return markdown(rows, ["", f"time, {table.device.iloc[0]}", "memory"])
 
 
 def insertions(results: Path) -> str:
@@ -183,14 +186,14 @@ def insertions(results: Path) -> str:
         "median JSD",
         "seconds each",
     ]
-    return _markdown(rows, head)
+    return markdown(rows, head)
 
 
 def control(results: Path) -> str:
     """Requested against obtained mean HU by subtype, and the share of triplets that come in order."""
-    table = _table(results, "control_summary")
+    table = read_table(results, "control_summary")
     table = table[table.quantity == "mean_hu"].set_index(["system", "subtype"])
-    order = _table(results, "triplets_summary")
+    order = read_table(results, "triplets_summary")
     order = order[order.side == "obtained"].set_index("system")
     subtypes = [s for s in (*SUBTYPES, "all") if s in table.index.get_level_values("subtype")]
     rows = []
@@ -202,40 +205,40 @@ def control(results: Path) -> str:
         rows.append(row)
     counts = table.loc[table.index.get_level_values("system")[0]].n
     head = [f"{s}: slope, R², n = {counts[s]}" for s in subtypes]
-    return _markdown(rows, ["system", *head, f"three subtypes in order, n = {order.n.max()}"])
+    return markdown(rows, ["system", *head, f"three subtypes in order, n = {order.n.max()}"])
 
 
 def separability(results: Path) -> str:
     """AUROC of a straight line between each system's nodules and the real ones."""
-    table = _table(results, "separability")
+    table = read_table(results, "separability")
     rows = [(NAMES.get(r.system, r.system), f"{r.auroc:.2f}") for r in table.itertuples()]
-    return _markdown(rows, ["system", f"AUROC, {table.extractor.iloc[0]}, n = {table.n.max()}"])
+    return markdown(rows, ["system", f"AUROC, {table.extractor.iloc[0]}, n = {table.n.max()}"])
 
 
 def two_by_two(results: Path) -> str:
     """c_hist and L_hist on and off: each level, and its paired difference to both on."""
-    table = _table(results, "ablations")
+    table = read_table(results, "ablations")
     table = table[table.factor == "c_hist x L_hist"].set_index(["level", "metric"])
     rows = []
     for level in table.index.get_level_values("level").unique():
         row = [level]
         for metric, digits in (("jsd", 3), ("wasserstein_hu", 0), ("sd_ratio", 2)):
             r = table.loc[level, metric]
-            row.append(_interval(r.value, r.ci_low, r.ci_high, f".{digits}f"))
+            row.append(interval(r.value, r.ci_low, r.ci_high, f".{digits}f"))
         paired = "jsd_difference"
         if (level, paired) in table.index:
             r = table.loc[level, paired]
-            row.append(_interval(r.value, r.ci_low, r.ci_high, "+.4f"))
+            row.append(interval(r.value, r.ci_low, r.ci_high, "+.4f"))
         else:
             row.append("")
         rows.append(row)
     head = ["JSD", "Wasserstein distance, HU", "SD / true SD", "JSD minus both"]
-    return _markdown(rows, [f"level, {int(table.n_seeds.max())} seeds", *head])
+    return markdown(rows, [f"level, {int(table.n_seeds.max())} seeds", *head])
 
 
 def verdict(results: Path) -> str:
     """Whether the histogram term helps beyond c_hist, in two sentences: the histogram that comes, and the spread."""
-    table = _table(results, "ablations")
+    table = read_table(results, "ablations")
     table = table[table.factor == "c_hist x L_hist"].set_index(["level", "metric"])
     both, without = "both (default)", "c_hist only"
     d, s = (_turned(table.loc[without, f"{m}_difference"]) for m in ("jsd", "sd_ratio"))  # both minus c_hist only
@@ -243,7 +246,7 @@ def verdict(results: Path) -> str:
     sure = "improves" if d.value < 0 else "worsens"
     word = "does not change" if d.ci_low <= 0 <= d.ci_high else sure
     jsd, sd = (table.loc[(slice(None), m), "value"].droplevel("metric") for m in ("jsd", "sd_ratio"))
-    n = _table(results, "lesion_differences").n.max()
+    n = read_table(results, "lesion_differences").n.max()
     closer = "nearer to" if abs(sd[both] - 1) < abs(sd[without] - 1) else "farther from"
     moved = "which no interval can tell from none" if s.ci_low <= 0 <= s.ci_high else f"{closer} the real spread"
     return (
@@ -257,17 +260,17 @@ def verdict(results: Path) -> str:
 
 def released(results: Path) -> str:
     """The released network on test nodules, in one table."""
-    lesion, median = _table(results, "lesion_histograms"), _table(results, "median_jsd")
+    lesion, median = read_table(results, "lesion_histograms"), read_table(results, "median_jsd")
     lesion = lesion[(lesion.subtype == "all") & (lesion.metric == "jsd")].set_index("system")
     median = median[median.subtype == "all"].set_index("system").jsd
-    fit = _table(results, "control_summary")
+    fit = read_table(results, "control_summary")
     fit = fit[fit.quantity == "mean_hu"].set_index(["system", "subtype"])
-    order = _table(results, "triplets_summary")
+    order = read_table(results, "triplets_summary")
     order = order[order.side == "obtained"].set_index("system")
-    apart = _table(results, "separability").set_index("system").auroc
+    apart = read_table(results, "separability").set_index("system").auroc
     rows = []
     for system, r in lesion.iterrows():
-        row = [NAMES.get(system, system), _interval(r.value, r.ci_low, r.ci_high, ".3f"), f"{median[system]:.3f}"]
+        row = [NAMES.get(system, system), interval(r.value, r.ci_low, r.ci_high, ".3f"), f"{median[system]:.3f}"]
         row += [
             f"{fit.slope[system, s]:.2f}, {fit.r2[system, s]:.3f}" if (system, s) in fit.index else "" for s in SUBTYPES
         ]
@@ -276,7 +279,7 @@ def released(results: Path) -> str:
         rows.append(row)
     counts = fit.loc[fit.index.get_level_values("system")[0]].n
     head = ["system", f"JSD, n = {lesion.n.max()}", "median", *(f"{s}: slope, R², n = {counts[s]}" for s in SUBTYPES)]
-    return _markdown(rows, [*head, "three subtypes in order", "AUROC of a linear classifier"])
+    return markdown(rows, [*head, "three subtypes in order", "AUROC of a linear classifier"])
 
 
 def seeds(results: Path) -> str:
@@ -298,14 +301,28 @@ def curve(results: Path) -> str:
         spread = f" ({part.jsd.min():.3f} to {part.jsd.max():.3f})" if len(part) > 1 else ""
         numbers = (f"{part.jsd.mean():.3f}{spread}", f"{part.mean_error_hu.mean():.0f}", f"{part.sd_ratio.mean():.2f}")
         rows.append((f"{first} + {second}", str(len(part)), *numbers))
-    return _markdown(rows, ["steps", "runs", f"JSD, n = {table.n.max()}", "error of the mean, HU", "SD / true SD"])
+    return markdown(rows, ["steps", "runs", f"JSD, n = {table.n.max()}", "error of the mean, HU", "SD / true SD"])
 
 
 MINI, CUBES, RELEASED = "lidc-mini/quick", "lidc-cubes/quick", "lidc-cubes/released"  # folders of results
 BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
     **{
         f.__name__: (f, MINI)
-        for f in (artefacts, benchmarks, insertions, inserting, fidelity, lesions, separability, regularisation, claims)
+        for f in (
+            artefacts,
+            benchmarks,
+            insertions,
+            inserting,
+            fidelity,
+            lesions,
+            separability,
+            regularisation,
+            claims,
+            turing,
+            subtype,
+            scarcity,
+            malignancy,
+        )
     },
     **{
         f"cubes_{f.__name__}": (f, CUBES)
@@ -330,21 +347,9 @@ def updated(text: str, results: Path) -> str:
     return text
 
 
-def _table(results: Path, name: str) -> pd.DataFrame:
-    return pd.read_csv(results / "tables" / f"{name}.csv")
-
-
 def _turned(row: pd.Series) -> pd.Series:
     """The interval of b - a from that of a - b."""
     return pd.Series({"value": -row.value, "ci_low": -row.ci_high, "ci_high": -row.ci_low})
-
-
-def _interval(value: float, low: float, high: float, form: str = ".3g") -> str:
-    return f"{value:{form}} ({low:{form}} to {high:{form}})"
-
-
-def _markdown(rows: list, head: list[str]) -> str:
-    return pd.DataFrame(rows, columns=head).to_markdown(index=False, disable_numparse=True)
 
 
 def main() -> int:

@@ -51,6 +51,39 @@ def results(tmp_path, monkeypatch):
             ],
             "factor level metric value ci_low ci_high n_seeds",
         ),
+        "table2_turing": (
+            [
+                ("net", "cropped", "real", 30, 10),
+                ("net", "cropped", "synthetic", 15, 25),
+                ("net", "full_context", "real", 20, 20),
+                ("net", "full_context", "synthetic", 20, 20),
+            ],
+            "observer condition truth called_real called_synthetic",
+        ),
+        "table3_subtype": (
+            [
+                ("auroc", size, kind, arm, mean, 0.02, 5, 12, p, p)
+                for size in ("6-10", "20-30")
+                for kind in update_readme.SUBTYPES
+                for arm, mean, p in (("Real only", 0.7, None), ("Real + Synth", 0.75, 0.0317))
+                if (size, kind) != ("20-30", "ground-glass")
+            ]
+            + [
+                ("auroc", "20-30", "ground-glass", arm, None, None, 5, 12, None, None)
+                for arm in ("Real only", "Real + Synth")
+            ],
+            "metric size_mm subtype arm mean sd n_runs n_patients p_mann_whitney p_bootstrap",
+        ),
+        "fig7_scarcity": (
+            [
+                ("part-solid", metric, r, arm, m, m - 0.1, m + 0.1, 1)
+                for metric, m in (("auroc", 0.7), ("auprc", 0.3))
+                for r in (1.0, 0.1, 0.0)
+                for arm in ("Clinical (n%)", "Clinical (n%) + Synth (100%)")
+            ],
+            "subtype metric retention arm mean ci_low ci_high n_runs",
+        ),
+        "fig8_malignancy": ([("scratch", 0.61, 0.5, 0.7, 5, 43)], "arm auroc ci_low ci_high n_runs n_patients"),
         "claims": ([("a", "supported"), ("b", "not supported"), ("c", "supported")], "claim verdict"),
     }
     (folder / "tables").mkdir()
@@ -155,6 +188,28 @@ def test_control_separability_and_the_two_by_two(results):
     assert cells(block, 3)[0] == "neither" and cells(block, 3)[4] == "+0.2000 (+0.1000 to +0.4000)"
 
 
+def test_downstream_tables_stand_beside_the_papers(results):
+    block = update_readme.turing(results)
+    assert cells(block, 2) == ["paper: radiologist", "66% (56% to 75%), n = 100", "56% (46% to 65%), n = 100"]
+    assert cells(block, 3)[1].startswith("69% (58% to 78%), n = 80") and cells(block, 3)[2].startswith("50%")
+    block = update_readme.subtype(results)
+    row = [
+        "part-solid, 20-30 mm",
+        "12",
+        "0.700 ± 0.020",
+        "0.750 ± 0.020",
+        "0.032",
+        "0.750 ± 0.030",
+        "0.831 ± 0.030",
+        "0.006",
+    ]
+    assert cells(block, 6) == row and cells(block, 7)[2:5] == ["", "", ""] and cells(block, 7)[7] == "0.004"
+    block = update_readme.scarcity(results)
+    assert cells(block, 2) == ["part-solid", *["0.70 (0.60 to 0.80)"] * 4]
+    assert cells(block, 3) == ["paper: part-solid", "about 0.80", "about 0.64", "about 0.80", "about 0.80"]
+    assert cells(update_readme.malignancy(results), 2) == ["scratch", "0.61 (0.50 to 0.70)", "0.569 ± 0.017"]
+
+
 def test_the_verdict_is_of_both_against_c_hist_alone(results):
     table = pd.read_csv(results / "tables" / "ablations.csv")
     rows = [("c_hist x L_hist", "c_hist only", m, *v, 3) for m, v in (
@@ -185,4 +240,4 @@ def test_only_the_blocks_change_and_an_absent_marker_is_named(results, monkeypat
 
 def test_committed_readme_is_what_the_committed_results_say():
     text = update_readme.README.read_text(encoding="utf-8")
-    assert update_readme.updated(text, update_readme.RESULTS) == text, "run scripts/update_readme.py"
+    assert update_readme.updated(text, update_readme.RESULTS) == text, "run python -m scripts.update_readme"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import replace
 
 import numpy as np
 
 from hrldm import paths
+from hrldm.atomic import atomic
 from hrldm.baselines import latent, reconstruction, texture
 from hrldm.data.patches import Patches
 from hrldm.synthesis.generate import Request
@@ -66,8 +66,6 @@ def synthesise(study: Study, system: str, request: Request, truth: Patches) -> n
     file = paths.cache_dir() / "synthetic" / f"{system}-{h.hexdigest()[:16]}.npy"
     if not file.exists():
         made = np.rint(SYSTEMS[system](study, request, truth.hu)).clip(-1024, 3071).astype(np.int16)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part.npy")
-        np.save(part, made)
-        os.replace(part, file)
+        with atomic(file) as part:
+            np.save(part, made)
     return np.load(file)

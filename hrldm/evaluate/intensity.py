@@ -12,10 +12,13 @@ that the clipping of c_hist is not counted as the generator's error.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import pandas as pd
 from scipy import fft, ndimage, stats
 
+from hrldm.data.patches import Patches
 from hrldm.evaluate.statistics import Estimate, mean_interval
 from hrldm.model.histogram import histogram_jsd, histogram_moments, hu_histogram
 
@@ -87,6 +90,13 @@ def half_lesion_floor(truth_hu: np.ndarray, masks: np.ndarray, nodules: pd.DataF
     return pd.DataFrame(rows)
 
 
+def lesion_tables(made: Mapping[str, np.ndarray], truth: Patches, seed: int) -> pd.DataFrame:
+    """`half_lesion_floor` and the `lesion_table` of every system, together; `made`: system to crops (N, D, D, D) HU."""
+    floor = half_lesion_floor(truth.hu, truth.mask, truth.frame, seed)
+    tables = [lesion_table(name, crops, truth.hu, truth.mask, truth.frame) for name, crops in made.items()]
+    return pd.concat([floor, *tables], ignore_index=True)
+
+
 def lesion_histograms(
     lesions: pd.DataFrame, n_boot: int, seed: int, group: str = "patient_id", metrics: tuple[str, ...] = METRICS
 ) -> pd.DataFrame:
@@ -145,6 +155,17 @@ def control_table(
         (mean, sd), (got_mean, got_sd) = histogram_moments(wish), histogram_moments(got)
         rows.append((system, row.nodule_id, row.subtype, mean, got_mean, sd, got_sd))
     return pd.DataFrame(rows, columns=CONTROL_COLUMNS)
+
+
+def control_tables(
+    orders: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]], truth: Patches, systems: Iterable[str]
+) -> pd.DataFrame:
+    """`control_table` of several systems over several orders: (histograms asked for (N, B), system to crops) each."""
+    systems = tuple(systems)
+    tables = [
+        control_table(name, asked, made[name], truth.mask, truth.frame) for asked, made in orders for name in systems
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def control_summary(control: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,6 @@ The lung window (level -600, width 1500 HU) is the same in every panel of a figu
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +26,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
+
+from hrldm.atomic import atomic
 
 PLANES = ("axial", "sagittal", "coronal")
 LUNG_WINDOW = (-600.0, 1500.0)  # level, width in HU
@@ -152,9 +153,8 @@ def save_figure(fig: Figure, results_dir: Path, name: str) -> list[Path]:
             if ending == "svg" and buffer.tell() > MAX_SVG_BYTES:
                 path.unlink(missing_ok=True)  # of an earlier, smaller version
                 continue
-            part = path.with_name(f".{path.name}.{os.getpid()}.part")
-            part.write_bytes(buffer.getvalue())
-            os.replace(part, path)
+            with atomic(path) as part:
+                part.write_bytes(buffer.getvalue())
             written.append(path)
     plt.close(fig)
     return written

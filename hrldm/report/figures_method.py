@@ -165,10 +165,11 @@ def amplification(t: np.ndarray, factor: np.ndarray, marks: Sequence[int], t_max
         fig, axes = new_figure(1, 1, (6.2, 3.2))
         ax = axes[0, 0]
         ax.plot(t, factor, color=PALETTE[0])
-        for mark in marks:
+        for before, mark in zip([-np.inf, *marks], marks, strict=False):
             value = float(np.interp(mark, t, factor))
             ax.plot(mark, value, "o", color=PALETTE[3])
-            side = "right" if mark > 0.8 * t[-1] else "left"
+            crowded = mark - before < 0.2 * t[-1]  # the label below right belongs to the mark before
+            side = "right" if crowded or mark > 0.8 * t[-1] else "left"
             place = (-7, 3) if side == "right" else (4, -13)
             ax.annotate(f"t = {mark}: {value:.2g}×", (mark, value), place, textcoords="offset points", ha=side)
         if t_max is not None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from hrldm import paths
+from hrldm.atomic import write_text
 from hrldm.config import Profile
 
 NAME = "provenance.json"
@@ -118,13 +119,6 @@ def device_name() -> str:
         if torch.cuda.is_available():
             return torch.cuda.get_device_name()
     return f"CPU, {len(os.sched_getaffinity(0))} cores"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a kill at any moment, finds the former file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _git(*arguments: str) -> str | None:

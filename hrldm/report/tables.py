@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hrldm.report.provenance import write_text
+from hrldm.atomic import write_text
 
 SEMI_SYNTHETIC = (
     "Semi-synthetic data (`lidc-mini`: real shapes textured to real histograms in one real CT). "

@@ -9,9 +9,12 @@ import ipywidgets as widgets
 import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
+from scipy.spatial import cKDTree
 
 from hrldm.config import SUBTYPES
 from hrldm.data.ct import CT, to_ras, write_nifti
+from hrldm.data.geometry import to_world
+from hrldm.data.nifti import scaled
 from hrldm.data.placement import LOBE_NAMES, LOCATIONS
 from hrldm.report.figures_base import Panel
 from hrldm.report.figures_images import before_after
@@ -25,17 +28,24 @@ ANYWHERE = "any"
 
 def around_lesion(ct: CT, made: Inserted, number: int = 1, side_mm: float = SIDE_MM, label: str = "") -> list[Panel]:
     """The `number`-th lesion's surroundings without and with it, RAS, in the scan's own voxels."""
-    of_mask = to_ras(CT(made.mask, ct.affine))
-    lesion = of_mask.array == number
+    lesion = made.mask == number
     centre = np.round(np.argwhere(lesion).mean(0)).astype(int)
-    half = np.ceil(side_mm / 2 / of_mask.spacing).astype(int)
-    cut = tuple(slice(max(0, c - h), c + h) for c, h in zip(centre, half, strict=True))
-    spacing = tuple(float(s) for s in of_mask.spacing)
-    panels = []
-    for stored in (ct.stored, made.stored):
-        hu = to_ras(CT(stored, ct.affine)).array[cut].astype(np.float32) * ct.slope + ct.inter
-        panels.append(Panel(hu, lesion[cut], label, spacing))
-    return panels
+    half = np.ceil(side_mm / 2 / ct.spacing).astype(int)
+    low = np.maximum(0, centre - half)
+    cut = tuple(slice(a, b) for a, b in zip(low, centre + half, strict=True))
+    affine = ct.affine.copy()
+    affine[:3, 3] = to_world(ct.affine, low)
+    inside = to_ras(CT(lesion[cut], affine))
+    crops = (to_ras(CT(scaled(stored[cut], ct.slope, ct.inter), affine)) for stored in (ct.stored, made.stored))
+    spacing = tuple(float(s) for s in inside.spacing)
+    return [Panel(crop.array, inside.array, label, spacing) for crop in crops]
+
+
+def change_reach(ct: CT, made: Inserted) -> tuple[int, float]:
+    """Voxels changed, and how far the farthest of them is from the nearest voxel of a lesion, mm."""
+    lesions, changed = (to_world(ct.affine, np.argwhere(x)) for x in (made.mask > 0, made.stored != ct.stored))
+    distance, _ = cKDTree(lesions).query(changed)
+    return len(changed), float(distance.max(initial=0.0))
 
 
 def inserted_figure(ct: CT, made: Inserted, number: int = 1) -> Figure:
@@ -101,8 +111,10 @@ class Tour:
             return None
         finally:
             self.button.disabled = False
-        changed = int((self.made.stored != self.ct.stored).sum())
-        self.said.value = f"{changed} of {self.ct.stored.size} voxels changed, all within 3 mm of the lesion"
+        changed, reach = change_reach(self.ct, self.made)
+        self.said.value = (
+            f"{changed} of {self.ct.stored.size} voxels changed, none more than {reach:.1f} mm from the lesion"
+        )
         fig = inserted_figure(self.ct, self.made)
         self.view.clear_output(wait=True)
         with self.view:

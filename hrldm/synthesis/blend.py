@@ -20,8 +20,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from hrldm.data.ct import CT, unscaled
+from hrldm.data.ct import CT
 from hrldm.data.geometry import reach, sample, to_world, voxel_size
+from hrldm.data.nifti import unscaled
 
 MARGIN_SIGMAS = 3.0  # the weight is exactly 0 from this many σ outside the mask
 _NEGLIGIBLE = 1e-5  # interpolated weights up to here count as 0: less than 0.02 HU

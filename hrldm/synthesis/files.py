@@ -23,10 +23,11 @@ import torch
 from tqdm import tqdm
 
 from hrldm import __version__
-from hrldm.data.ct import CT, open_nifti, read_ct, read_voxels, write_nifti
+from hrldm.data.ct import CT, read_ct, write_nifti
 from hrldm.data.dicom_write import NOTE, PRIVATE, write_series
 from hrldm.data.geometry import sample
 from hrldm.data.lungs import lung_labels
+from hrldm.data.nifti import open_nifti, read_voxels
 from hrldm.synthesis.generate import Generator
 from hrldm.synthesis.insert import Inserted, insert
 from hrldm.synthesis.plan import Wish, summary

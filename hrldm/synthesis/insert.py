@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hrldm.config import SUBTYPES
-from hrldm.data.ct import CT, scaled
+from hrldm.data.ct import CT
 from hrldm.data.geometry import crop_affine, sample
+from hrldm.data.nifti import scaled
 from hrldm.data.placement import LOBE_NAMES
 from hrldm.data.shapes import ShapeLibrary, load_shapes
 from hrldm.synthesis.blend import MARGIN_SIGMAS, blended, mask_on_grid

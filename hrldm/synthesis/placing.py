@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
-from hrldm.data.ct import CT, open_nifti, read_voxels, to_ras
+from hrldm.data.ct import CT, to_ras
 from hrldm.data.fitting import choose_shape, core_of, fitted
 from hrldm.data.geometry import reach, sample, to_world
+from hrldm.data.nifti import open_nifti, read_voxels
 from hrldm.data.placement import LOBE_NAMES, LungMap, PlacementReport, sample_positions
 from hrldm.data.shapes import ShapeLibrary
 from hrldm.data.texture import FLOOR_REACH, choose_histogram, lung_floor, with_solid_share

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
-from hrldm.data.ct import open_nifti
+from hrldm.data.nifti import open_nifti
 from hrldm.data.placement import LOBE_NAMES, LOCATIONS
 
 SMALLEST_MM, LARGEST_MM = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]

@@ -16,8 +16,9 @@ from scipy import ndimage
 from torch import nn
 
 from hrldm.config import SUBTYPES
-from hrldm.data.ct import CT, scaled, unscaled
+from hrldm.data.ct import CT
 from hrldm.data.geometry import reach, resample, sample, to_world
+from hrldm.data.nifti import scaled, unscaled
 from hrldm.data.shapes import ShapeLibrary, load_shapes
 from hrldm.model.autoencoder import FACTOR, denormalise_hu, normalise_hu
 from hrldm.synthesis.blend import mask_on_grid

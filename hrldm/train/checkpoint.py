@@ -7,7 +7,6 @@ unpickled on loading.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from hrldm.atomic import atomic
 
 
 class CheckpointError(ValueError):
@@ -24,17 +25,13 @@ class CheckpointError(ValueError):
 def save(path: Path, groups: Mapping[str, Mapping[str, Tensor]], meta: Mapping) -> None:
     """Write the named groups of tensors and the JSON-able `meta` to `path`, atomically."""
     flat = {f"{g}/{k}": v.detach().cpu().contiguous().clone() for g, state in groups.items() for k, v in state.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        save_file(flat, part, metadata={"meta": json.dumps(meta)})
-        with part.open("rb") as f:
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
+        with atomic(path) as part:
+            save_file(flat, part, metadata={"meta": json.dumps(meta)})
+    except OSError as error:
+        raise CheckpointError(error.strerror) from error
+    except SafetensorError as error:
         raise CheckpointError(f"{path}: could not be written ({error}); free disk space and run again") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, dict[str, Tensor]], dict]:

@@ -51,7 +51,7 @@ def test_results_are_kept_by_request_and_system(study, asked, monkeypatch):
     other = systems.request_for(study, patches, study.backgrounds("test"), seed=5)
     with pytest.raises(pytest.fail.Exception):
         systems.synthesise(study, "texture", other, patches)
-    assert not list((paths.cache_dir() / "synthetic").glob("*.part*"))
+    assert not list((paths.cache_dir() / "synthetic").glob(".*"))
 
 
 def test_autoencoder_row_is_the_truth_reconstructed(study, asked):

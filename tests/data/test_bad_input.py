@@ -18,8 +18,9 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from hrldm.data.ct import CT, open_nifti, read_ct, write_nifti
+from hrldm.data.ct import CT, read_ct, write_nifti
 from hrldm.data.manifest import load_manifest, write_manifest
+from hrldm.data.nifti import open_nifti
 
 
 def listing(folder: Path) -> dict[str, bytes]:

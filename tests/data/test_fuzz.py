@@ -25,10 +25,11 @@ from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from hrldm.config import SUBTYPES
-from hrldm.data.ct import CT, open_nifti, read_ct, read_voxels
+from hrldm.data.ct import CT, read_ct
 from hrldm.data.dicom import read_series
 from hrldm.data.lungs import lung_labels, read_labels
 from hrldm.data.manifest import REQUIRED, load_manifest
+from hrldm.data.nifti import open_nifti, read_voxels
 from hrldm.data.split import SPLITS
 from hrldm.synthesis.plan import Wish, read_histogram, read_plan
 from tests import tiny

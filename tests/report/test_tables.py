@@ -76,7 +76,7 @@ def test_load_names_the_absent_file(tmp_path):
 def test_failed_write_keeps_the_former_table(tmp_path, monkeypatch):
     path = save_table(fidelity(), tmp_path, "table1_fidelity")
     before = path.read_text(encoding="utf-8")
-    monkeypatch.setattr("hrldm.report.provenance.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("hrldm.atomic.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save_table(fidelity().assign(n_real=7), tmp_path, "table1_fidelity")
     assert path.read_text(encoding="utf-8") == before

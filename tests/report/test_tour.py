@@ -1,12 +1,14 @@
 """The tour's controls say what `insert` is asked for, show what came, and answer a wrong wish by a sentence."""
 
+import dataclasses
 import sys
 
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from scipy import ndimage
 
-from hrldm.report.tour import Tour, around_lesion, viewer_3d
+from hrldm.report.tour import Tour, around_lesion, change_reach, viewer_3d
 from hrldm.synthesis.insert import insert
 from hrldm.synthesis.plan import Wish
 from tests import tiny
@@ -40,6 +42,15 @@ def test_the_button_inserts_and_shows(tour):
     assert tour.made.records[0]["diameter_mm"] == pytest.approx(14, abs=0.05)
     changed = int((tour.made.stored != tour.ct.stored).sum())
     assert tour.said.value.startswith(f"{changed} of {tour.ct.stored.size} voxels changed") and not tour.button.disabled
+
+
+def test_the_reach_of_a_change_is_its_distance_from_the_lesion():
+    ct, labels = scan(turn=np.diag([-1.0, -1.0, 1.0]))
+    made = insert(ct, [Wish("solid", 14.0, at=(-70.0, 20.0, 10.0))], tiny.PaintingGenerator(), labels)
+    away = ndimage.distance_transform_edt(made.mask == 0, ct.spacing)
+    changed = made.stored != ct.stored
+    assert change_reach(ct, made) == (changed.sum(), pytest.approx(away[changed].max()))
+    assert change_reach(ct, dataclasses.replace(made, stored=ct.stored)) == (0, 0.0)
 
 
 @pytest.mark.parametrize(("change", "said"), [

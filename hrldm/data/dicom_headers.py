@@ -1,0 +1,146 @@
+"""Which files of a folder are the slices of its one CT series, and whether their headers say what has to be known.
+
+Each header alone, then that they agree; how the slices lie to each other is for `dicom`.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import MediaStorageDirectoryStorage
+
+logger = logging.getLogger(__name__)
+# how many numbers each holds
+_NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
+_TAGS = ("SeriesInstanceUID", "Modality", "ImageType", "SeriesDescription", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
+         "GantryDetectorTilt", "SliceThickness", "SpacingBetweenSlices", "Manufacturer", "ConvolutionKernel", "KVP",
+         "SamplesPerPixel", "PhotometricInterpretation")  # fmt: skip
+_FORMAT = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+_POSITIVE = ("PixelSpacing", "Rows", "Columns", "RescaleSlope")
+
+
+def read_headers(folder: Path, path: Path) -> list[tuple[Path, pydicom.Dataset]]:
+    """(file, header) of every DICOM file under `folder`; other files are passed over."""
+    found = []
+    for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "DICOMDIR"):
+        try:
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_TAGS, *_NEEDED, *_FORMAT])
+            if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+                continue
+            damage = [t for t in ("Modality", "SeriesInstanceUID") if not header.get(t)]  # every DICOM object has them
+            for _ in header:  # decodes the values, so that a damaged one shows here
+                pass
+        except (InvalidDicomError, EOFError):
+            if file.suffix.lower() != ".dcm" or file.name.startswith("."):  # macOS puts ._0001.dcm beside 0001.dcm
+                continue
+            damage = ["DICOM header"]
+        except Exception as error:  # pydicom raises many kinds
+            raise ValueError(
+                f"{path}: {file.name} has a damaged header ({error}); fetch the file again, or remove it if it is no slice"
+            ) from error
+        if damage:
+            raise ValueError(
+                f"{path}: {file.name} has no {', no '.join(damage)}, so it is damaged or cut short; "
+                "fetch the file again, or remove it if it is no slice"
+            )
+        found.append((file, header))
+    if not found:
+        raise ValueError(
+            f"{path}: no DICOM file in it; give the folder or zip of one CT series, or a .nii/.nii.gz file"
+        )
+    return found
+
+
+def one_series(found: list, path: Path, series_uid: str | None) -> list[tuple[Path, pydicom.Dataset]]:
+    """The slices of the only CT series, or of `series_uid`; scouts and other modalities are left out."""
+    usable = [(f, d) for f, d in found if d.get("Modality") == "CT" and "LOCALIZER" not in (d.get("ImageType") or [])]
+    if not usable:
+        modalities = sorted({str(d.get("Modality", "none")) for _, d in found})
+        raise ValueError(f"{path}: not a CT (modality {', '.join(modalities)}, or scouts only); give a CT series")
+    if len(usable) < len(found):
+        logger.info("%s: %d file(s) that are no CT slices left out", path, len(found) - len(usable))
+    series: dict[str, list] = {}
+    for file, header in usable:
+        series.setdefault(str(header.get("SeriesInstanceUID")), []).append((file, header))
+    if series_uid is None and len(series) > 1:
+        listing = "; ".join(
+            f"{u} ({len(s)} slices, {s[0][1].get('SeriesDescription', 'no name')})" for u, s in series.items()
+        )
+        raise ValueError(
+            f"{path}: {len(series)} series in one folder: {listing}. Choose one with series_uid=…, or separate them"
+        )
+    if series_uid is not None and series_uid not in series:
+        raise ValueError(f"{path}: no CT series {series_uid}; there is {', '.join(series)}")
+    chosen = series_uid or next(iter(series))
+    for file, header in found:  # a series has one modality
+        if header.get("Modality") != "CT" and str(header.get("SeriesInstanceUID")) == chosen:
+            raise ValueError(
+                f"{path}: {file.name} is of the CT series but has modality {header.get('Modality')}; fetch it again"
+            )
+    return series[chosen]
+
+
+def check_headers(slices: list[tuple[Path, pydicom.Dataset]], path: Path) -> None:
+    """Raise ValueError for a header that does not say what is needed, or slices that are not of one stack."""
+    for file, header in slices:
+        if (header.get("NumberOfFrames") or 1) != 1:
+            raise ValueError(f"{path}: {file.name} is a multi-frame file; convert it to NIfTI first (dcm2niix)")
+        missing = [tag for tag, n in _NEEDED.items() if not _has_numbers(header, tag, n)]
+        if missing:
+            raise ValueError(
+                f"{path}: {file.name} lacks a usable {', '.join(missing)}; export the original series again"
+            )
+        if not (_has_numbers(header, "RescaleSlope", 1) and _has_numbers(header, "RescaleIntercept", 1)):
+            raise ValueError(
+                f"{path}: {file.name} lacks RescaleSlope or RescaleIntercept, so its values are not HU; export the original series again"
+            )
+        if header.get("PhotometricInterpretation") != "MONOCHROME2" or header.get("SamplesPerPixel") != 1:
+            raise ValueError(
+                f"{path}: {file.name} has {header.get('PhotometricInterpretation')} pixels of {header.get('SamplesPerPixel')} "
+                "samples, not one MONOCHROME2 as a CT; export the original series again"
+            )
+        bits, stored, high, signed = (header.get(tag) for tag in _FORMAT)
+        if bits not in (8, 16, 32) or not 1 <= (stored or 0) <= bits or high != stored - 1 or signed not in (0, 1):
+            raise ValueError(
+                f"{path}: {file.name} has {', '.join(_FORMAT)} {bits}, {stored}, {high}, {signed}, which is no number format; "
+                "fetch the file again"
+            )
+    shape, cosines, spacing = (in_plane(slices[0][1])[i] for i in range(3))
+    for file, header in slices[1:]:
+        other = in_plane(header)
+        if (
+            other[0] != shape
+            or not np.allclose(other[1], cosines, atol=1e-3)
+            or not np.allclose(other[2], spacing, atol=1e-3)
+        ):
+            raise ValueError(
+                f"{path}: {file.name} differs from {slices[0][0].name} in size, orientation or pixel spacing; keep the slices of one stack"
+            )
+
+
+def _has_numbers(header: pydicom.Dataset, tag: str, n: int) -> bool:
+    """Whether `tag` holds `n` finite numbers, sizes above 0 and direction cosines of unit length."""
+    try:
+        values = np.atleast_1d(np.array(header.get(tag), float))
+    except (TypeError, ValueError):
+        return False
+    if values.shape != (n,) or not np.isfinite(values).all():
+        return False
+    if tag in _POSITIVE and values.min() <= 0:
+        return False
+    return tag != "ImageOrientationPatient" or np.allclose(np.linalg.norm(values.reshape(2, 3), axis=1), 1, atol=1e-2)
+
+
+def number(header: pydicom.Dataset, tag: str) -> float:
+    """The number in `tag`, 0 where there is none."""
+    return float(header[tag].value) if _has_numbers(header, tag, 1) else 0.0
+
+
+def in_plane(header: pydicom.Dataset) -> tuple[tuple[int, int], np.ndarray, np.ndarray]:
+    """((rows, columns), six direction cosines, (row, column) spacing in mm)."""
+    cosines, spacing = np.array(header.ImageOrientationPatient, float), np.array(header.PixelSpacing, float)
+    return (header.Rows, header.Columns), cosines, spacing

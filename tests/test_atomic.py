@@ -1,0 +1,50 @@
+"""A file is the former one or the whole new one, whatever happens in between."""
+
+import errno
+import os
+
+import pytest
+
+from hrldm.atomic import atomic, write_text
+
+
+def test_the_new_file_takes_the_place_and_folders_are_made(tmp_path):
+    path = tmp_path / "a" / "b" / "table.csv"
+    write_text(path, "µ\n")
+    write_text(path, "σ\n")
+    assert path.read_bytes() == "σ\n".encode() and [p.name for p in path.parent.iterdir()] == ["table.csv"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("interrupted"), KeyboardInterrupt()])
+def test_a_block_that_fails_leaves_the_former_file(tmp_path, error):
+    path = tmp_path / "table.csv"
+    write_text(path, "before")
+    with pytest.raises(type(error)), atomic(path) as part:
+        assert part.suffix == ".csv" and part.parent == tmp_path
+        part.write_text("half")
+        raise error
+    assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_said_with_the_file(tmp_path, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(
+        OSError, match=r"table\.csv: could not be written \(No space left on device\); free space"
+    ) as found:
+        write_text(tmp_path / "table.csv", "x")
+    assert found.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+
+
+def test_what_stands_there_stays_unless_asked(tmp_path):
+    write_text(tmp_path / "x", "before")
+    for path in (tmp_path / "x", tmp_path):
+        with pytest.raises(ValueError, match="exists already"), atomic(path, overwrite=False):
+            pytest.fail("entered")
+    assert (tmp_path / "x").read_text() == "before"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="could not be written"):
+        write_text(tmp_path / "file" / "x", "")
