@@ -1,14 +1,18 @@
-"""Command line: ``python -m hrldm insert CT OUT --subtype part-solid --diameter 12`` and ``python -m hrldm batch FOLDER OUT``."""
+"""Command line: ``python -m hrldm insert CT OUT --subtype part-solid --diameter 12``, ``batch FOLDER OUT``, ``judge ROOT``."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from hrldm.config import get_profile
+from hrldm.data.manifest import load_manifest
+from hrldm.data.patches import manifest_digest
 from hrldm.synthesis.files import check_output, described, insert_file, insert_folder
 from hrldm.synthesis.plan import Wish, copies, point, read_plan
 from hrldm.synthesis.released import released
@@ -140,6 +144,37 @@ def batch(
     return int(any(what not in ("done", "there already") for what in said.values()))
 
 
+def judge(
+    root: tyro.conf.Positional[Path],
+    out: Path | None = None,
+    split: Literal["train", "val", "test", "all"] = "test",
+    seed: int = 0,
+    device: Literal["cpu", "cuda"] | None = None,
+) -> int:
+    """Judge the released network on real nodules: HU histograms, control, three subtypes in order, separability.
+
+    Args:
+        root: folder with manifest.csv, one row a nodule (README, Your own data).
+        out: folder for the tables and their provenance; default: print the summary only.
+        split: which nodules of the manifest.
+        seed: of noise and of the histograms asked for.
+        device: cpu or cuda; default: the GPU where there is one.
+    """
+    from hrldm.evaluate import judging  # slow to import, and `insert` needs none of these
+    from hrldm.report.provenance import write_provenance
+    from hrldm.report.tables import save_tables
+
+    started = time.perf_counter()
+    tables = judging.judge_released(root, split, seed, device)
+    if out is not None:
+        save_tables(tables, out)
+        wall_time = {f"judge {split}": round(time.perf_counter() - started, 1)}
+        data_hash = manifest_digest(load_manifest(root, check_images=False))
+        write_provenance(out, get_profile("quick"), root.resolve().name, seed, data_hash, wall_time)
+    print(judging.summary(tables).to_markdown(index=False, disable_numparse=True))
+    return 0
+
+
 def _generator(steps: int | None, matching: bool, device: str | None):
     changes = {} if steps is None else {"sample_steps": steps}
     return released(on=device, **changes, **({} if matching else {"match_t_max": None}))
@@ -157,7 +192,9 @@ def _point(text: str | None) -> tuple[float, ...] | None:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
-        return tyro.extras.subcommand_cli_from_dict({"insert": insert, "batch": batch}, prog="python -m hrldm")
+        return tyro.extras.subcommand_cli_from_dict(
+            {"insert": insert, "batch": batch, "judge": judge}, prog="python -m hrldm"
+        )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

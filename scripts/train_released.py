@@ -26,15 +26,13 @@ from hrldm.atomic import write_text
 from hrldm.baselines.latent import CHANGES
 from hrldm.baselines.systems import request_for, synthesise
 from hrldm.evaluate import intensity
-from hrldm.evaluate.classification_jobs import centre_crop
-from hrldm.evaluate.features import default_extractor, three_plane_features
-from hrldm.evaluate.fidelity import separability
-from hrldm.evaluate.protocol import shape_patients
-from hrldm.evaluate.triplets import ordered_share, triplet_request, triplet_table
+from hrldm.evaluate.features import default_extractor
+from hrldm.evaluate.judging import Orders, judge
+from hrldm.evaluate.triplets import triplet_request
 from hrldm.report import figures
 from hrldm.report.figures_base import GREY, colour_of
 from hrldm.report.provenance import git_state
-from hrldm.report.tables import save_table
+from hrldm.report.tables import save_tables
 from hrldm.synthesis.generate import Generator
 from hrldm.synthesis.released import RELEASED_UNET
 from hrldm.train import checkpoint as ckpt
@@ -46,7 +44,6 @@ DATASET = "lidc-cubes"
 STEPS = {"pretrain_steps": 5000, "ldm_steps": 1000}
 BUDGETS = (1 / 16, 1 / 4, 1.0)
 PAIR = ("maisi-ddpm", "hr-ldm")
-JUDGED = ("autoencoder", "maisi-ddpm", "hr-ldm", "hr-ldm-matched")
 DRAWS = 4  # noises of each validation nodule, which are few
 OUT = paths.ROOT / "results" / DATASET / "released"
 ATTRIBUTION = "Trained on LIDC-IDRI (doi:10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0); see NOTICE."
@@ -147,30 +144,14 @@ def several_seeds(full: Study, seeds: int) -> None:
 
 def judge_on_test(study: Study) -> None:
     """Seed 0 on test nodules: histograms, control, triplets, separability."""
-    p = study.profile
     truth, background = study.patches("test"), study.backgrounds("test")
-    target, other = (request_for(study, truth, background, which, 0) for which in ("target", "library"))
-    own, library = ({s: synthesise(study, s, asked, truth) for s in JUDGED} for asked in (target, other))
-    lesions = intensity.lesion_tables(own, truth, 0)
-    save_table(intensity.lesion_histograms(lesions, p.n_boot, 0), OUT, "lesion_histograms")
-    medians = lesions.groupby(["system", "subtype"], sort=False).jsd.median().reset_index()
-    medians = pd.concat(
-        [medians, lesions.groupby("system", sort=False).jsd.median().reset_index().assign(subtype="all")]
-    )
-    save_table(medians, OUT, "median_jsd", ["system", "subtype", "jsd"])
-    control = intensity.control_tables(((target.histogram, own), (other.histogram, library)), truth, JUDGED[1:])
-    save_table(intensity.control_summary(control), OUT, "control_summary")
-    thrice, asked = triplet_request(study, truth, background)
-    triplets = [triplet_table(s, thrice, asked, synthesise(study, s, asked, thrice)) for s in JUDGED[2:]]
-    order = ordered_share(pd.concat(triplets, ignore_index=True))
-    save_table(order, OUT, "triplets_summary", list(order.columns))
-    extractor, patients = default_extractor(), shape_patients(truth.frame)
-    features = {
-        s: three_plane_features(centre_crop(crops, p.fid_crop_mm), extractor, n_slices=p.fid_slices, device=device())
-        for s, crops in {"real": truth.hu, **library}.items()
+    own, other = (request_for(study, truth, background, which, 0) for which in ("target", "library"))
+    nodules_thrice, triplets = triplet_request(study, truth, background)
+    orders = Orders(own, other, triplets, nodules_thrice)
+    systems = {
+        s: lambda order, nodules, system=s: synthesise(study, system, order, nodules) for s in (*PAIR, "hr-ldm-matched")
     }
-    told_apart = separability(features.pop("real"), features, patients, extractor.name, 0)
-    save_table(told_apart, OUT, "separability", list(told_apart.columns))
+    save_tables(judge(truth, orders, study.autoencoder, systems, study.profile, default_extractor()), OUT)
 
 
 # -- shipped -------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pandas as pd
 from hrldm import paths
 from hrldm.atomic import write_text
 from hrldm.config import SUBTYPES
+from hrldm.evaluate.judging import summary
 from hrldm.evaluate.protocol import difference_sentence
 from hrldm.evaluate.statistics import Estimate
 from hrldm.report.provenance import read_provenance
@@ -260,26 +261,9 @@ def verdict(results: Path) -> str:
 
 def released(results: Path) -> str:
     """The released network on test nodules, in one table."""
-    lesion, median = read_table(results, "lesion_histograms"), read_table(results, "median_jsd")
-    lesion = lesion[(lesion.subtype == "all") & (lesion.metric == "jsd")].set_index("system")
-    median = median[median.subtype == "all"].set_index("system").jsd
-    fit = read_table(results, "control_summary")
-    fit = fit[fit.quantity == "mean_hu"].set_index(["system", "subtype"])
-    order = read_table(results, "triplets_summary")
-    order = order[order.side == "obtained"].set_index("system")
-    apart = read_table(results, "separability").set_index("system").auroc
-    rows = []
-    for system, r in lesion.iterrows():
-        row = [NAMES.get(system, system), interval(r.value, r.ci_low, r.ci_high, ".3f"), f"{median[system]:.3f}"]
-        row += [
-            f"{fit.slope[system, s]:.2f}, {fit.r2[system, s]:.3f}" if (system, s) in fit.index else "" for s in SUBTYPES
-        ]
-        row.append(f"{order.value[system]:.0%} of {order.n[system]}" if system in order.index else "")
-        row.append(f"{apart[system]:.2f}" if system in apart.index else "")
-        rows.append(row)
-    counts = fit.loc[fit.index.get_level_values("system")[0]].n
-    head = ["system", f"JSD, n = {lesion.n.max()}", "median", *(f"{s}: slope, R², n = {counts[s]}" for s in SUBTYPES)]
-    return markdown(rows, [*head, "three subtypes in order", "AUROC of a linear classifier"])
+    names = "lesion_histograms median_jsd control_summary triplets_summary separability".split()
+    table = summary({name: read_table(results, name) for name in names})
+    return markdown(table.replace({"system": NAMES}).to_numpy().tolist(), list(table.columns))
 
 
 def seeds(results: Path) -> str:

@@ -23,19 +23,20 @@ ORDER = ("ground-glass", "part-solid", "solid")  # darkest first
 NEAREST, SEED = 8, 5
 
 
-def typical_histograms(study: Study, diameters_mm: np.ndarray) -> np.ndarray:
+def typical_histograms(nodules: pd.DataFrame, own: np.ndarray, diameters_mm: np.ndarray) -> np.ndarray:
     """(N, 3, B) for each diameter, in the order of `ORDER`.
 
+    nodules: M rows with subtype and diameter_mm; own: (M, B) their histograms
+
     Raises:
-        ValueError: a subtype without any training nodule.
+        ValueError: a subtype without any nodule.
     """
-    train = study.patches("train")
-    own, size = lesion_histograms(train, study.profile.hist_bins), np.log(train.frame.diameter_mm.to_numpy())
+    size = np.log(nodules.diameter_mm.to_numpy())
     out = np.empty((len(diameters_mm), len(ORDER), own.shape[1]))
     for k, subtype in enumerate(ORDER):
-        rows = np.flatnonzero(train.frame.subtype == subtype)
+        rows = np.flatnonzero(nodules.subtype == subtype)
         if not len(rows):
-            raise ValueError(f"the training split has no {subtype} nodule to take a typical histogram from")
+            raise ValueError(f"no {subtype} nodule among {len(nodules)} to take a typical histogram from")
         for i, diameter in enumerate(diameters_mm):
             near = rows[np.argsort(np.abs(size[rows] - np.log(diameter)), kind="stable")[:NEAREST]]
             out[i, k] = own[near].mean(0)
@@ -44,12 +45,18 @@ def typical_histograms(study: Study, diameters_mm: np.ndarray) -> np.ndarray:
 
 def triplet_request(study: Study, truth: Patches, background: Patches) -> tuple[Patches, Request]:
     """Every nodule three times, in the order of `ORDER`: the nodules (3N) and what to make of them."""
+    train = study.patches("train")
+    own = lesion_histograms(train, study.profile.hist_bins)
+    typical = typical_histograms(train.frame, own, truth.frame.diameter_mm.to_numpy())
+    return thrice(request_for(study, truth, background, "target", SEED), truth, typical)
+
+
+def thrice(plain: Request, truth: Patches, typical: np.ndarray) -> tuple[Patches, Request]:
+    """`triplet_request` from one request a nodule and the histograms (N, 3, B) to ask for."""
     rows = np.repeat(np.arange(len(truth)), len(ORDER))
-    thrice = truth[rows]
-    plain = request_for(study, truth, background, "target", SEED)
     label = np.tile([SUBTYPES.index(s) for s in ORDER], len(truth))
-    histogram = typical_histograms(study, truth.frame.diameter_mm.to_numpy()).reshape(len(rows), -1)
-    return thrice, Request(background.hu[rows], thrice.mask, label, histogram, plain.seeds[rows])
+    histogram = typical.reshape(len(rows), -1)
+    return truth[rows], Request(plain.background[rows], plain.mask[rows], label, histogram, plain.seeds[rows])
 
 
 def triplet_table(system: str, thrice: Patches, request: Request, crops: np.ndarray) -> pd.DataFrame:

@@ -8,7 +8,7 @@ its columns when it is saved.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,6 +101,12 @@ def save_table(table: pd.DataFrame, results_dir: Path | str, name: str, columns:
     label = f"{SEMI_SYNTHETIC}\n\n" if Path(results_dir).resolve().parent.name == "lidc-mini" else ""
     write_text(folder / f"{name}.md", f"# {name}\n\n{label}{view(table, schema)}\n")
     return path
+
+
+def save_tables(tables: Mapping[str, pd.DataFrame], results_dir: Path | str) -> None:
+    """`save_table` of each; those that `SCHEMAS` does not know with the columns they have."""
+    for name, table in tables.items():
+        save_table(table, results_dir, name, None if name in SCHEMAS else list(table.columns))
 
 
 def load_table(results_dir: Path | str, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:

@@ -146,13 +146,17 @@ class Study:
         places: rows of subtype and diameter with the crops they go into; histograms darker than the lung there are
                 passed over, as `insert` does
         """
-        rng = np.random.default_rng((self.seed, seed))
-        middle = places.centred(min(2 * FLOOR_REACH, places.hu.shape[1]))
-        rows = []
-        for r, hu, mask in zip(places.frame.itertuples(), middle.hu, middle.mask, strict=True):
-            floor = lung_floor(hu, ~mask)
-            rows.append(choose_histogram(r.subtype, r.diameter_mm, rng, self._library, floor)[1])
-        return np.stack(rows)
+        return chosen_histograms(places, self._library, np.random.default_rng((self.seed, seed)))
+
+
+def chosen_histograms(places: Patches, library: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """(N, B) out of a library, for each place by `choose_histogram` with the lung about it as the floor."""
+    middle = places.centred(min(2 * FLOOR_REACH, places.hu.shape[1]))
+    rows = []
+    for r, hu, mask in zip(places.frame.itertuples(), middle.hu, middle.mask, strict=True):
+        floor = lung_floor(hu, ~mask)
+        rows.append(choose_histogram(r.subtype, r.diameter_mm, rng, library, floor)[1])
+    return np.stack(rows)
 
 
 def open_study(

@@ -36,13 +36,13 @@ def test_every_nodule_is_asked_for_three_times_at_one_place_with_one_noise():
 def test_typical_histogram_is_the_mean_of_the_nearest_in_size():
     study = FakeStudy(60)
     frame, own = study.train.frame, triplets.lesion_histograms(study.train, 40)
-    got = triplets.typical_histograms(study, np.array([8.0]))[0, 2]
+    got = triplets.typical_histograms(frame, own, np.array([8.0]))[0, 2]
     solid = frame[frame.subtype == "solid"]
     near = (np.log(solid.diameter_mm / 8.0)).abs().nsmallest(triplets.NEAREST).index
     np.testing.assert_allclose(got, own[near].mean(0))
-    study.train = study.train[np.flatnonzero(frame.subtype != "part-solid")]
+    rest = np.flatnonzero(frame.subtype != "part-solid")
     with pytest.raises(ValueError, match="no part-solid nodule"):
-        triplets.typical_histograms(study, np.array([8.0]))
+        triplets.typical_histograms(frame.iloc[rest], own[rest], np.array([8.0]))
 
 
 def test_share_in_order_by_hand():

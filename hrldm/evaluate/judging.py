@@ -1,0 +1,140 @@
+"""Networks judged on nodules they have not seen, by the measures a release answers for.
+
+Every nodule's place and shape is ordered three times over: with the nodule's own HU histogram (what comes is held against
+the truth, voxel by voxel), with another real nodule's of its subtype and size (control; can features tell it from the
+real one?), and as each of the three subtypes (do their means rise in order?). The autoencoder alone is the floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hrldm.config import SUBTYPES, Profile, get_profile
+from hrldm.data.manifest import load_manifest
+from hrldm.data.patches import Patches, load_patches
+from hrldm.data.texture import histogram_library
+from hrldm.evaluate import intensity
+from hrldm.evaluate.classification_jobs import centre_crop
+from hrldm.evaluate.features import Extractor, default_extractor, three_plane_features
+from hrldm.evaluate.fidelity import separability
+from hrldm.evaluate.protocol import shape_patients
+from hrldm.evaluate.triplets import ordered_share, thrice, triplet_table, typical_histograms
+from hrldm.model.autoencoder import Autoencoder
+from hrldm.synthesis.generate import Request, feathered, reconstruct
+from hrldm.synthesis.released import released
+from hrldm.train.device import device
+from hrldm.train.latents import lesion_histograms
+from hrldm.train.runs import chosen_histograms
+
+Maker = Callable[[Request, Patches], np.ndarray]  # the order and the true nodules -> HU crops (N, D, D, D)
+
+
+@dataclass(frozen=True, eq=False)
+class Orders:
+    """What every system is asked for: `own` and `other` for N nodules, `triplets` for the 3N of `nodules_thrice`."""
+
+    own: Request
+    other: Request
+    triplets: Request
+    nodules_thrice: Patches
+
+
+def orders_from_library(truth: Patches, background: Patches, seed: int, bins: int = 40) -> Orders:
+    """Orders whose other histograms come from the shipped library of real ones, so that no training split is needed."""
+    library = histogram_library()
+    b = library.filter(regex=r"^b\d\d$").to_numpy(float)
+    seeds = np.random.SeedSequence((seed, 0)).generate_state(len(truth))
+    own = Request(background.hu, truth.mask, truth.subtype, lesion_histograms(truth, bins), seeds)
+    places = Patches(background.hu, background.mask, truth.frame)
+    other = chosen_histograms(places, library, np.random.default_rng((seed, 0)))
+    typical = typical_histograms(library, b, truth.frame.diameter_mm.to_numpy())
+    nodules_thrice, triplets = thrice(own, truth, typical)
+    return Orders(own, Request(own.background, own.mask, own.subtype, other, seeds), triplets, nodules_thrice)
+
+
+def autoencoder_alone(model: Autoencoder) -> Maker:
+    """The true lesion as the autoencoder sees it, feathered into its place: the floor of every latent system."""
+    return lambda order, nodules: feathered(
+        order.background, reconstruct(model, nodules.hu, device=device()), order.mask
+    )
+
+
+def judge(
+    truth: Patches, orders: Orders, autoencoder: Autoencoder, systems: Mapping[str, Maker], profile: Profile, extractor: Extractor
+) -> dict[str, pd.DataFrame]:  # fmt: skip
+    """The tables `lesion_histograms`, `median_jsd`, `control_summary`, `triplets_summary` and `separability`.
+
+    truth:   the real nodules
+    systems: each makes what it is asked for; `autoencoder` is added as the floor
+    """
+    makers = {"autoencoder": autoencoder_alone(autoencoder), **systems}
+    own, other = ({s: make(order, truth) for s, make in makers.items()} for order in (orders.own, orders.other))
+    lesions = intensity.lesion_tables(own, truth, 0)
+    medians = [lesions.groupby(by, sort=False).jsd.median().reset_index() for by in (["system", "subtype"], ["system"])]
+    control = ((orders.own.histogram, own), (orders.other.histogram, other))
+    triplets = [
+        triplet_table(s, orders.nodules_thrice, orders.triplets, make(orders.triplets, orders.nodules_thrice))
+        for s, make in systems.items()
+    ]
+    features = {
+        s: three_plane_features(centre_crop(crops, profile.fid_crop_mm), extractor, n_slices=profile.fid_slices, device=device())
+        for s, crops in {"real": truth.hu, **other}.items()
+    }  # fmt: skip
+    return {
+        "lesion_histograms": intensity.lesion_histograms(lesions, profile.n_boot, 0),
+        "median_jsd": pd.concat([medians[0], medians[1].assign(subtype="all")])[["system", "subtype", "jsd"]],
+        "control_summary": intensity.control_summary(intensity.control_tables(control, truth, systems)),
+        "triplets_summary": ordered_share(pd.concat(triplets, ignore_index=True)),
+        "separability": separability(features.pop("real"), features, shape_patients(truth.frame), extractor.name, 0),
+    }
+
+
+def judge_released(root: Path, split: str = "test", seed: int = 0, on: str | None = None) -> dict[str, pd.DataFrame]:
+    """`judge` the released network, with and without the histogram imposed, on the nodules of a manifest.
+
+    root:  folder with manifest.csv
+    split: train, val, test or all
+
+    Raises:
+        ValueError: a manifest that does not validate, or no nodule in the split.
+    """
+    frame = load_manifest(root)
+    frame = frame if split == "all" else frame[frame.split == split]
+    if frame.empty:
+        raise ValueError(f"{root}: no nodule of split {split!r} in its manifest; choose another, or all")
+    imposed, left = released(on=on), released(on=on, match_t_max=None)
+    profile = get_profile("quick")
+    truth = load_patches(frame, profile.patch_mm)
+    has_background = "background" in frame and frame.background.notna().all()
+    background = load_patches(frame, profile.patch_mm, "background") if has_background else truth
+    orders = orders_from_library(truth, background, seed, profile.hist_bins)
+    systems = {"hr-ldm": lambda order, _: left(order, progress="hr-ldm"),
+               "hr-ldm-matched": lambda order, _: imposed(order, progress="histogram imposed")}  # fmt: skip
+    return judge(truth, orders, imposed.autoencoder, systems, profile, default_extractor())
+
+
+def summary(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What `judge` found, one row a system, as text: JSD with its interval, its median, control by subtype, order, AUROC."""
+    jsd = tables["lesion_histograms"].query("subtype == 'all' and metric == 'jsd'").set_index("system")
+    median = tables["median_jsd"].query("subtype == 'all'").set_index("system").jsd
+    fit = tables["control_summary"].query("quantity == 'mean_hu'").set_index(["system", "subtype"])
+    order = tables["triplets_summary"].query("side == 'obtained'").set_index("system")
+    apart = tables["separability"].set_index("system").auroc
+    subtypes = [s for s in SUBTYPES if s in fit.index.unique("subtype")]
+    rows = []
+    for system, r in jsd.iterrows():
+        row = [system, f"{r.value:.3f} ({r.ci_low:.3f} to {r.ci_high:.3f})", f"{median[system]:.3f}"]
+        row += [
+            f"{fit.slope[system, s]:.2f}, {fit.r2[system, s]:.3f}" if (system, s) in fit.index else "" for s in subtypes
+        ]
+        row.append(f"{order.value[system]:.0%} of {order.n[system]}" if system in order.index else "")
+        row.append(f"{apart[system]:.2f}" if system in apart.index else "")
+        rows.append(row)
+    counts = fit.loc[fit.index[0][0]].n
+    head = ["system", f"JSD, n = {jsd.n.max()}", "median", *(f"{s}: slope, R², n = {counts[s]}" for s in subtypes)]
+    return pd.DataFrame(rows, columns=[*head, "three subtypes in order", "AUROC of a linear classifier"])

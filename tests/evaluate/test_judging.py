@@ -1,0 +1,93 @@
+"""A system that obeys is told from one that is deaf to what is asked, in every line of a judgement."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from torch import nn
+
+from hrldm import __main__ as cli
+from hrldm.config import SUBTYPES
+from hrldm.evaluate import judging
+from hrldm.evaluate.features import Extractor
+from tests import tiny
+
+EXTRACTOR = Extractor("coarse", 16, 16, nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten()))
+
+
+def deaf(order, _) -> np.ndarray:
+    """-400 HU whatever is asked."""
+    return np.where(order.mask, -400.0, order.background)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    truth = tiny.patches(18, size=40)
+    clean = judging.Patches(np.where(truth.mask, -850, truth.hu).astype(np.int16), truth.mask, truth.frame)
+    orders, paint = judging.orders_from_library(truth, clean, seed=3), tiny.PaintingGenerator()
+    systems = {"paint": lambda order, _: paint(order), "deaf": deaf}
+    return judging.judge(truth, orders, tiny.autoencoder(), systems, tiny.profile(), EXTRACTOR)
+
+
+def test_orders_are_of_real_histograms_of_the_subtype():
+    truth = tiny.patches(6, size=40)
+    orders = judging.orders_from_library(truth, truth, seed=3)
+    np.testing.assert_allclose(orders.own.histogram, judging.lesion_histograms(truth, 40))
+    library = judging.histogram_library()
+    bins = library.filter(regex=r"^b\d\d$").to_numpy(float)
+    for subtype, wanted in zip(truth.subtype, orders.other.histogram, strict=True):
+        assert (np.abs(bins[library.subtype == SUBTYPES[subtype]] - wanted).max(1) < 1e-12).any()
+    assert len(orders.triplets) == len(orders.nodules_thrice) == 18
+    assert (orders.other.seeds == orders.own.seeds).all() and len(set(orders.own.seeds)) == 6
+
+
+def test_who_obeys_and_who_does_not(tables):
+    jsd = tables["lesion_histograms"].query("metric == 'jsd' and subtype == 'all'").set_index("system").value
+    assert jsd["paint"] < 0.01 < 0.3 < jsd["deaf"] and jsd["paint"] < jsd["autoencoder"]
+    fit = tables["control_summary"].query("quantity == 'mean_hu'").set_index(["system", "subtype"])
+    assert fit.r2["paint", "all"] > 0.999 and fit.slope["paint", "all"] == pytest.approx(1, abs=0.02)
+    assert fit.slope["deaf", "all"] == pytest.approx(0, abs=0.02) and fit.n["deaf", "all"] == 36
+    order = tables["triplets_summary"].query("side == 'obtained'").set_index("system").value
+    assert order["paint"] == 1 and order["deaf"] == 0
+    apart = tables["separability"].set_index("system").auroc
+    assert apart["deaf"] > apart["paint"] and set(apart.index) == {"autoencoder", "paint", "deaf"}
+
+
+def test_the_summary_is_what_the_tables_say(tables):
+    table = judging.summary(tables).set_index("system")
+    assert list(table.index) == ["real", "autoencoder", "paint", "deaf"]
+    assert table.columns[0] == "JSD, n = 18" and table.columns[2] == "solid: slope, R², n = 12"
+    assert table.loc["paint", "three subtypes in order"] == "100% of 18"
+    assert table.loc["autoencoder", "solid: slope, R², n = 12"] == ""
+    median = tables["median_jsd"].query("system == 'deaf' and subtype == 'all'").jsd.iloc[0]
+    assert table.loc["deaf", "median"] == f"{median:.3f}"
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def released(**_):
+        generator = tiny.PaintingGenerator()
+        generator.autoencoder = tiny.autoencoder()
+        return generator
+
+    monkeypatch.setattr(judging, "released", released)
+    monkeypatch.setattr(judging, "default_extractor", lambda: EXTRACTOR)
+
+    def _call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hrldm", "judge", *map(str, arguments)])
+        return cli.main(), *capsys.readouterr()
+
+    return _call
+
+
+def test_command_line_judges_a_manifest(call, tmp_path):
+    root = tiny.manifest(tmp_path, {"train": 3, "test": 9})
+    status, said, error = call(root, "--out", tmp_path / "judged")
+    assert (status, error) == (0, "") and "JSD, n = 9" in said and "| hr-ldm-matched |" in said
+    table = pd.read_csv(tmp_path / "judged" / "tables" / "lesion_histograms.csv")
+    assert table.query("metric == 'jsd' and subtype == 'all'").set_index("system").value["hr-ldm"] < 0.02
+    assert (tmp_path / "judged" / "provenance.json").exists()
+    assert "JSD, n = 12" in call(root, "--split", "all")[1]
+    status, said, error = call(root, "--split", "val")
+    assert status == 2 and error == f"error: {root}: no nodule of split 'val' in its manifest; choose another, or all\n"
