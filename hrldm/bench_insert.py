@@ -33,6 +33,7 @@ from hrldm.synthesis.plan import Wish, copies
 from hrldm.synthesis.released import released
 from hrldm.synthesis.whole_volume import algorithm2
 
+WHOLE_BODY_MB = 16 * 1024  # what the whole body of this CT takes, measured
 STEPS = 2  # of both ways in `algorithm_2`: Algorithm 2 takes minutes even so
 WISH = Wish("solid", 12.0, seed=0)
 
@@ -89,3 +90,13 @@ VARIANTS = (
     ("volume", "256x256x133"), ("volume", "512x512x133"), ("volume", "512x512x266"),
     ("count", "1"), ("count", "4"), ("count", "16"),
 )  # fmt: skip
+
+
+def affordable(free_mb: float) -> list[tuple[str, str]]:
+    """The variants that fit into the free memory: without the whole body where there is too little, which is said."""
+    if free_mb >= WHOLE_BODY_MB:
+        return list(VARIANTS)
+    print(
+        f"  algorithm_2 over the whole body left out: it takes {WHOLE_BODY_MB / 1024:.0f} GB, {free_mb / 1024:.0f} are free"
+    )
+    return [(case, variant) for case, variant in VARIANTS if not variant.startswith("whole_body")]

@@ -16,8 +16,8 @@ from hrldm.data.patches import load_patches
 from hrldm.evaluate.reconstruction import autoencoder_table, linear_code, linear_reconstruction, nodule_scores
 from hrldm.synthesis.generate import reconstruct
 from hrldm.train import checkpoint as ckpt
+from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder
 from hrldm.train.latents import weights_digest
-from hrldm.train.runs import SHIPPED_AUTOENCODER, load_autoencoder
 
 SIZE, N_BOOT, SEED = 48, 1000, 0
 ATTRIBUTION = (

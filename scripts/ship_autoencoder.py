@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from hrldm.train import checkpoint as ckpt
-from hrldm.train.runs import SHIPPED_AUTOENCODER
+from hrldm.train.autoencoders import SHIPPED_AUTOENCODER
 
 
 def main() -> None:

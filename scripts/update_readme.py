@@ -289,6 +289,7 @@ def curve(results: Path) -> str:
 
 
 MINI, CUBES, RELEASED = "lidc-mini/quick", "lidc-cubes/quick", "lidc-cubes/released"  # folders of results
+JUDGED = "lidc-cubes/judged"
 BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
     **{
         f.__name__: (f, MINI)
@@ -313,6 +314,7 @@ BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
         for f in (fidelity, lesions, regularisation, two_by_two, control, separability, verdict, claims)
     },
     **{f.__name__: (f, RELEASED) for f in (released, seeds, curve)},
+    "judged": (released, JUDGED),
 }
 
 

@@ -71,3 +71,10 @@ def test_all_rows_are_written_to_one_file(tmp_path, monkeypatch):
     table = pd.read_csv(tmp_path / "bench" / "insert.csv")
     assert list(zip(table.benchmark, table.variant, strict=True)) == [(c, str(v)) for c, v in bench_insert.VARIANTS]
     assert {c for c, _ in asked} == set(bench.CASES)
+
+
+def test_the_whole_body_is_left_out_where_memory_is_short(capsys):
+    assert bench_insert.affordable(20_000) == list(bench_insert.VARIANTS) and not capsys.readouterr().out
+    rest = bench_insert.affordable(8 * 1024)
+    assert len(rest) == len(bench_insert.VARIANTS) - 1 and not any(v.startswith("whole") for _, v in rest)
+    assert "it takes 16 GB, 8 are free" in capsys.readouterr().out

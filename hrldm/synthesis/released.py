@@ -9,10 +9,10 @@ from hrldm import paths
 from hrldm.config import Profile, replaced
 from hrldm.synthesis.generate import Generator
 from hrldm.train import checkpoint as ckpt
+from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder
 from hrldm.train.device import device
 from hrldm.train.latents import weights_digest
 from hrldm.train.ldm import load_unet
-from hrldm.train.runs import SHIPPED_AUTOENCODER, load_autoencoder
 
 RELEASED_UNET = paths.WEIGHTS / "unet.safetensors"
 

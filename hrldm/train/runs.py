@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import os
-import pickle
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from tqdm import tqdm
 
 from hrldm import paths
 from hrldm.config import Profile, get_profile
@@ -33,14 +28,15 @@ from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.perceptual import PerceptualLoss
 from hrldm.model.unet import ConditionalUNet
 from hrldm.train import checkpoint as ckpt
+from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder, load_maisi
 from hrldm.train.device import device
+from hrldm.train.history import follow, read_history
 from hrldm.train.latents import SHIFT, LatentCache, build_latents, lesion_histograms, weights_digest
 from hrldm.train.ldm import RUN_FIELDS, load_unet, train_ldm
 from hrldm.train.vae import train_autoencoder
 
 logger = logging.getLogger(__name__)
 SYMMETRIES = 48  # of a cube
-SHIPPED_AUTOENCODER = paths.WEIGHTS / "autoencoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -219,40 +215,6 @@ def obtain_autoencoder(study: Study) -> Autoencoder:
     return model.eval().requires_grad_(False)
 
 
-def load_autoencoder(path: Path) -> Autoencoder:
-    """An autoencoder written by `fit_autoencoder` or shipped: architecture from its metadata, EMA weights."""
-    groups, meta = ckpt.load(path)
-    if "architecture" not in meta:
-        raise ckpt.CheckpointError(f"{path}: not an autoencoder checkpoint (no architecture in its metadata)")
-    try:
-        model = Autoencoder(**meta["architecture"])
-        model.load_state_dict(groups["ema"])
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise ckpt.CheckpointError(f"{path}: weights of another architecture ({str(error)[:200]})") from error
-    return model
-
-
-def load_maisi(path: Path) -> Autoencoder:
-    """MAISI's own autoencoder file (`autoencoder_epoch273.pt`), NVIDIA licence, given by the user.
-
-    Raises:
-        CheckpointError: missing, or not these weights.
-    """
-    model = Autoencoder((64, 128, 256), (2, 2, 2), (2, 2, 2), 4, norm_groups=32, linear_skip=False, norm=True)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("unet_state_dict", state)
-        wanted = model.net.state_dict()
-        # older files say conv.weight where MONAI now says conv.conv.weight
-        renamed = {(k if k in wanted else k.replace("conv.", "conv.conv.", 1)): v for k, v in state.items()}
-        model.net.load_state_dict(renamed, strict=True)
-    except (OSError, EOFError, pickle.UnpicklingError, RuntimeError, AttributeError, ValueError) as error:
-        raise ckpt.CheckpointError(
-            f"{path}: not MAISI's autoencoder ({str(error)[:200]}); expected autoencoder_v1.pt"
-        ) from error
-    return model
-
-
 def fit_autoencoder(study: Study, profile: Profile) -> tuple[Path, pd.DataFrame]:
     """Train Stage I on the study's training crops (resumable); checkpoint path and loss history."""
     fields = [f.name for f in dataclasses.fields(Profile) if f.name.startswith("ae_")]
@@ -262,7 +224,7 @@ def fit_autoencoder(study: Study, profile: Profile) -> tuple[Path, pd.DataFrame]
     steps = train_autoencoder(
         list(crops), np.ones(len(crops)), profile, study.seed, path, PerceptualLoss(wheel_file(*LITE0))
     )
-    return path, _follow(steps, folder, profile.ae_steps, path, "autoencoder")
+    return path, follow(steps, folder, profile.ae_steps, path, "autoencoder")
 
 
 def fit_ldm(study: Study, profile: Profile, path: Path, start: ConditionalUNet | None = None) -> pd.DataFrame:
@@ -273,28 +235,4 @@ def fit_ldm(study: Study, profile: Profile, path: Path, start: ConditionalUNet |
     initial = None if start is None else start.state_dict()
     steps = train_ldm(cache, profile, study.seed, path, study.autoencoder, initial=initial)
     label = f"{profile.objective} lambda={profile.lambda_hist:g}"
-    return _follow(steps, path.parent, profile.ldm_steps, path, label)
-
-
-def _follow(steps, folder: Path, total: int, path: Path, label: str) -> pd.DataFrame:
-    """Run a training generator with progress, appending its losses to history.jsonl."""
-    folder.mkdir(parents=True, exist_ok=True)
-    done = ckpt.load_meta(path)["step"] if path.exists() else 0
-    lines, started = [], time.perf_counter()
-    with (folder / "history.jsonl").open("a") as f:
-        for state in tqdm(steps, total=total, initial=done, desc=label, mininterval=15):
-            lines.append(json.dumps({"step": state.step, "seconds": time.perf_counter() - started} | state.metrics))
-            if len(lines) == 50 or state.step == total:
-                f.write("\n".join(lines) + "\n")
-                f.flush()
-                lines = []
-    return read_history(folder)
-
-
-def read_history(folder: Path) -> pd.DataFrame:
-    """Loss history of a run, one row a step; steps repeated after a kill count once."""
-    file = folder / "history.jsonl"
-    if not file.exists():
-        return pd.DataFrame(columns=["step"])
-    frame = pd.read_json(file, lines=True)
-    return frame.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+    return follow(steps, path.parent, profile.ldm_steps, path, label)

@@ -11,8 +11,9 @@ import torch
 from hrldm.config import get_profile
 from hrldm.data.patches import Patches
 from hrldm.model.autoencoder import Autoencoder
+from hrldm.train import autoencoders, runs
 from hrldm.train import checkpoint as ckpt
-from hrldm.train import runs
+from hrldm.train.history import read_history
 from tests import tiny
 
 
@@ -168,7 +169,7 @@ def test_maisi_file_loads_in_every_layout(tmp_path, layout):
     else:
         stored = state if layout == "present" else {"unet_state_dict": state}
     torch.save(stored, tmp_path / "autoencoder_v1.pt")
-    model = runs.load_maisi(tmp_path / "autoencoder_v1.pt")
+    model = autoencoders.load_maisi(tmp_path / "autoencoder_v1.pt")
     assert all(torch.equal(v, state[k]) for k, v in model.net.state_dict().items())
     assert model.linear is None and model.latent_channels == 4
 
@@ -181,7 +182,7 @@ def test_other_files_are_not_taken_for_maisis(tmp_path, content):
     elif content != "absent":
         torch.save(content, path)
     with pytest.raises(ckpt.CheckpointError, match=r"weights\.pt: not MAISI's autoencoder"):
-        runs.load_maisi(path)
+        autoencoders.load_maisi(path)
 
 
 def test_autoencoder_round_trip_and_strangers(tmp_path):
@@ -189,25 +190,25 @@ def test_autoencoder_round_trip_and_strangers(tmp_path):
 
     model, meta = tiny.autoencoder(), {"architecture": architecture(tiny.profile())}
     ckpt.save(tmp_path / "a", {"ema": model.state_dict()}, meta)
-    loaded = runs.load_autoencoder(tmp_path / "a")
+    loaded = autoencoders.load_autoencoder(tmp_path / "a")
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
     ckpt.save(tmp_path / "b", {"ema": model.state_dict()}, {"stage": "ldm"})
     with pytest.raises(ckpt.CheckpointError, match="not an autoencoder checkpoint"):
-        runs.load_autoencoder(tmp_path / "b")
+        autoencoders.load_autoencoder(tmp_path / "b")
     ckpt.save(tmp_path / "c", {"ema": {"x": torch.zeros(1)}}, meta)
     with pytest.raises(ckpt.CheckpointError, match="another architecture"):
-        runs.load_autoencoder(tmp_path / "c")
+        autoencoders.load_autoencoder(tmp_path / "c")
     with pytest.raises(ckpt.CheckpointError, match="no such checkpoint"):
-        runs.load_autoencoder(tmp_path / "d")
+        autoencoders.load_autoencoder(tmp_path / "d")
 
 
 def test_shipped_autoencoder_is_that_of_the_quick_profile_and_reconstructs():
     from hrldm.model.autoencoder import normalise_hu
 
-    model = runs.load_autoencoder(runs.SHIPPED_AUTOENCODER)
+    model = autoencoders.load_autoencoder(autoencoders.SHIPPED_AUTOENCODER)
     ours = Autoencoder.from_profile(get_profile("quick")).state_dict()
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in ours.items()}
-    assert runs.SHIPPED_AUTOENCODER.stat().st_size <= 20e6
+    assert autoencoders.SHIPPED_AUTOENCODER.stat().st_size <= 20e6
     x = normalise_hu(torch.from_numpy(tiny.patches(2, 32).hu[:, None].astype(np.float32)))
     with torch.no_grad():
         error = (model.decode(model.encode(x)[0]) - x)[..., 4:-4, 4:-4, 4:-4].abs().mean()
@@ -252,6 +253,6 @@ def test_wrong_studies_are_named(tmp_path, monkeypatch):
 def test_history_counts_repeated_steps_once(tmp_path):
     lines = ['{"step": 1, "loss": 1.0}', '{"step": 2, "loss": 9.0}', '{"step": 2, "loss": 2.0}']
     (tmp_path / "history.jsonl").write_text("\n".join(lines) + "\n")
-    history = runs.read_history(tmp_path)
+    history = read_history(tmp_path)
     assert history.step.tolist() == [1, 2] and history.loss.tolist() == [1.0, 2.0]
-    assert runs.read_history(tmp_path / "none").empty
+    assert read_history(tmp_path / "none").empty
