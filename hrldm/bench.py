@@ -19,6 +19,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from hrldm.measuring import measure
 from hrldm.model.autoencoder import FACTOR, Autoencoder
 from hrldm.model.histogram import dense_histogram, soft_histogram
 from hrldm.model.unet import latent_masks
+from hrldm.report.provenance import write_provenance
 from hrldm.train.device import device, free_memory_mb
 from hrldm.train.hist_term import HistogramTerm
 from hrldm.train.latents import LatentCache, encode_patches, mask_tensor
@@ -200,7 +202,8 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def main(repeats: int = 5) -> None:
-    """Run all benchmarks (about twenty-five minutes on two idle cores); writes results/bench/core.csv and insert.csv."""
+    """Run all benchmarks (about twenty-five minutes on two idle cores); writes results/bench/core.csv, insert.csv and provenance.json."""
+    started = time.perf_counter()
     rows = [apart("histogram", v, 2 * repeats) for v in ("sparse", "dense")]
     rows.append(apart("l_hist", "largest_lesion_crop", repeats))
     slices = largest_slab(apart("l_hist", "volume_128x128x_1", 1), 1, free_memory_mb())
@@ -214,6 +217,8 @@ def main(repeats: int = 5) -> None:
     table = with_ratios([apart(case, variant, repeats) for case, variant in bench_insert.affordable(free_memory_mb())])
     write_text(paths.bench_dir() / "insert.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
     print(summary(table))
+    wall_time = {"bench": round(time.perf_counter() - started, 1)}
+    write_provenance(paths.bench_dir(), get_profile("quick"), "none", 0, wall_time_s=wall_time)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Many insertions into one CT, measured: ``python scripts/insert_many.py NAME CT [--lungs MAP] [--n 200] [--rounds-of 10]``.
 
 Writes `results/insert/NAME/`: `insertions.csv` (one row a nodule), `summary.csv` (failures, lesion voxels in the lung, requested
-against obtained mean HU with slope and R2, per subtype, seconds a nodule) and `contact_sheet.png` of the first hundred.
+against obtained mean HU with slope and R2, per subtype, seconds a nodule), `contact_sheet.png` of the first hundred, and
+`provenance.json`.
 CT may be `lidc-idri-0001`, the embedded one with its lobes.
 """
 
@@ -20,6 +21,7 @@ from hrldm.data.ct import read_ct
 from hrldm.data.fetch import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
 from hrldm.data.lungs import lung_labels
 from hrldm.report import figures
+from hrldm.report.provenance import write_provenance
 from hrldm.report.tour import around_lesion
 from hrldm.synthesis.insert import insert
 from hrldm.synthesis.plan import Wish
@@ -53,7 +55,7 @@ def main() -> None:
     lungs = wheel_file(*LIDC_0001_LOBES) if embedded else args.lungs
     labels, source = lung_labels(ct, lungs)
     generator, asked = released(), wishes(args.n, args.seed)
-    rows, panels = [], []
+    rows, panels, began = [], [], time.perf_counter()
     for start in tqdm(range(0, args.n, args.rounds_of), desc="rounds", mininterval=10):
         part = asked[start : start + args.rounds_of]
         begun = time.perf_counter()
@@ -85,6 +87,8 @@ def main() -> None:
     summary.round(4).to_csv(out / "summary.csv", index=False)
     title = f"{len(panels)} synthetic nodules in {args.name}, unselected"
     figures.montage(panels, columns=10, title=title).savefig(out / "contact_sheet.png", dpi=110)
+    wall_time = {"insert_many": round(time.perf_counter() - began, 1)}
+    write_provenance(out, generator.profile, args.name, args.seed, wall_time_s=wall_time)
     print(summary.round(3).to_string(index=False))
 
 
