@@ -40,6 +40,7 @@ def insert(
     avoid: Path | None = None,
     steps: int | None = None,
     matching: bool = True,
+    grain: bool = True,
     device: Literal["cpu", "cuda"] | None = None,
     retries: int = 2,
     whole_volume: bool = False,
@@ -69,6 +70,7 @@ def insert(
         avoid: mask that no nodule may touch.
         steps: of the sampler; default as trained.
         matching: impose the requested histogram while sampling; --no-matching leaves it to the network.
+        grain: give the nodule the grain of its surroundings, which the autoencoder smooths away.
         device: cpu or cuda; default: the GPU where there is one.
         retries: how often a nodule that misses its wish is made again.
         whole_volume: the paper's Algorithm 2 over the whole scan, for comparison; slow, and it changes every voxel.
@@ -98,7 +100,7 @@ def insert(
         "private": private,
         "series_uid": series_uid,
     }
-    print(described(wishes, insert_file(ct, out, wishes, _generator(steps, matching, device), **options)))
+    print(described(wishes, insert_file(ct, out, wishes, _generator(steps, matching, grain, device), **options)))
     return 0
 
 
@@ -113,6 +115,7 @@ def batch(
     lungs: Path | None = None,
     steps: int | None = None,
     matching: bool = True,
+    grain: bool = True,
     device: Literal["cpu", "cuda"] | None = None,
     retries: int = 2,
     private: Literal["strip", "keep"] = "strip",
@@ -131,6 +134,7 @@ def batch(
         lungs: folder with a lung mask or lobe map for each CT, of the same name.
         steps: see insert.
         matching: see insert.
+        grain: see insert.
         device: see insert.
         retries: see insert.
         private: see insert.
@@ -138,7 +142,7 @@ def batch(
     """
     wishes = read_plan(plan) if plan else copies(Wish(subtype=subtype, diameter_mm=diameter, seed=seed), count)
     options = {"retries": retries, "private": private, "overwrite": overwrite}
-    said = insert_folder(folder, out, wishes, _generator(steps, matching, device), lungs, **options)
+    said = insert_folder(folder, out, wishes, _generator(steps, matching, grain, device), lungs, **options)
     for name, what in said.items():
         print(f"{name}: {what}")
     return int(any(what not in ("done", "there already") for what in said.values()))
@@ -175,9 +179,9 @@ def judge(
     return 0
 
 
-def _generator(steps: int | None, matching: bool, device: str | None):
+def _generator(steps: int | None, matching: bool, grain: bool, device: str | None):
     changes = {} if steps is None else {"sample_steps": steps}
-    return released(on=device, **changes, **({} if matching else {"match_t_max": None}))
+    return released(on=device, grain=grain, **changes, **({} if matching else {"match_t_max": None}))
 
 
 def _point(text: str | None) -> tuple[float, ...] | None:

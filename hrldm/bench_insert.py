@@ -1,7 +1,7 @@
 """What inserting costs, on LIDC-IDRI-0001 (512 x 512 x 133) with the released weights; called by `bench`.
 
     algorithm_2    one lesion, from its placed mask to the CT's voxels, at equal steps: on its own crop against Algorithm 2
-                   over the whole body (encode, denoise and decode everything; histogram not imposed in either)
+                   over the whole body (encode, denoise and decode everything; histogram not imposed and no grain in either)
     insert_file    `python -m hrldm insert` as a user calls it with the default sampler: reading, lobes from a map, writing
     volume         one nodule into the CT with every second row and column, as it is, and with slices doubled
     count          1, 4 and 16 nodules in one call
@@ -46,7 +46,7 @@ def _embedded() -> tuple[CT, np.ndarray]:
 
 def algorithm_2(variant: str, repeats: int) -> dict:
     ct, labels = _embedded()
-    generator = released(sample_steps=STEPS, match_t_max=None)
+    generator = released(sample_steps=STEPS, match_t_max=None, grain=False)
     nodule = place_nodule(LungSpace.of(ct, labels), WISH, load_shapes(), 1)
 
     def own_crop() -> None:

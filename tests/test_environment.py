@@ -72,7 +72,9 @@ def test_installed_version_is_the_pinned_one(name):
 
 
 def test_every_import_of_the_product_is_declared():
-    declared = {MODULES.get(name, name) for name in DIRECT | OPTIONAL} | set(sys.stdlib_module_names) | {"hrldm", "scripts"}
+    declared = (
+        {MODULES.get(name, name) for name in DIRECT | OPTIONAL} | set(sys.stdlib_module_names) | {"hrldm", "scripts"}
+    )
     assert top_level_imports(product_files()) - declared == set()
 
 

@@ -116,7 +116,7 @@ def chest_grid(turn: np.ndarray, spacing: tuple[float, ...], extent=(350.0, 250.
 class PaintingGenerator:
     """Stands for a trained generator: paints the requested histogram's quantiles into the mask, by chance."""
 
-    device = "cpu"
+    device, grain = "cpu", False
 
     def __init__(self) -> None:
         self.profile, self.unet, self.autoencoder = profile(), nn.Linear(1, 1), nn.Linear(1, 1)

@@ -95,7 +95,7 @@ def judge(
 
 
 def judge_released(root: Path, split: str = "test", seed: int = 0, on: str | None = None) -> dict[str, pd.DataFrame]:
-    """`judge` the released network, with and without the histogram imposed, on the nodules of a manifest.
+    """`judge` the released network as it is, and left to itself (histogram not imposed, no grain), on a manifest's nodules.
 
     root:  folder with manifest.csv
     split: train, val, test or all
@@ -107,7 +107,7 @@ def judge_released(root: Path, split: str = "test", seed: int = 0, on: str | Non
     frame = frame if split == "all" else frame[frame.split == split]
     if frame.empty:
         raise ValueError(f"{root}: no nodule of split {split!r} in its manifest; choose another, or all")
-    imposed, left = released(on=on), released(on=on, match_t_max=None)
+    imposed, left = released(on=on), released(on=on, match_t_max=None, grain=False)
     profile = get_profile("quick")
     truth = load_patches(frame, profile.patch_mm)
     has_background = "background" in frame and frame.background.notna().all()

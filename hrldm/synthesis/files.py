@@ -204,6 +204,7 @@ def _record(ct: CT, made: Inserted, generator: Generator, lungs: str) -> dict:
             "steps": p.sample_steps,
             "background": p.background,
             "match_t_max": p.match_t_max,
+            "grain": generator.grain,
         },
         # another number of threads sums in another order: single voxels then differ by 1 HU
         "device": {"name": generator.device, "threads": torch.get_num_threads()},

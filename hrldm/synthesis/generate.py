@@ -16,10 +16,12 @@ from hrldm.model.diffusion import Schedule, inpaint
 from hrldm.model.unet import ConditionalUNet, latent_masks
 from hrldm.model.window import Window, by_side, lesion_window
 from hrldm.synthesis.blend import feather
+from hrldm.synthesis.grain import grain_like, with_grain
 from hrldm.synthesis.matching import core_lead, match_latents
 from hrldm.train.device import autocast
 from hrldm.train.latents import encode_patches, mask_tensor
 
+GRAIN_SEED = 17  # keeps the grain's noise apart from the sampler's
 FEATHER_MM = 1.0  # sigma of the fall-off around the lesion
 
 
@@ -63,13 +65,17 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Generator:
-    """A trained system: autoencoder, U-Net, the latent scale of its training, and how to sample."""
+    """A trained system: autoencoder, U-Net, the latent scale of its training, and how to sample.
+
+    grain: give lesions the grain of their surroundings, which the autoencoder smooths away (`grain_like`); ours
+    """
 
     autoencoder: Autoencoder
     unet: ConditionalUNet
     scale: float
     profile: Profile
     device: str = "cpu"
+    grain: bool = False
 
     @torch.no_grad()
     def __call__(self, request: Request, batch: int = 8, paste: bool = True, progress: str = "") -> np.ndarray:
@@ -87,8 +93,16 @@ class Generator:
         decoded = np.empty(request.background.shape, np.float32)
         for rows in tqdm(batches, desc=progress, mininterval=10, disable=not progress):
             z = self.latents(request[rows])
-            decoded[rows] = denormalise_hu(self.autoencoder.decode(z / self.scale).clamp(0, 1))[:, 0].cpu().numpy()
+            hu = denormalise_hu(self.autoencoder.decode(z / self.scale).clamp(0, 1))[:, 0].cpu().numpy()
+            decoded[rows] = self._grained(request[rows], hu) if self.grain else hu
         return feathered(request.background, decoded, request.mask) if paste else decoded
+
+    def _grained(self, request: Request, decoded: np.ndarray) -> np.ndarray:
+        """`decoded` with the grain of each background."""
+        residual = request.background - reconstruct(self.autoencoder, request.background, device=self.device)
+        rngs = [np.random.default_rng((GRAIN_SEED, int(seed))) for seed in request.seeds]
+        grain = map(grain_like, residual, request.mask, rngs)
+        return np.stack([with_grain(*parts) for parts in zip(decoded, grain, request.mask, strict=True)])
 
     @torch.no_grad()
     def latents(self, request: Request, each_step: Callable[[SimpleNamespace], None] | None = None) -> torch.Tensor:

@@ -18,11 +18,16 @@ RELEASED_UNET = paths.WEIGHTS / "unet.safetensors"
 
 
 def released(
-    unet: Path = RELEASED_UNET, autoencoder: Path = SHIPPED_AUTOENCODER, on: str | None = None, **sampling
+    unet: Path = RELEASED_UNET,
+    autoencoder: Path = SHIPPED_AUTOENCODER,
+    on: str | None = None,
+    grain: bool = True,
+    **sampling,
 ) -> Generator:
     """The generator with the released weights (or other files written by `scripts/train_released.py`).
 
     on:       cpu or cuda; None takes the GPU where there is one
+    grain:    give lesions the grain of their surroundings
     sampling: fields of the profile to change, for example ``match_t_max=None`` or ``sample_steps=50``
 
     Raises:
@@ -43,4 +48,4 @@ def released(
     stored = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["profile"].items() if k in known}
     profile = replaced(Profile(**stored), **sampling)
     net, scale = load_unet(unet, profile, on)
-    return Generator(model.to(on), net, scale, profile, on)
+    return Generator(model.to(on), net, scale, profile, on, grain)
