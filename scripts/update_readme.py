@@ -289,7 +289,7 @@ def curve(results: Path) -> str:
 
 
 MINI, CUBES, RELEASED = "lidc-mini/quick", "lidc-cubes/quick", "lidc-cubes/released"  # folders of results
-JUDGED = "lidc-cubes/judged"
+JUDGED, VOIS = "lidc-cubes/judged", "lidc-vois/quick"
 BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
     **{
         f.__name__: (f, MINI)
@@ -313,6 +313,7 @@ BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
         f"cubes_{f.__name__}": (f, CUBES)
         for f in (fidelity, lesions, regularisation, two_by_two, control, separability, verdict, claims)
     },
+    **{f"vois_{f.__name__}": (f, VOIS) for f in (scarcity, subtype, malignancy)},
     **{f.__name__: (f, RELEASED) for f in (released, seeds, curve)},
     "judged": (released, JUDGED),
 }
