@@ -45,6 +45,7 @@ NAMES = {
     "autoencoder": "autoencoder, floor",
     "texture": "texture, no training",
     "hr-ldm-matched": "hr-ldm, histogram imposed (ours)",
+    "released": "hr-ldm, histogram imposed, grain (ours)",
 }
 INSERTED = {  # benchmark of results/bench/insert.csv: what it is, and the unit of its variants
     "algorithm_2": ("one lesion, placed mask to voxels", ""),

@@ -95,7 +95,7 @@ def judge(
 
 
 def judge_released(root: Path, split: str = "test", seed: int = 0, on: str | None = None) -> dict[str, pd.DataFrame]:
-    """`judge` the released network as it is, and left to itself (histogram not imposed, no grain), on a manifest's nodules.
+    """`judge` the released network on a manifest's nodules: left to itself, with the histogram imposed, and with grain as well.
 
     root:  folder with manifest.csv
     split: train, val, test or all
@@ -107,15 +107,21 @@ def judge_released(root: Path, split: str = "test", seed: int = 0, on: str | Non
     frame = frame if split == "all" else frame[frame.split == split]
     if frame.empty:
         raise ValueError(f"{root}: no nodule of split {split!r} in its manifest; choose another, or all")
-    imposed, left = released(on=on), released(on=on, match_t_max=None, grain=False)
+    generators = {
+        "hr-ldm": released(on=on, match_t_max=None, grain=False),
+        "hr-ldm-matched": released(on=on, grain=False),
+        "released": released(on=on),
+    }
     profile = get_profile("quick")
     truth = load_patches(frame, profile.patch_mm)
     has_background = "background" in frame and frame.background.notna().all()
     background = load_patches(frame, profile.patch_mm, "background") if has_background else truth
     orders = orders_from_library(truth, background, seed, profile.hist_bins)
-    systems = {"hr-ldm": lambda order, _: left(order, progress="hr-ldm"),
-               "hr-ldm-matched": lambda order, _: imposed(order, progress="histogram imposed")}  # fmt: skip
-    return judge(truth, orders, imposed.autoencoder, systems, profile, default_extractor())
+    systems = {
+        name: lambda order, _, name=name, made_by=made_by: made_by(order, progress=name)
+        for name, made_by in generators.items()
+    }
+    return judge(truth, orders, generators["released"].autoencoder, systems, profile, default_extractor())
 
 
 def summary(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
