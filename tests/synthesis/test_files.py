@@ -214,7 +214,8 @@ def test_command_line_inserts_and_says_what_came(call, nifti, tmp_path):
         "insert", nifti, tmp_path / "o", "--subtype", "part-solid", "--diameter", 12, "--count", 2, "--seed", 7
     )
     assert status == 0 and "part-solid 12 mm" in out and out.count("requested") == 2
-    assert len(json.loads((tmp_path / "o" / "record.json").read_text())["nodules"]) == 2
+    record = json.loads((tmp_path / "o" / "record.json").read_text())
+    assert len(record["nodules"]) == 2 and record["sampling"]["grain"] is False
     (tmp_path / "plan.csv").write_text("subtype,diameter_mm\nsolid,9\n")
     assert call("insert", nifti, tmp_path / "p", "--plan", tmp_path / "plan.csv")[0] == 0
     source = tmp_path / "cts"

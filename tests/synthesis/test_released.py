@@ -33,7 +33,8 @@ def shipped(tmp_path):
 def test_files_give_back_the_networks_profile_and_scale(shipped):
     folder, unet, profile = shipped
     made = released(folder / "unet.safetensors", folder / "ae.safetensors", sample_steps=2)
-    assert made.profile == dataclasses.replace(profile, sample_steps=2) and made.scale == 0.8
+    assert made.profile == dataclasses.replace(profile, sample_steps=2) and made.scale == 0.8 and made.grain
+    assert not released(folder / "unet.safetensors", folder / "ae.safetensors", grain=False).grain
     assert all(
         torch.equal(a, b) for a, b in zip(made.unet.state_dict().values(), unet.state_dict().values(), strict=True)
     )
@@ -62,12 +63,16 @@ def test_the_shipped_network_makes_the_intensity_that_is_asked_for():
     made = tiny.patches(6, 40)
     lung = np.random.default_rng(0).normal(-850, 30, made.hu.shape).astype(np.int16)
     wanted = np.stack([hu_histogram(h[k]) for h, k in zip(made.hu, made.mask, strict=True)])
-    crops = hrldm.released()(Request(lung, made.mask, made.subtype, wanted, np.arange(6)))
+    request = Request(lung, made.mask, made.subtype, wanted, np.arange(6))
+    crops, smooth = (hrldm.released(grain=grain)(request) for grain in (True, False))
     got = np.array([histogram_moments(hu_histogram(c[k]))[0] for c, k in zip(crops, made.mask, strict=True)])
     asked = np.array([histogram_moments(h)[0] for h in wanted])
     assert np.abs(got - asked).max() < 60
     dark, middle, bright = (got[made.frame.subtype == s].mean() for s in ORDER)
     assert dark < middle < bright
+    rough, plain = (np.diff(c, axis=3)[made.mask[..., 1:]].std() for c in (crops - smooth, smooth))
+    assert 15 < rough < 60  # white noise of 30 HU, of which the autoencoder keeps a part: 42 between neighbours at most
+    assert rough < plain  # the lesion's own structure still rules
 
 
 def test_the_package_offers_the_tool_and_nothing_else():
