@@ -37,7 +37,7 @@ def write_provenance(
     peak_memory_mb: Mapping[str, int] | None = None,
     device: str | None = None,
 ) -> Path:
-    """Write or complete ``results_dir/provenance.json``; `commits` has the commit that each notebook was last run on.
+    """Write or complete ``results_dir/provenance.json``; `commits` and `data_hashes` have what each notebook was last run on.
 
     Args:
         results_dir: results/<dataset>/<profile>/, made when absent.
@@ -67,15 +67,17 @@ def write_provenance(
         if any(before.get(key) != value for key, value in run.items()):
             before = {}
         git = git_state()
-        # a notebook run again later has a commit of its own; entries of before have the commit of before
-        commits = before.get("commits") or dict.fromkeys(
-            before.get("wall_time_s", {}), before.get("git", {}).get("commit")
-        )
+        data_hash = data_hash if data_hash is not None else before.get("data_hash")
+        # a notebook run again later has a commit and data of its own; entries of before have those of before
+        earlier = before.get("wall_time_s", {})
+        commits = before.get("commits") or dict.fromkeys(earlier, before.get("git", {}).get("commit"))
+        hashes = before.get("data_hashes") or dict.fromkeys(earlier, before.get("data_hash"))
         record = run | {
-            "data_hash": data_hash if data_hash is not None else before.get("data_hash"),
+            "data_hash": data_hash,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "git": git,
             "commits": dict(sorted((commits | dict.fromkeys(wall_time_s or {}, git["commit"])).items())),
+            "data_hashes": dict(sorted((hashes | dict.fromkeys(wall_time_s or {}, data_hash)).items())),
             "device": device or device_name(),
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",

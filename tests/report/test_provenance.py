@@ -62,3 +62,16 @@ def test_each_notebook_keeps_the_commit_it_ran_on(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "git_state", lambda: {"commit": "ddd", "dirty": False})
     _record(tmp_path, 2)
     assert read_provenance(tmp_path)["commits"] == {"01": "ccc", "02": "ddd"}
+
+
+def test_each_notebook_keeps_the_hash_of_the_data_it_read(tmp_path):
+    for data, number in (("aaaa", 1), ("aaaa", 2), ("bbbb", 1)):
+        write_provenance(tmp_path, SMOKE, "lidc-mini", 0, data)
+        _record(tmp_path, number)
+    assert read_provenance(tmp_path)["data_hashes"] == {"01": "bbbb", "02": "aaaa"}
+    record = read_provenance(tmp_path)
+    del record["data_hashes"]  # a file of before there were any
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
+    write_provenance(tmp_path, SMOKE, "lidc-mini", 0, "cccc")
+    _record(tmp_path, 2)
+    assert read_provenance(tmp_path)["data_hashes"] == {"01": "bbbb", "02": "cccc"}
