@@ -22,7 +22,7 @@ from hrldm.evaluate import intensity
 from hrldm.evaluate.classification_jobs import centre_crop
 from hrldm.evaluate.features import Extractor, default_extractor, three_plane_features
 from hrldm.evaluate.fidelity import separability
-from hrldm.evaluate.protocol import shape_patients
+from hrldm.evaluate.protocol import mean_spectra, shape_patients
 from hrldm.evaluate.triplets import ordered_share, thrice, triplet_table, typical_histograms
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.synthesis.generate import Request, feathered, reconstruct
@@ -67,7 +67,7 @@ def autoencoder_alone(model: Autoencoder) -> Maker:
 def judge(
     truth: Patches, orders: Orders, autoencoder: Autoencoder, systems: Mapping[str, Maker], profile: Profile, extractor: Extractor
 ) -> dict[str, pd.DataFrame]:  # fmt: skip
-    """The tables `lesion_histograms`, `median_jsd`, `control_summary`, `triplets_summary` and `separability`.
+    """The tables `lesion_histograms`, `median_jsd`, `control_summary`, `triplets_summary`, `power_spectrum`, `separability`.
 
     truth:   the real nodules
     systems: each makes what it is asked for; `autoencoder` is added as the floor
@@ -90,6 +90,7 @@ def judge(
         "median_jsd": pd.concat([medians[0], medians[1].assign(subtype="all")])[["system", "subtype", "jsd"]],
         "control_summary": intensity.control_summary(intensity.control_tables(control, truth, systems)),
         "triplets_summary": ordered_share(pd.concat(triplets, ignore_index=True)),
+        "power_spectrum": mean_spectra({"real": truth.hu, **own}, truth.mask),
         "separability": separability(features.pop("real"), features, shape_patients(truth.frame), extractor.name, 0),
     }
 

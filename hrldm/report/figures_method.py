@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -165,7 +166,7 @@ def amplification(t: np.ndarray, factor: np.ndarray, marks: Sequence[int], t_max
         fig, axes = new_figure(1, 1, (6.2, 3.2))
         ax = axes[0, 0]
         ax.plot(t, factor, color=PALETTE[0])
-        for before, mark in zip([-np.inf, *marks], marks, strict=False):
+        for before, mark in pairwise([-np.inf, *marks]):
             value = float(np.interp(mark, t, factor))
             ax.plot(mark, value, "o", color=PALETTE[3])
             crowded = mark - before < 0.2 * t[-1]  # the label below right belongs to the mark before

@@ -16,7 +16,7 @@ from hrldm.model.diffusion import Schedule, inpaint
 from hrldm.model.unet import ConditionalUNet, latent_masks
 from hrldm.model.window import Window, by_side, lesion_window
 from hrldm.synthesis.blend import feather
-from hrldm.synthesis.grain import grain_like, with_grain
+from hrldm.synthesis.grain import grain_like, residual_of, with_grain
 from hrldm.synthesis.matching import core_lead, match_latents
 from hrldm.train.device import autocast
 from hrldm.train.latents import encode_patches, mask_tensor
@@ -99,10 +99,13 @@ class Generator:
 
     def _grained(self, request: Request, decoded: np.ndarray) -> np.ndarray:
         """`decoded` with the grain of each background."""
-        residual = request.background - reconstruct(self.autoencoder, request.background, device=self.device)
-        rngs = [np.random.default_rng((GRAIN_SEED, int(seed))) for seed in request.seeds]
-        grain = map(grain_like, residual, request.mask, rngs)
-        return np.stack([with_grain(*parts) for parts in zip(decoded, grain, request.mask, strict=True)])
+        plain = reconstruct(self.autoencoder, request.background, device=self.device)
+        out = np.empty_like(decoded)
+        for i, seed in enumerate(request.seeds):
+            residual, around = residual_of(request.background[i], plain[i], request.mask[i])
+            grain = grain_like(residual, around, np.random.default_rng((GRAIN_SEED, int(seed))))
+            out[i] = with_grain(decoded[i], grain, request.mask[i])
+        return out
 
     @torch.no_grad()
     def latents(self, request: Request, each_step: Callable[[SimpleNamespace], None] | None = None) -> torch.Tensor:

@@ -4,7 +4,7 @@ r = x - D(E(x)) is what the autoencoder cannot hold of a crop x: the scanner's n
 lacks it, and looks too smooth in its surroundings. Here it gets a Gaussian random field with the autocovariance that r has
 beyond the lesion. Its strength is the lowest decile of r's local standard deviation there, which edges, vessels and
 fibrosis hardly move; in the middle of real training nodules (33 of `lidc-cubes` with at least 100 voxels 2 mm below the
-surface) r is 1.47 times as strong (median; solid 1.25, part-solid 1.58, ground-glass 1.67). A lesion too smooth by a little
+surface) r is 1.50 times as strong (median; solid 1.25, part-solid 1.59, ground-glass 1.65; `scripts/measure_grain.py`). A lesion too smooth by a little
 is seen less than one too rough. The lesion's own structure gives up the variance that the grain brings, so that
 mean and standard deviation stay what they were.
 """
@@ -14,31 +14,43 @@ from __future__ import annotations
 import numpy as np
 from scipy import fft, ndimage
 
+from hrldm.config import HU_MAX, HU_MIN
+
 GAP = 3  # voxels about the lesion that are not looked at
 LOCAL, REACH = 3.0, 4.0  # SDs in voxels: of a local SD's window; of the autocovariance's taper
 QUANTILE = 10  # of the local standard deviations, %
 CLIP = 3.0  # local standard deviations beyond which r is an edge and no grain
 
 
-def grain_like(residual: np.ndarray, lesion: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def local_sd(residual: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Root mean square of r about each voxel of `where` (D, D, D) that has most of its neighbours in it too, as a list."""
+    weight = ndimage.gaussian_filter(where.astype(float), LOCAL)
+    power = ndimage.gaussian_filter(np.where(where, residual, 0.0) ** 2, LOCAL)
+    seen = where & (weight > 0.5)
+    return np.sqrt(power[seen] / weight[seen])
+
+
+def residual_of(
+    background: np.ndarray, reconstruction: np.ndarray, lesion: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """r of a crop (D, D, D) HU, and where it may be looked at: beyond the lesion, and within the autoencoder's HU window."""
+    r = np.clip(background, HU_MIN, HU_MAX) - reconstruction
+    around = ~ndimage.binary_dilation(lesion, iterations=GAP) & (background > HU_MIN) & (background < HU_MAX)
+    return r.astype(float), around
+
+
+def grain_like(residual: np.ndarray, around: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random field (D, D, D) float32 in HU with the grain of the lesion's surroundings.
 
     Args:
-        residual: (D, D, D) HU, the crop without the lesion minus its reconstruction
-        lesion:   (D, D, D) bool
-        rng:      source of chance
+        residual, around: see `residual_of`
+        rng:              source of chance
 
     Returns:
         Zeros where nothing is left to look at.
     """
-    around = ~ndimage.binary_dilation(lesion, iterations=GAP)
-    weight = ndimage.gaussian_filter(around.astype(float), LOCAL)
-    power = ndimage.gaussian_filter(np.where(around, residual.astype(float), 0.0) ** 2, LOCAL)
-    seen = around & (weight > 0.5)
-    if not seen.any():
-        return np.zeros(residual.shape, np.float32)
-    local = np.sqrt(power[seen] / weight[seen])
-    strength = float(np.percentile(local, QUANTILE))
+    local = local_sd(residual, around)
+    strength = float(np.percentile(local, QUANTILE)) if local.size else 0.0
     if strength == 0:
         return np.zeros(residual.shape, np.float32)
     values = np.where(around, np.clip(residual, -CLIP * strength, CLIP * strength), 0.0)

@@ -8,10 +8,11 @@ from scipy import ndimage
 
 from hrldm.model.histogram import hu_histogram
 from hrldm.synthesis.generate import Generator, Request, reconstruct
-from hrldm.synthesis.grain import grain_like, with_grain
+from hrldm.synthesis.grain import grain_like, residual_of, with_grain
 from tests import tiny
 
 LESION = tiny.ball(40, 7)
+AROUND = ~ndimage.binary_dilation(LESION, iterations=3)
 
 
 def noise(smooth: tuple[float, ...], sd: float, seed: int = 0) -> np.ndarray:
@@ -28,7 +29,7 @@ def neighbours(field: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("smooth", [(0, 0, 0), (0.7, 0.7, 0.7), (0.5, 0.5, 1.2)])
 def test_strength_and_correlation_are_those_of_the_residual(smooth):
     residual = noise(smooth, 30.0)
-    made = np.stack([grain_like(residual, LESION, np.random.default_rng(s)) for s in range(4)])
+    made = np.stack([grain_like(residual, AROUND, np.random.default_rng(s)) for s in range(4)])
     assert made.std() == pytest.approx(30, rel=0.12) and abs(made.mean()) < 2
     found = np.mean([neighbours(m) for m in made], axis=0)
     np.testing.assert_allclose(found, neighbours(residual), atol=0.06)
@@ -39,14 +40,24 @@ def test_an_edge_and_what_lies_in_the_lesion_do_not_count():
     edge = residual.copy()
     edge[:, 33:35] += 400.0  # a chest wall that the autoencoder blurs
     edge[LESION] = 1000.0
-    plain, other = (grain_like(r, LESION, np.random.default_rng(1)) for r in (residual, edge))
+    plain, other = (grain_like(r, AROUND, np.random.default_rng(1)) for r in (residual, edge))
     assert other.std() == pytest.approx(plain.std(), rel=0.2)
 
 
 def test_no_residual_no_grain():
-    assert not grain_like(np.zeros((40, 40, 40)), LESION, np.random.default_rng(0)).any()
-    full = np.ones((16, 16, 16), bool)
-    assert not grain_like(noise((0, 0, 0), 30.0)[:16, :16, :16], full, np.random.default_rng(0)).any()
+    assert not grain_like(np.zeros((40, 40, 40)), AROUND, np.random.default_rng(0)).any()
+    assert not grain_like(noise((0, 0, 0), 30.0), np.zeros((40, 40, 40), bool), np.random.default_rng(0)).any()
+
+
+def test_what_the_window_cuts_off_is_not_looked_at():
+    lung = -850 + noise((0, 0, 0), 30.0)
+    crop = lung.copy()
+    crop[:15] = -2048  # beyond the field of view
+    residual, around = residual_of(crop, np.full_like(lung, -850.0), LESION)
+    assert not around[:15].any() and not (around & ndimage.binary_dilation(LESION, iterations=3)).any()
+    assert around[20:].mean() > 0.8 and residual[:15].max() <= -100
+    made = grain_like(residual, around, np.random.default_rng(0))
+    assert made.std() == pytest.approx(30, rel=0.12)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +77,9 @@ def test_the_generator_adds_it_by_the_nodules_seed(generator):
     grained = dataclasses.replace(generator, grain=True)
     first = grained(asked, paste=False)
     np.testing.assert_allclose(first, grained(asked, batch=1, paste=False), atol=0.01)  # sums in another order
-    residual = asked.background - reconstruct(generator.autoencoder, asked.background)
+    plain_crops = reconstruct(generator.autoencoder, asked.background)
     for i, mask in enumerate(asked.mask):
-        grain = grain_like(residual[i], mask, np.random.default_rng((17, i)))
+        grain = grain_like(*residual_of(asked.background[i], plain_crops[i], mask), np.random.default_rng((17, i)))
         np.testing.assert_allclose((first - plain)[i][~mask], grain[~mask], atol=0.01)
         np.testing.assert_allclose(first[i], with_grain(plain[i], grain, mask), atol=0.01)
     pasted = grained(asked)
