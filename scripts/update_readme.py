@@ -267,6 +267,17 @@ def released(results: Path) -> str:
     return markdown(table.replace({"system": NAMES}).to_numpy().tolist(), list(table.columns))
 
 
+def grain(results: Path) -> str:
+    """Power in the middle of the largest lesions, over that of the real ones."""
+    table = read_table(results, "power_spectrum").pivot(index="system", columns="cycles_per_mm", values="power_hu2")
+    share = table.div(table.loc["real"]).drop(index="real")
+    rows = [
+        (NAMES.get(system, system), *(f"{x:.2f}" for x in row))
+        for system, row in zip(share.index, share.to_numpy(), strict=True)
+    ]
+    return markdown(rows, ["power, real = 1", *(f"{f:.2f} / mm" for f in share.columns)])
+
+
 def seeds(results: Path) -> str:
     """HR-LDM minus its twin with lambda 0, mean over seeds."""
     names = LESION_UNITS | {"sd_hu": ("SD within the lesion", "HU")}
@@ -317,6 +328,7 @@ BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
     **{f"vois_{f.__name__}": (f, VOIS) for f in (scarcity, subtype, malignancy)},
     **{f.__name__: (f, RELEASED) for f in (released, seeds, curve)},
     "judged": (released, JUDGED),
+    "grain": (grain, JUDGED),
 }
 
 

@@ -188,6 +188,15 @@ def test_control_separability_and_the_two_by_two(results):
     assert cells(block, 3)[0] == "neither" and cells(block, 3)[4] == "+0.2000 (+0.1000 to +0.4000)"
 
 
+def test_power_is_told_as_a_share_of_the_real_one(results):
+    rows = [("real", 0.1, 50.0), ("real", 0.5, 4.0), ("released", 0.1, 25.0), ("released", 0.5, 5.0)]
+    table = pd.DataFrame(rows, columns=["system", "cycles_per_mm", "power_hu2"])
+    table.to_csv(results / "tables" / "power_spectrum.csv", index=False)
+    block = update_readme.grain(results)
+    assert cells(block, 0) == ["power, real = 1", "0.10 / mm", "0.50 / mm"]
+    assert cells(block, 2) == ["hr-ldm, histogram imposed, grain (ours)", "0.50", "1.25"]
+
+
 def test_downstream_tables_stand_beside_the_papers(results):
     block = update_readme.turing(results)
     assert cells(block, 2) == ["paper: radiologist", "66% (56% to 75%), n = 100", "56% (46% to 65%), n = 100"]
