@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import platform
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
+
+_HOST = platform.node()  # folders may be shared; process numbers are not
 
 
 @contextlib.contextmanager
@@ -20,9 +26,11 @@ def atomic(path: str | Path, overwrite: bool = True) -> Iterator[Path]:
     path = Path(path)
     if path.is_dir() or path.exists() and not overwrite:
         raise ValueError(f"{path}: exists already; choose another name or ask to overwrite it (overwrite=True)")
-    part = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")  # keeps the suffix, which decides the format
+    # the name keeps the suffix, which decides the format
+    part = path.with_name(f".{os.getpid()}.{_HOST}-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path)
         yield part
         with part.open("rb") as f:
             os.fsync(f.fileno())
@@ -35,6 +43,14 @@ def atomic(path: str | Path, overwrite: bool = True) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def _clear(path: Path) -> None:
+    """Remove what killed processes of this machine left of `path`."""
+    for left in path.parent.glob(f".*.{glob.escape(_HOST)}-*-{glob.escape(path.name)}"):
+        pid = left.name[1:].split(".")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            left.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

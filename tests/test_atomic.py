@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -24,6 +26,21 @@ def test_a_block_that_fails_leaves_the_former_file(tmp_path, error):
         part.write_text("half")
         raise error
     assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_process_left_is_cleared_and_a_living_ones_is_not(tmp_path):
+    path, script = (
+        tmp_path / "table.csv",
+        "import os, sys; from hrldm.atomic import atomic\n"
+        + ("with atomic(sys.argv[1]) as part:\n    part.write_text('half'); os.kill(os.getpid(), 9)"),
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(path)]).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1 and not path.exists()
+    with atomic(path) as mine:
+        mine.write_text("mine")
+        write_text(path, "between")
+        assert mine.exists()
+    assert path.read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

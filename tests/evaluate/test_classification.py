@@ -242,10 +242,10 @@ cl.run_jobs(jobs, *sets, profile, 0, Path({str(tmp_path / "a")!r}), n_jobs=1)
 """
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
-        while not list((tmp_path / "a").glob("*.epoch")) and process.poll() is None and time.monotonic() < deadline:
+        while not list((tmp_path / "a").glob("[!.]*.epoch")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         process.kill()
-    assert list((tmp_path / "a").glob("*.epoch")), "killed too late to be a test"
+    assert list((tmp_path / "a").glob("[!.]*.epoch")), "killed too late to be a test"
     jobs = jb.subtype_jobs(sets[0], sets[1], profile, 0)[:1]
     resumed = cl.run_jobs(jobs, *sets, profile, 0, tmp_path / "a", n_jobs=1, progress=False)[0]
     whole = cl.run_jobs(jobs, *sets, profile, 0, tmp_path / "b", n_jobs=1, progress=False)[0]
