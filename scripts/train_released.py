@@ -182,7 +182,7 @@ def ship(study: Study) -> None:
         "weights_sha256_16": weights_digest(unet),
         "judged_on": f"{len(study.split('test'))} nodules of test patients of {DATASET}, none seen in training",
         "commit": git_state()["commit"],
-        "sampling": "DDIM, 25 steps; `hr-ldm-matched`: requested histogram imposed at t <= 300 (the default of `released()`)",
+        "sampling": "DDIM, 25 steps; `hr-ldm-matched`: requested histogram imposed at t <= 300 (the default of `released()`, which adds grain: synthesis/grain.py)",
         "results": tables,
         "attribution": ATTRIBUTION,
         "licence": "CC BY 3.0; research only, not a medical device",
