@@ -10,9 +10,6 @@ from typing import Literal
 
 import tyro
 
-from hrldm.config import get_profile
-from hrldm.data.manifest import load_manifest
-from hrldm.data.patches import manifest_digest
 from hrldm.synthesis.files import check_output, described, insert_file, insert_folder
 from hrldm.synthesis.plan import Wish, copies, point, read_plan
 from hrldm.synthesis.released import released
@@ -169,12 +166,12 @@ def judge(
     from hrldm.report.tables import save_tables
 
     started = time.perf_counter()
-    tables = judging.judge_released(root, split, seed, device)
+    study = judging.open_nodules(root, split, seed)
+    tables = judging.judge_released(study, split, device)
     if out is not None:
         save_tables(tables, out)
         wall_time = {f"judge {split}": round(time.perf_counter() - started, 1)}
-        data_hash = manifest_digest(load_manifest(root, check_images=False))
-        write_provenance(out, get_profile("quick"), root.resolve().name, seed, data_hash, wall_time)
+        write_provenance(out, study.profile, study.dataset, study.seed, study.data_hash, wall_time)
     print(judging.summary(tables).to_markdown(index=False, disable_numparse=True))
     return 0
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from hrldm.config import HU_MIN, SIZE_BINS_MM
 from hrldm.data.ct import CT, read_ct, write_nifti
-from hrldm.data.geometry import to_world, voxel_size
+from hrldm.data.geometry import shifted, voxel_size
 from hrldm.data.manifest import load_manifest, write_manifest
 from hrldm.data.nifti import open_nifti, read_voxels
 
@@ -24,10 +24,8 @@ def padded(array: np.ndarray, affine: np.ndarray, fill: float) -> CT:
     """`array` (X, Y, Z) in the middle of a grid of at least `SIDE_MM` a side, the rest `fill`; every voxel stays in its place."""
     lacking = np.maximum(0, np.ceil(SIDE_MM / voxel_size(affine)).astype(int) - array.shape)
     before = lacking // 2
-    moved = affine.copy()
-    moved[:3, 3] = to_world(affine, -before)
     pads = list(zip(before, lacking - before, strict=True))
-    return CT(np.pad(array, pads, constant_values=fill), moved)
+    return CT(np.pad(array, pads, constant_values=fill), shifted(affine, -before))
 
 
 def main() -> None:

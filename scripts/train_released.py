@@ -151,7 +151,7 @@ def judge_on_test(study: Study) -> None:
     systems = {
         s: lambda order, nodules, system=s: synthesise(study, system, order, nodules) for s in (*PAIR, "hr-ldm-matched")
     }
-    save_tables(judge(truth, orders, study.autoencoder, systems, study.profile, default_extractor()), OUT)
+    save_tables(judge(study, truth, orders, systems, default_extractor()), OUT)
 
 
 # -- shipped -------------------------------------------------------------------------------------------------------------

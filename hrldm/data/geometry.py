@@ -18,6 +18,13 @@ def to_world(affine: np.ndarray, index: np.ndarray) -> np.ndarray:
     return np.asarray(index, float) @ affine[:3, :3].T + affine[:3, 3]
 
 
+def shifted(affine: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Affine (4, 4) of a part of an array with this affine, whose first voxel has the index `start` there."""
+    out = affine.copy()
+    out[:3, 3] = to_world(affine, start)
+    return out
+
+
 def reach(affine: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Least and greatest coordinates (3,) of the box between the indices `low` and `high`, seen through `affine`."""
     corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, 3)

@@ -51,11 +51,16 @@ def size_bin(diameter_mm: float) -> int:
     return int(np.searchsorted([hi for _, hi in SIZE_BINS_MM[:-1]], diameter_mm))
 
 
+def bins_of(rows: pd.DataFrame | pd.Series):
+    """The histogram columns b00, b01, … of rows of the library."""
+    return rows.filter(regex=r"^b\d\d$")
+
+
 @functools.cache
 def histogram_library() -> pd.DataFrame:
     """Real histograms, one row a training nodule: nodule_id, patient_id, subtype, size_bin, …, b00..b39 (sum 1)."""
     table = pd.read_csv(_FOLDER / "hu_histograms.csv", comment="#")
-    bins = table.filter(regex=r"^b\d\d$").astype(float)
+    bins = bins_of(table).astype(float)
     table[bins.columns] = bins.div(bins.sum(axis=1), axis=0)
     return table
 
@@ -87,14 +92,14 @@ def choose_histogram(
     if table.empty:
         raise ValueError(f"no histogram of subtype {subtype!r}; choose one of {', '.join(SUBTYPES)}")
     gap = (np.log(table.diameter_mm) - np.log(diameter_mm)).abs()
-    bins = table.filter(regex=r"^b\d\d$")
+    bins = bins_of(table)
     centers = np.linspace(HIST_HU_MIN, HIST_HU_MAX, bins.shape[1], endpoint=False)
     below = bins.loc[:, centers < floor_hu].sum(axis=1)
     same = table[(table.size_bin == size_bin(diameter_mm)) & (below <= 0.02)]
     if len(same) < MIN_NODULES:
         same = table.loc[(gap + 10 * np.maximum(below - 0.02, 0)).sort_values(kind="stable").index[:MIN_NODULES]]
     row = same.iloc[int(rng.integers(len(same)))]
-    return str(row.nodule_id), row.filter(regex=r"^b\d\d$").to_numpy(float)
+    return str(row.nodule_id), bins_of(row).to_numpy(float)
 
 
 def with_solid_share(histogram: np.ndarray, share: float) -> np.ndarray:

@@ -8,28 +8,27 @@ real one?), and as each of the three subtypes (do their means rise in order?). T
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from hrldm.config import SUBTYPES, Profile, get_profile
-from hrldm.data.manifest import load_manifest
-from hrldm.data.patches import Patches, load_patches
-from hrldm.data.texture import histogram_library
+from hrldm.baselines import reconstruction
+from hrldm.baselines.systems import request_for
+from hrldm.config import SUBTYPES, get_profile
+from hrldm.data.patches import Patches
+from hrldm.data.texture import bins_of, histogram_library
 from hrldm.evaluate import intensity
 from hrldm.evaluate.classification_jobs import centre_crop
 from hrldm.evaluate.features import Extractor, default_extractor, three_plane_features
 from hrldm.evaluate.fidelity import separability
 from hrldm.evaluate.protocol import mean_spectra, shape_patients
 from hrldm.evaluate.triplets import ordered_share, thrice, triplet_table, typical_histograms
-from hrldm.model.autoencoder import Autoencoder
-from hrldm.synthesis.generate import Request, feathered, reconstruct
+from hrldm.synthesis.generate import Request
 from hrldm.synthesis.released import released
 from hrldm.train.device import device
-from hrldm.train.latents import lesion_histograms
-from hrldm.train.runs import chosen_histograms
+from hrldm.train.runs import Study, checked_manifest, chosen_histograms
 
 Maker = Callable[[Request, Patches], np.ndarray]  # the order and the true nodules -> HU crops (N, D, D, D)
 
@@ -44,35 +43,27 @@ class Orders:
     nodules_thrice: Patches
 
 
-def orders_from_library(truth: Patches, background: Patches, seed: int, bins: int = 40) -> Orders:
+def orders_from_library(study: Study, truth: Patches, background: Patches) -> Orders:
     """Orders whose other histograms come from the shipped library of real ones, so that no training split is needed."""
     library = histogram_library()
-    b = library.filter(regex=r"^b\d\d$").to_numpy(float)
-    seeds = np.random.SeedSequence((seed, 0)).generate_state(len(truth))
-    own = Request(background.hu, truth.mask, truth.subtype, lesion_histograms(truth, bins), seeds)
-    places = Patches(background.hu, background.mask, truth.frame)
-    other = chosen_histograms(places, library, np.random.default_rng((seed, 0)))
-    typical = typical_histograms(library, b, truth.frame.diameter_mm.to_numpy())
+    own = request_for(study, truth, background, "target")
+    places = replace(background, frame=truth.frame)
+    other = chosen_histograms(places, library, np.random.default_rng((study.seed, 0)))
+    typical = typical_histograms(library, bins_of(library).to_numpy(float), truth.frame.diameter_mm.to_numpy())
     nodules_thrice, triplets = thrice(own, truth, typical)
-    return Orders(own, Request(own.background, own.mask, own.subtype, other, seeds), triplets, nodules_thrice)
-
-
-def autoencoder_alone(model: Autoencoder) -> Maker:
-    """The true lesion as the autoencoder sees it, feathered into its place: the floor of every latent system."""
-    return lambda order, nodules: feathered(
-        order.background, reconstruct(model, nodules.hu, device=device()), order.mask
-    )
+    return Orders(own, replace(own, histogram=other), triplets, nodules_thrice)
 
 
 def judge(
-    truth: Patches, orders: Orders, autoencoder: Autoencoder, systems: Mapping[str, Maker], profile: Profile, extractor: Extractor
-) -> dict[str, pd.DataFrame]:  # fmt: skip
+    study: Study, truth: Patches, orders: Orders, systems: Mapping[str, Maker], extractor: Extractor
+) -> dict[str, pd.DataFrame]:
     """The tables `lesion_histograms`, `median_jsd`, `control_summary`, `triplets_summary`, `power_spectrum`, `separability`.
 
     truth:   the real nodules
-    systems: each makes what it is asked for; `autoencoder` is added as the floor
+    systems: each makes what it is asked for; the study's autoencoder is added as the floor
     """
-    makers = {"autoencoder": autoencoder_alone(autoencoder), **systems}
+    profile = study.profile
+    makers = {"autoencoder": lambda order, nodules: reconstruction.generate(study, order, nodules.hu), **systems}
     own, other = ({s: make(order, truth) for s, make in makers.items()} for order in (orders.own, orders.other))
     lesions = intensity.lesion_tables(own, truth, 0)
     medians = [lesions.groupby(by, sort=False).jsd.median().reset_index() for by in (["system", "subtype"], ["system"])]
@@ -95,34 +86,33 @@ def judge(
     }
 
 
-def judge_released(root: Path, split: str = "test", seed: int = 0, on: str | None = None) -> dict[str, pd.DataFrame]:
-    """`judge` the released network on a manifest's nodules: left to itself, with the histogram imposed, and with grain as well.
-
-    root:  folder with manifest.csv
-    split: train, val, test or all
+def open_nodules(root: Path, split: str = "test", seed: int = 0) -> Study:
+    """A study of nodules to be judged; it trains nothing and needs no training split. `split` may be `all`.
 
     Raises:
         ValueError: a manifest that does not validate, or no nodule in the split.
     """
-    frame = load_manifest(root)
-    frame = frame if split == "all" else frame[frame.split == split]
-    if frame.empty:
+    frame = checked_manifest(root)
+    frame = frame.assign(split="all") if split == "all" else frame
+    if not (frame.split == split).any():
         raise ValueError(f"{root}: no nodule of split {split!r} in its manifest; choose another, or all")
+    return Study(get_profile("quick"), root.resolve().name, root, seed, frame)
+
+
+def judge_released(study: Study, split: str, on: str | None = None) -> dict[str, pd.DataFrame]:
+    """`judge` the released network on a split: left to itself, with the histogram imposed, and with grain as well."""
     generators = {
         "hr-ldm": released(on=on, match_t_max=None, grain=False),
         "hr-ldm-matched": released(on=on, grain=False),
         "released": released(on=on),
     }
-    profile = get_profile("quick")
-    truth = load_patches(frame, profile.patch_mm)
-    has_background = "background" in frame and frame.background.notna().all()
-    background = load_patches(frame, profile.patch_mm, "background") if has_background else truth
-    orders = orders_from_library(truth, background, seed, profile.hist_bins)
     systems = {
         name: lambda order, _, name=name, made_by=made_by: made_by(order, progress=name)
         for name, made_by in generators.items()
     }
-    return judge(truth, orders, generators["released"].autoencoder, systems, profile, default_extractor())
+    truth = study.patches(split)
+    orders = orders_from_library(study, truth, study.backgrounds(split))
+    return judge(study, truth, orders, systems, default_extractor())
 
 
 def summary(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

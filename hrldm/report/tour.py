@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from hrldm.config import SUBTYPES
 from hrldm.data.ct import CT, to_ras, write_nifti
-from hrldm.data.geometry import to_world
+from hrldm.data.geometry import shifted, to_world
 from hrldm.data.nifti import scaled
 from hrldm.data.placement import LOBE_NAMES, LOCATIONS
 from hrldm.report.figures_base import Panel
@@ -33,8 +33,7 @@ def around_lesion(ct: CT, made: Inserted, number: int = 1, side_mm: float = SIDE
     half = np.ceil(side_mm / 2 / ct.spacing).astype(int)
     low = np.maximum(0, centre - half)
     cut = tuple(slice(a, b) for a, b in zip(low, centre + half, strict=True))
-    affine = ct.affine.copy()
-    affine[:3, 3] = to_world(ct.affine, low)
+    affine = shifted(ct.affine, low)
     inside = to_ras(CT(lesion[cut], affine))
     crops = (to_ras(CT(scaled(stored[cut], ct.slope, ct.inter), affine)) for stored in (ct.stored, made.stored))
     spacing = tuple(float(s) for s in inside.spacing)

@@ -17,7 +17,7 @@ from torch import nn
 
 from hrldm.config import SUBTYPES
 from hrldm.data.ct import CT
-from hrldm.data.geometry import reach, resample, sample, to_world
+from hrldm.data.geometry import reach, resample, sample, shifted, to_world
 from hrldm.data.nifti import scaled, unscaled
 from hrldm.data.shapes import ShapeLibrary, load_shapes
 from hrldm.model.autoencoder import FACTOR, denormalise_hu, normalise_hu
@@ -61,8 +61,7 @@ def insert_whole(
     place, lesion = mask_on_grid(mask, grid, ct)
     found[place][lesion] = 1
     around = tuple(slice(max(0, s.start - 8), s.stop + 8) for s in ndimage.find_objects(mask.astype(np.uint8))[0])
-    part = grid.copy()
-    part[:3, 3] = to_world(grid, [s.start for s in around])
+    part = shifted(grid, [s.start for s in around])
     cut = mask[around]
     before, after = (sample(scaled(x, ct.slope, ct.inter), ct.affine, cut.shape, part) for x in (ct.stored, stored))
     quality = assess(before, after, cut, nodule.histogram)
@@ -149,10 +148,8 @@ def _reached(grid: np.ndarray, shape: tuple[int, ...], ct: CT) -> tuple:
     first, last = reach(np.linalg.inv(ct.affine) @ grid, [0, 0, 0], [n - 1 for n in shape])
     low = np.maximum(np.ceil(first), 0).astype(int)
     high = np.minimum(np.floor(last).astype(int) + 1, ct.shape)
-    affine = ct.affine.copy()
-    affine[:3, 3] = to_world(ct.affine, low)
     return (
         tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)),
         tuple(int(n) for n in high - low),
-        affine,
+        shifted(ct.affine, low),
     )

@@ -1,6 +1,7 @@
 """A system that obeys is told from one that is deaf to what is asked, in every line of a judgement."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,13 @@ from hrldm import __main__ as cli
 from hrldm.config import SUBTYPES
 from hrldm.evaluate import judging
 from hrldm.evaluate.features import Extractor
+from hrldm.train.latents import lesion_histograms
 from tests import tiny
 
 EXTRACTOR = Extractor("coarse", 16, 16, nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten()))
+
+
+STUDY = SimpleNamespace(seed=3, profile=tiny.profile(), autoencoder=tiny.autoencoder())
 
 
 def deaf(order, _) -> np.ndarray:
@@ -25,15 +30,15 @@ def deaf(order, _) -> np.ndarray:
 def tables():
     truth = tiny.patches(18, size=40)
     clean = judging.Patches(np.where(truth.mask, -850, truth.hu).astype(np.int16), truth.mask, truth.frame)
-    orders, paint = judging.orders_from_library(truth, clean, seed=3), tiny.PaintingGenerator()
+    orders, paint = judging.orders_from_library(STUDY, truth, clean), tiny.PaintingGenerator()
     systems = {"paint": lambda order, _: paint(order), "deaf": deaf}
-    return judging.judge(truth, orders, tiny.autoencoder(), systems, tiny.profile(), EXTRACTOR)
+    return judging.judge(STUDY, truth, orders, systems, EXTRACTOR)
 
 
 def test_orders_are_of_real_histograms_of_the_subtype():
     truth = tiny.patches(6, size=40)
-    orders = judging.orders_from_library(truth, truth, seed=3)
-    np.testing.assert_allclose(orders.own.histogram, judging.lesion_histograms(truth, 40))
+    orders = judging.orders_from_library(STUDY, truth, truth)
+    np.testing.assert_allclose(orders.own.histogram, lesion_histograms(truth, 40))
     library = judging.histogram_library()
     bins = library.filter(regex=r"^b\d\d$").to_numpy(float)
     for subtype, wanted in zip(truth.subtype, orders.other.histogram, strict=True):
@@ -66,12 +71,7 @@ def test_the_summary_is_what_the_tables_say(tables):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    def released(**_):
-        generator = tiny.PaintingGenerator()
-        generator.autoencoder = tiny.autoencoder()
-        return generator
-
-    monkeypatch.setattr(judging, "released", released)
+    monkeypatch.setattr(judging, "released", lambda **_: tiny.PaintingGenerator())
     monkeypatch.setattr(judging, "default_extractor", lambda: EXTRACTOR)
 
     def _call(*arguments):
