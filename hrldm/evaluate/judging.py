@@ -127,7 +127,8 @@ def summary(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for system, r in jsd.iterrows():
         row = [system, f"{r.value:.3f} ({r.ci_low:.3f} to {r.ci_high:.3f})", f"{median[system]:.3f}"]
         row += [
-            f"{fit.slope[system, s]:.2f}, {fit.r2[system, s]:.3f}" if (system, s) in fit.index else "" for s in subtypes
+            f"{fit.slope[system, s]:.2f}, {fit.r2[system, s]:.3f}" if pd.notna(fit.r2.get((system, s))) else ""
+            for s in subtypes
         ]
         row.append(f"{order.value[system]:.0%} of {order.n[system]}" if system in order.index else "")
         row.append(f"{apart[system]:.2f}" if system in apart.index else "")
