@@ -19,7 +19,7 @@ import numpy as np
 
 from hrldm.atomic import atomic
 from hrldm.data.dicom import read_series
-from hrldm.data.geometry import check_geometry, grid_gap, voxel_size
+from hrldm.data.geometry import check_geometry, grid_gap, head_foot, voxel_size
 from hrldm.data.nifti import open_nifti, read_voxels
 
 logger = logging.getLogger(__name__)
@@ -92,11 +92,9 @@ def read_ct(path: str | Path, min_slices: int = 20, series_uid: str | None = Non
         stored, array = read_voxels(image, path)
         slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
         ct = CT(array, image.affine, stored, slope, inter, image.header, str(path), {"format": "nifti"})
-    axis = int(np.flatnonzero(nib.io_orientation(ct.affine)[:, 0] == 2)[0])
-    if ct.shape[axis] < min_slices:
-        raise ValueError(
-            f"{path}: {ct.shape[axis]} slices, a whole chest CT has at least {min_slices}; give the full series"
-        )
+    n_slices = ct.shape[head_foot(ct.affine)]
+    if n_slices < min_slices:
+        raise ValueError(f"{path}: {n_slices} slices, a whole chest CT has at least {min_slices}; give the full series")
     check_hu(ct.array, path)
     if ct.spacing.max() >= THICK_MM:
         logger.warning(

@@ -23,11 +23,10 @@ import torch
 from tqdm import tqdm
 
 from hrldm import __version__
+from hrldm.data.beside import read_avoided
 from hrldm.data.ct import CT, read_ct, write_nifti
 from hrldm.data.dicom_write import NOTE, PRIVATE, write_series
-from hrldm.data.geometry import sample
 from hrldm.data.lungs import lung_labels
-from hrldm.data.nifti import open_nifti, read_voxels
 from hrldm.synthesis.generate import Generator
 from hrldm.synthesis.insert import Inserted, insert
 from hrldm.synthesis.plan import Wish, summary
@@ -74,7 +73,7 @@ def insert_file(
         raise ValueError("nothing to insert: the plan is empty")
     ct = read_ct(path, series_uid=series_uid)
     labels, source = lung_labels(ct, lungs)
-    known = None if avoid is None else _avoided(avoid, ct)
+    known = None if avoid is None else read_avoided(avoid, ct, labels)
     if whole_volume:
         made = insert_whole(ct, wishes, generator, labels, known)
     else:
@@ -182,11 +181,6 @@ def _same_name(folder: Path, name: str) -> Path:
         if (folder / f"{name}{suffix}").is_file():
             return folder / f"{name}{suffix}"
     raise ValueError(f"{folder}: no label map named {name}.nii.gz")
-
-
-def _avoided(path: str | Path, ct: CT) -> np.ndarray:
-    image = open_nifti(path)
-    return sample(read_voxels(image, path)[1] > 0, image.affine, ct.shape, ct.affine, order=0, outside=0)
 
 
 def _record(ct: CT, made: Inserted, generator: Generator, lungs: str) -> dict:
