@@ -18,14 +18,13 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from hrldm import __version__
 from hrldm.data.beside import read_avoided
 from hrldm.data.ct import CT, read_ct, write_nifti
-from hrldm.data.dicom_write import NOTE, PRIVATE, write_series
+from hrldm.data.dicom_write import NOTE, PRIVATE, check_source, write_series
 from hrldm.data.lungs import lung_labels
 from hrldm.synthesis.generate import Generator
 from hrldm.synthesis.insert import Inserted, insert
@@ -35,6 +34,7 @@ from hrldm.train.latents import weights_digest
 
 logger = logging.getLogger(__name__)
 RECORD = "record.json"
+FORMATS = ("same", "nifti")
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom")
 
 
@@ -50,6 +50,7 @@ def insert_file(
     private: str = "strip",
     series_uid: str | None = None,
     whole_volume: bool = False,
+    format: str = "same",
 ) -> dict:
     """Read a CT, insert the wishes, write the folder `out`; returns the record.
 
@@ -60,6 +61,7 @@ def insert_file(
         overwrite: replace a folder that a former insertion wrote
         private:   strip or keep private DICOM tags
         whole_volume: the paper's Algorithm 2 over the whole scan, for comparison: every voxel of the body changes
+        format:    "same": a DICOM source gives a derived DICOM series too; "nifti": NIfTI alone
 
     Raises:
         ValueError: any wrong input, before any long work, named; nothing is written.
@@ -71,7 +73,12 @@ def insert_file(
         raise ValueError(f"private tags: choose {' or '.join(PRIVATE)}, not {private!r}")
     if not wishes:
         raise ValueError("nothing to insert: the plan is empty")
+    if format not in FORMATS:
+        raise ValueError(f"format: choose {' or '.join(FORMATS)}, not {format!r}")
     ct = read_ct(path, series_uid=series_uid)
+    derive = format == "same" and ct.provenance.get("format") == "dicom"
+    if derive:
+        check_source(path, series_uid)
     labels, source = lung_labels(ct, lungs)
     known = None if avoid is None else read_avoided(avoid, ct, labels)
     if whole_volume:
@@ -85,7 +92,7 @@ def insert_file(
         suffix = ".nii" if str(path).endswith(".nii") else ".nii.gz"
         write_nifti(part / f"ct{suffix}", made.stored, ct)
         write_nifti(part / "mask.nii.gz", made.mask, CT(made.mask, ct.affine))
-        if ct.provenance.get("format") == "dicom":
+        if derive:
             key = hashlib.sha256(json.dumps(record["nodules"], sort_keys=True).encode()).hexdigest()
             write_series(path, made.stored, part / "dicom", key, private, series_uid)
         (part / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -200,7 +200,9 @@ def _own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | N
             f"must{f' ({cut:.0%} is beyond the CT)' if cut else ''}; is it the mask of this scan?"
         )
     if (mean := float(space.hu[tuple(voxels[within].T)].mean())) < OWN_AIR_HU:
-        raise ValueError(f"{path}: the lesion lies in air (mean {mean:.0f} HU), not in lung; is it the mask of this scan?")
+        raise ValueError(
+            f"{path}: the lesion lies in air (mean {mean:.0f} HU), not in lung; is it the mask of this scan?"
+        )
     if cut:
         logger.warning("%s: %.0f%% of the lesion is beyond the CT and cannot be written", path, 100 * cut)
     if space.occupied[tuple(voxels[within].T)].any():

@@ -286,7 +286,10 @@ def test_a_lesion_that_reaches_beyond_the_ct_is_told(tmp_path, caplog):
     low = np.rint(at).astype(int)
     affine = ct.affine.copy()
     affine[:3, 3] = to_world(ct.affine, low * [0, 0, 1])
-    ct, labels = CT(np.ascontiguousarray(ct.array[:, :, low[2] :]), affine), np.ascontiguousarray(labels[:, :, low[2] :])
+    ct, labels = (
+        CT(np.ascontiguousarray(ct.array[:, :, low[2] :]), affine),
+        np.ascontiguousarray(labels[:, :, low[2] :]),
+    )
     place = to_world(affine, [low[0], low[1], 0])
     put(ct, labels, Wish(mask=own_mask(tmp_path, place + [0, 0, 6.5], 8.5)))
     assert "of the lesion is beyond the CT" not in caplog.text
