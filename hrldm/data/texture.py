@@ -168,7 +168,7 @@ def quantiles(histogram: np.ndarray, n: int) -> np.ndarray:
     return np.interp((np.arange(n) + 0.5) / n, cdf, edges)
 
 
-def _ranked(score: np.ndarray, inside: np.ndarray, target: np.ndarray) -> np.ndarray:
+def ranked(score: np.ndarray, inside: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The ascending `target` values dealt to the masked voxels in the order of their scores."""
     values = np.empty(len(target))
     values[np.argsort(score[inside], kind="stable")] = target
@@ -255,8 +255,8 @@ def texture_nodule(
     noise = 1.4826 * float(np.median(np.abs(residue))) * _field(inside.shape, np.ones(1), NOISE_MM, rng)
 
     filled = lung.copy()
-    filled[inside] = _ranked(tissue + (1 - tissue) * (fill + structure), inside, target)
-    filled[inside] = _ranked(ndimage.gaussian_filter(filled, BLUR_MM) + noise, inside, target)
+    filled[inside] = ranked(tissue + (1 - tissue) * (fill + structure), inside, target)
+    filled[inside] = ranked(ndimage.gaussian_filter(filled, BLUR_MM) + noise, inside, target)
     halo = ndimage.gaussian_filter(filled - lung, psf_mm, mode="constant", truncate=HALO_VOXELS / max(psf_mm))
     near = ndimage.binary_dilation(inside, iterations=HALO_VOXELS) & ~inside
     filled[near] = (lung + halo)[near]

@@ -75,21 +75,27 @@ class Study:
         return obtain_autoencoder(self)
 
     @functools.cached_property
-    def _latents(self) -> dict[str, LatentCache]:
+    def _latents(self) -> dict[tuple[str, bool], LatentCache]:
         return {}
 
-    def latents(self, split: str) -> LatentCache:
-        """The encoded crops of a split, made at the first call; the training split in `latent_variants`."""
-        if split not in self._latents:
-            self._latents[split] = self._encoded(split)
-        return self._latents[split]
+    def latents(self, split: str, templates: bool | None = None) -> LatentCache:
+        """The encoded crops of a split, made at the first call; the training split in `latent_variants`.
 
-    def _encoded(self, split: str) -> LatentCache:
+        templates: with the histograms as pictures; None as the profile says
+        """
+        templates = self.profile.histogram_template if templates is None else templates
+        if (split, templates) not in self._latents:
+            self._latents[split, templates] = self._encoded(split, templates)
+        return self._latents[split, templates]
+
+    def _encoded(self, split: str, templates: bool) -> LatentCache:
         p = self.profile
         enough = -(-p.least_latents // len(self.split(split)))
         variants = max(p.latent_variants, min(enough, SYMMETRIES)) if split == "train" else 1
-        patches = self.patches(split, p.patch_mm + (2 * SHIFT if variants > 1 else 0))
-        return build_latents(self.autoencoder, patches, p.patch_mm, variants, p.hist_bins, self.seed, device())
+        size = p.patch_mm + (2 * SHIFT if variants > 1 else 0)
+        patches, background = self.patches(split, size), self.backgrounds(split, size).hu
+        settings = (p.patch_mm, variants, p.hist_bins, self.seed, device())
+        return build_latents(self.autoencoder, patches, *settings, background, templates)
 
     def unet(self, start: ConditionalUNet | None = None, **changes):
         """A trained U-Net with some settings changed: (network, latent scale, its profile, loss history).
@@ -231,7 +237,7 @@ def fit_ldm(study: Study, profile: Profile, path: Path, start: ConditionalUNet |
     """Train Stage II unless `path` is finished (resumes where it stopped); the loss history."""
     if path.exists() and ckpt.load_meta(path)["step"] == profile.ldm_steps:
         return read_history(path.parent)
-    cache = study.latents("train")
+    cache = study.latents("train", profile.histogram_template)
     initial = None if start is None else start.state_dict()
     steps = train_ldm(cache, profile, study.seed, path, study.autoencoder, initial=initial)
     label = f"{profile.objective} lambda={profile.lambda_hist:g}"
