@@ -157,14 +157,14 @@ def transplant(
     `source_id`, `symmetry` and the centre voxel `i, j, k` in the host. What finds no place is left out and logged.
 
     Raises:
-        ValueError: no host for a split, or the patient of a test host stands in another split too.
+        ValueError: no host for a split, the patient of a test host takes others' nodules too, or no place for any nodule.
     """
     if target.exists():
         return target
     by_split = {split: [h for h in hosts if split in h.splits] for split in nodules.split.unique()}
     if lonely := [split for split, found in by_split.items() if not found]:
         raise ValueError(f"no host CT for the nodules of split(s) {', '.join(lonely)}")
-    require_unseen_hosts({h.patient_id: h.splits for h in hosts})
+    require_unseen_hosts(hosts)
     maps = {id(h): LungMap(h.lungs, h.allowed) for h in hosts}
     patches = load_patches(nodules, side)
     rows, homeless = [], []
@@ -176,22 +176,26 @@ def transplant(
                 rng = np.random.default_rng((seed, i, copy))
                 found = by_split[row.split]
                 host = found[(i + copy) % len(found)]
-                symmetry = int(rng.integers(len(CUBE_SYMMETRIES)))
+                # what is judged keeps its orientation: a turned nodule gives itself away by its slices
+                symmetry = int(rng.integers(len(CUBE_SYMMETRIES))) if row.split == "train" else 0
                 hu, mask = (cube_symmetry(a[i], symmetry) for a in (patches.hu, patches.mask))
                 centre = find_place(host, maps[id(host)], weight(mask) > 0, rng)
                 if centre is None:
                     homeless.append(row.nodule_id)
                     continue
                 rows.append(_write(part, row, host, hu, mask, centre, copy) | {"symmetry": symmetry})
+        if not rows:
+            raise ValueError("no nodule found a place in healthy lung; give other host CTs, or check their lung masks")
         write_manifest(pd.DataFrame(rows), part / "manifest.csv")
     if homeless:
         logger.warning("%d of %d transplants found no place and are left out: %s …", len(homeless), len(homeless) + len(rows), homeless[0])  # fmt: skip
     return target
 
 
-def require_unseen_hosts(hosts: dict[str, tuple[str, ...]]) -> None:
+def require_unseen_hosts(hosts: Sequence[Host]) -> None:
     """Raise ValueError when the patient of a test host takes nodules of another split too."""
-    if shared := [patient for patient, splits in hosts.items() if "test" in splits and len(set(splits)) > 1]:
+    taken = {patient: {s for h in hosts if h.patient_id == patient for s in h.splits} for patient in {h.patient_id for h in hosts}}
+    if shared := sorted(patient for patient, splits in taken.items() if "test" in splits and len(splits) > 1):
         raise ValueError(
             f"host patient(s) {', '.join(shared)} would take test nodules and others: split hosts by patient"
         )
