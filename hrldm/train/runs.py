@@ -168,12 +168,8 @@ def open_study(
             lidc-mini also a shape or a place) in two splits, naming what and where.
     """
     p = profile if isinstance(profile, Profile) else get_profile(profile, **overrides)
-    if dataset == "lidc-mini":
-        root = lidc_mini.prepare(p.n_train, p.n_val, p.n_test, seed, n_jobs=os.cpu_count() or 1)
-    elif data_root:
-        root = Path(data_root).expanduser()
-    else:
-        raise ValueError(f"dataset {dataset!r} needs data_root, the folder of its manifest.csv (DATA_ROOT=… with make)")
+    given = paths.check_run(p.name, dataset, data_root)
+    root = Path(given) if given else lidc_mini.prepare(p.n_train, p.n_val, p.n_test, seed, n_jobs=os.cpu_count() or 1)
     frame = checked_manifest(root)
     assert_disjoint(frame)
     missing = [s for s in ("train", "test") if not (frame.split == s).any()]
