@@ -79,6 +79,7 @@ def run(notebook: Path, out: Path, *, profile: str, dataset: str, data_root: str
         cwd=str(notebook.parent),
         kernel_name="python3",
         progress_bar=False,
+        iopub_timeout=600,  # 4 s fail a run of hours on a machine that is short of breath
         config=TRANSPORT,
     )
     # executed notebooks are published: no folder of this machine in their parameters, warnings and metadata
