@@ -25,7 +25,6 @@ from hrldm.evaluate.features import Extractor, default_extractor, three_plane_fe
 from hrldm.evaluate.fidelity import separability
 from hrldm.evaluate.protocol import mean_spectra, shape_patients
 from hrldm.evaluate.triplets import ordered_share, thrice, triplet_table, typical_histograms
-from hrldm.report.tables import value_with_interval
 from hrldm.synthesis.generate import Request
 from hrldm.synthesis.released import released
 from hrldm.train.device import device
@@ -133,7 +132,11 @@ def summary(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     subtypes = [s for s in SUBTYPES if s in fit.index.unique("subtype")]
     rows = []
     for system, r in jsd.iterrows():
-        row = [system, value_with_interval(r.value, r.ci_low, r.ci_high, "{:.3f}".format), f"{median[system]:.3f}"]
+        row = [
+            system,
+            f"{r.value:.3f}" + (f" ({r.ci_low:.3f} to {r.ci_high:.3f})" if pd.notna(r.ci_low) else ""),
+            f"{median[system]:.3f}",
+        ]
         row += [
             f"{fit.slope[system, s]:.2f}, {fit.r2[system, s]:.3f}" if pd.notna(fit.r2.get((system, s))) else ""
             for s in subtypes

@@ -8,7 +8,7 @@ its columns when it is saved.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,7 +152,7 @@ def view(table: pd.DataFrame, schema: Schema) -> str:
     shown = table.copy()
     for centre in ("value", "mean", "auroc", "ours"):
         if {centre, "ci_low", "ci_high"} <= set(shown.columns):
-            cells = [value_with_interval(*row) for row in shown[[centre, "ci_low", "ci_high"]].itertuples(index=False)]
+            cells = [_with_interval(*row) for row in shown[[centre, "ci_low", "ci_high"]].itertuples(index=False)]
             shown[centre] = cells
             shown = shown.drop(columns=["ci_low", "ci_high"])
     if schema.rows:
@@ -207,10 +207,9 @@ def _number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def value_with_interval(value: object, low: object, high: object, number: Callable[[object], str] = _number) -> str:
-    """`value (low to high)`; the value alone where there is no interval."""
-    interval = "" if pd.isna(low) or pd.isna(high) else f" ({number(low)} to {number(high)})"
-    return number(value) + interval
+def _with_interval(value: object, low: object, high: object) -> str:
+    interval = "" if pd.isna(low) or pd.isna(high) else f" ({_number(low)} to {_number(high)})"
+    return _number(value) + interval
 
 
 def _span(counts: pd.Series) -> str:
