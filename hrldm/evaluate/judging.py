@@ -17,7 +17,7 @@ import pandas as pd
 from hrldm.baselines import reconstruction
 from hrldm.baselines.systems import request_for
 from hrldm.config import SUBTYPES, get_profile
-from hrldm.data.patches import Patches
+from hrldm.data.patches import Patches, fitting
 from hrldm.data.texture import bins_of, histogram_library
 from hrldm.evaluate import intensity
 from hrldm.evaluate.classification_jobs import centre_crop
@@ -92,11 +92,18 @@ def open_nodules(root: Path, split: str = "test", seed: int = 0) -> Study:
     Raises:
         ValueError: a manifest that does not validate, or no nodule in the split.
     """
+    profile = get_profile("quick")
     frame = checked_manifest(root)
     frame = frame.assign(split="all") if split == "all" else frame
-    if not (frame.split == split).any():
+    chosen = frame[frame.split == split]
+    if chosen.empty:
         raise ValueError(f"{root}: no nodule of split {split!r} in its manifest; choose another, or all")
-    return Study(get_profile("quick"), root.resolve().name, root, seed, frame)
+    if (chosen.diameter_mm > profile.patch_mm).all():
+        raise ValueError(
+            f"{root}: every nodule of split {split!r} is wider than the crop of {profile.patch_mm} mm that is judged "
+            f"(the first, {chosen.nodule_id.iloc[0]}, has {chosen.diameter_mm.iloc[0]:g} mm)"
+        )
+    return Study(profile, root.resolve().name, root, seed, fitting(frame, profile.patch_mm))
 
 
 def judge_released(study: Study, split: str, on: str | None = None) -> dict[str, pd.DataFrame]:
@@ -125,13 +132,17 @@ def summary(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     subtypes = [s for s in SUBTYPES if s in fit.index.unique("subtype")]
     rows = []
     for system, r in jsd.iterrows():
-        row = [system, f"{r.value:.3f} ({r.ci_low:.3f} to {r.ci_high:.3f})", f"{median[system]:.3f}"]
+        row = [
+            system,
+            f"{r.value:.3f}" + (f" ({r.ci_low:.3f} to {r.ci_high:.3f})" if pd.notna(r.ci_low) else ""),
+            f"{median[system]:.3f}",
+        ]
         row += [
             f"{fit.slope[system, s]:.2f}, {fit.r2[system, s]:.3f}" if pd.notna(fit.r2.get((system, s))) else ""
             for s in subtypes
         ]
         row.append(f"{order.value[system]:.0%} of {order.n[system]}" if system in order.index else "")
-        row.append(f"{apart[system]:.2f}" if system in apart.index else "")
+        row.append(f"{apart[system]:.2f}" if pd.notna(apart.get(system)) else "")
         rows.append(row)
     counts = fit.loc[fit.index[0][0]].n
     head = ["system", f"JSD, n = {jsd.n.max()}", "median", *(f"{s}: slope, R², n = {counts[s]}" for s in subtypes)]

@@ -21,9 +21,9 @@ from hrldm.config import Profile, get_profile
 from hrldm.data import lidc_mini
 from hrldm.data.fetch import LITE0, wheel_file
 from hrldm.data.manifest import load_manifest
-from hrldm.data.patches import Patches, load_patches, manifest_digest
+from hrldm.data.patches import Patches, fitting, load_patches, manifest_digest
 from hrldm.data.split import assert_disjoint
-from hrldm.data.texture import FLOOR_REACH, choose_histogram, histogram_library, lung_floor, size_bin
+from hrldm.data.texture import FLOOR_REACH, choose_histogram, completed, histogram_library, lung_floor, size_bin
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.perceptual import PerceptualLoss
 from hrldm.model.unet import ConditionalUNet
@@ -65,9 +65,11 @@ class Study:
         return load_patches(self.split(split), size or self.profile.patch_mm, image_column)
 
     def backgrounds(self, split: str, size: int | None = None) -> Patches:
-        """The same places without their nodules where the dataset has them, else the images themselves."""
-        column = "background" if "background" in self.frame and self.frame.background.notna().all() else "image"
-        return self.patches(split, size, column)
+        """The same places, without their nodules where the manifest has a background, else the images themselves."""
+        frame = self.split(split)
+        if "background" in frame:
+            frame = frame.assign(image=frame.background.where(frame.background != "", frame.image))
+        return load_patches(frame, size or self.profile.patch_mm)
 
     @functools.cached_property
     def autoencoder(self) -> Autoencoder:
@@ -140,7 +142,7 @@ class Study:
         bins = lesion_histograms(train, self.profile.hist_bins)
         table = train.frame[["nodule_id", "patient_id", "subtype", "diameter_mm"]]
         columns = {f"b{i:02d}": column for i, column in enumerate(bins.T)}
-        return table.assign(size_bin=table.diameter_mm.map(size_bin), **columns)
+        return completed(table.assign(size_bin=table.diameter_mm.map(size_bin), **columns))
 
     def library_histograms(self, places: Patches, seed: int) -> np.ndarray:
         """A training nodule's histogram of the same subtype and about the same size for every row (never its own).
@@ -174,13 +176,9 @@ def open_study(
             lidc-mini also a shape or a place) in two splits, naming what and where.
     """
     p = profile if isinstance(profile, Profile) else get_profile(profile, **overrides)
-    if dataset == "lidc-mini":
-        root = lidc_mini.prepare(p.n_train, p.n_val, p.n_test, seed, n_jobs=os.cpu_count() or 1)
-    elif data_root:
-        root = Path(data_root).expanduser()
-    else:
-        raise ValueError(f"dataset {dataset!r} needs data_root, the folder of its manifest.csv (DATA_ROOT=… with make)")
-    frame = checked_manifest(root)
+    given = paths.check_run(p.name, dataset, data_root)
+    root = Path(given) if given else lidc_mini.prepare(p.n_train, p.n_val, p.n_test, seed, n_jobs=os.cpu_count() or 1)
+    frame = fitting(checked_manifest(root), p.patch_mm)
     assert_disjoint(frame)
     missing = [s for s in ("train", "test") if not (frame.split == s).any()]
     if missing:

@@ -235,7 +235,7 @@ def test_wrong_studies_are_named(tmp_path, monkeypatch):
         runs.open_study("tiny")
     with pytest.raises(ValueError, match="unknown profile field"):
         runs.open_study("smoke", lamda_hist=0.0)
-    with pytest.raises(ValueError, match="'mine' needs data_root"):
+    with pytest.raises(ValueError, match=r"'mine' is not embedded: give DATA_ROOT \(data_root\)"):
         runs.open_study("smoke", "mine")
     with pytest.raises(ValueError, match="manifest.csv"):
         runs.open_study("smoke", "mine", str(tmp_path / "nowhere"))
