@@ -199,7 +199,7 @@ def test_a_folder_of_cts_goes_on_where_it_was_and_one_bad_ct_stops_no_other(nift
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "released", lambda **changes: tiny.PaintingGenerator())
+    monkeypatch.setattr("hrldm.synthesis.released.released", lambda **changes: tiny.PaintingGenerator())
 
     def _call(*arguments):
         monkeypatch.setattr(sys, "argv", ["hrldm", *map(str, arguments)])
