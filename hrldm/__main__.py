@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
@@ -72,10 +73,13 @@ def insert(
         series_uid: which series of a DICOM folder with several.
         overwrite: replace the folder of a former insertion.
     """
+    from hrldm.atomic import held
     from hrldm.synthesis.files import check_output, described, insert_file
     from hrldm.synthesis.plan import Wish, copies, read_plan
 
-    check_output(out, overwrite)
+    out = Path(os.path.abspath(out))
+    with held(out):
+        check_output(out, overwrite)
     wish = {
         "subtype": subtype,
         "diameter_mm": diameter,

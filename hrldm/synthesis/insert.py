@@ -27,6 +27,7 @@ from hrldm.synthesis.plan import Wish
 from hrldm.synthesis.quality import assess, faults
 
 logger = logging.getLogger(__name__)
+MOST_RETRIES = 100
 CROP_MM, STEP_MM = 40, 8  # the crop's side: the least, and what it grows by
 
 
@@ -61,7 +62,7 @@ def insert(
 
     Raises:
         ValueError: no place for a nodule (with the reasons), a place outside the lungs, a lobe the labels do not tell, or
-            retries below 0.
+            retries that `check_retries` refuses.
     """
     check_retries(retries)
     library = library or load_shapes()
@@ -87,9 +88,11 @@ def insert(
 
 
 def check_retries(retries: int) -> None:
-    """Raise ValueError for a number of retries below 0."""
-    if retries < 0:
-        raise ValueError(f"retries={retries}: give 0 or more, how often a nodule that misses its wish is made again")
+    """Raise ValueError for a number of retries below 0, or so large that a wish that cannot be met would never end."""
+    if not 0 <= retries <= MOST_RETRIES:
+        raise ValueError(
+            f"retries={retries}: give 0 to {MOST_RETRIES}, how often a nodule that misses its wish is made again"
+        )
 
 
 # -- what --------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from hrldm.data.placement import LOBE_NAMES, LOCATIONS
 SEED_RULE = (
     "each nodule's own; of copies the first has the one given, the k-th and a batch's draw theirs by SeedSequence"
 )
+MOST = 10_000  # nodules in one CT; lungs hold fewer
 SMALLEST_MM, LARGEST_MM = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]
 
 
@@ -177,10 +178,10 @@ def copies(wish: Wish, count: int) -> list[Wish]:
     """`count` nodules after one wish, the first with its seed, the others with seeds of their own (`own_seed`).
 
     Raises:
-        ValueError: count below 1, or several at one place.
+        ValueError: count below 1 or above `MOST`, or several at one place.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    if not 1 <= count <= MOST:
+        raise ValueError(f"count must be at least 1 and at most {MOST}, got {count}")
     if count > 1 and (wish.at is not None or wish.mask is not None):
         raise ValueError("several nodules cannot have one place; leave it out, or give a plan with a place each")
     return [wish, *(replace(wish, seed=own_seed(wish.seed, k)) for k in range(1, count))]

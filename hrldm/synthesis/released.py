@@ -35,7 +35,7 @@ def released(
 
     Raises:
         CheckpointError: a file is missing or corrupt (its weights are not those of the card beside it), or the U-Net was trained on another autoencoder's latents.
-        ValueError: unknown field, or cuda where there is none.
+        ValueError: unknown field, steps that the schedule does not have, or cuda where there is none.
     """
     if on == "cuda" and device() != "cuda":
         raise ValueError("no CUDA device here; leave out on=cuda, or give cpu")
@@ -50,10 +50,18 @@ def released(
     ckpt.require(meta, unet, autoencoder=weights_digest(model))
     known = {f.name for f in dataclasses.fields(Profile)}
     stored = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["profile"].items() if k in known}
-    profile = replaced(Profile(**stored), **sampling)
+    profile = sampled(Profile(**stored), **sampling)
     net, scale = load_unet(unet, profile, on)
     _check_card(unet, net)
     return Generator(model.to(on), net, scale, profile, on, grain)
+
+
+def sampled(profile: Profile, **sampling) -> Profile:
+    """The profile with other fields of sampling; errors as `released`."""
+    profile = replaced(profile, **sampling)
+    if not 1 <= profile.sample_steps <= profile.num_train_timesteps:
+        raise ValueError(f"sample_steps={profile.sample_steps}: give 1 to {profile.num_train_timesteps}")
+    return profile
 
 
 def _check_card(path: Path, model: nn.Module) -> None:

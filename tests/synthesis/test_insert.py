@@ -175,16 +175,25 @@ def test_what_misses_its_wish_is_made_again_with_another_noise():
 
 
 def test_more_nodules_than_a_byte_counts(monkeypatch):
-    monkeypatch.setattr("hrldm.synthesis.insert.place_nodule", lambda space, wish, library, i: placed(space, wish, i))
+    inside = []
 
     def placed(space, wish, number):
-        """A ball at a place of its own, without the search that takes a minute for so many."""
-        index = np.argwhere(space.labels)[number * 700]
+        """A ball at a place of its own; searching and measuring so many takes a minute."""
+        if not inside:
+            inside.extend(np.flatnonzero(space.labels).tolist())
+        index = np.array(np.unravel_index(inside[number * 7000], space.labels.shape))
         histogram = np.eye(40)[25]
         return Nodule(
             wish, to_world(space.affine, index), tiny.ball(7, 2), None, histogram, 1, {"shape": "", "histogram": ""}
         )
 
+    good = {"jsd": 0.0, "mean_error_hu": 0.0, "halo_hu": 0.0, "fill": 1.0}
+    for name, stand_in in (
+        ("place_nodule", lambda space, wish, library, number: placed(space, wish, number)),
+        ("feathered", lambda background, decoded, mask: decoded),
+        ("assess", lambda *_: dict(good)),
+    ):
+        monkeypatch.setattr(f"hrldm.synthesis.insert.{name}", stand_in)
     ct, labels = scan()
     out = put(ct, labels, *[Wish("solid", 6.0, seed=k) for k in range(257)], retries=0)
     assert out.mask.dtype == np.uint16 and len(out.records) == 257
@@ -194,7 +203,7 @@ def test_more_nodules_than_a_byte_counts(monkeypatch):
 
 def test_retries_below_none_are_refused():
     ct, labels = scan()
-    with pytest.raises(ValueError, match="retries=-1: give 0 or more"):
+    with pytest.raises(ValueError, match="retries=-1: give 0 to 100"):
         put(ct, labels, Wish(), retries=-1)
 
 

@@ -71,8 +71,9 @@ def test_copies_have_seeds_of_their_own_and_two_seeds_share_none():
     assert max(seeds[0]) < 2**53  # whole numbers in every reader of JSON
     with pytest.raises(ValueError, match="one place"):
         copies(Wish(at=(0, 0, 0)), 2)
-    with pytest.raises(ValueError, match="at least 1"):
-        copies(Wish(), 0)
+    for count in (0, 10**9):
+        with pytest.raises(ValueError, match="at least 1 and at most 10000"):
+            copies(Wish(), count)
 
 
 def test_a_record_is_a_plan_and_anything_else_is_named(tmp_path):

@@ -39,6 +39,9 @@ def test_files_give_back_the_networks_profile_and_scale(shipped):
     assert all(
         torch.equal(a, b) for a, b in zip(made.unet.state_dict().values(), unet.state_dict().values(), strict=True)
     )
+    for steps in (0, -3, 10**6):
+        with pytest.raises(ValueError, match=f"sample_steps={steps}: give 1 to 1000"):
+            released(folder / "unet.safetensors", folder / "ae.safetensors", sample_steps=steps)
     with pytest.raises(ValueError, match=r"unknown profile field\(s\) \['stepps'\]"):
         released(folder / "unet.safetensors", folder / "ae.safetensors", stepps=2)
 
