@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Literal
 
 import tyro
-
-from hrldm.synthesis.files import check_output, described, insert_file, insert_folder
-from hrldm.synthesis.plan import Wish, copies, point, read_plan
-from hrldm.synthesis.released import released
 
 Subtype = Literal["solid", "part-solid", "ground-glass"]
 Lobe = Literal["LUL", "LLL", "RUL", "RML", "RLL"]
@@ -75,7 +73,13 @@ def insert(
         series_uid: which series of a DICOM folder with several.
         overwrite: replace the folder of a former insertion.
     """
-    check_output(out, overwrite)
+    from hrldm.atomic import held
+    from hrldm.synthesis.files import check_output, described, insert_file
+    from hrldm.synthesis.plan import Wish, copies, read_plan
+
+    out = Path(os.path.abspath(out))
+    with held(out):
+        check_output(out, overwrite)
     wish = {
         "subtype": subtype,
         "diameter_mm": diameter,
@@ -137,6 +141,9 @@ def batch(
         private: see insert.
         overwrite: make again what is there.
     """
+    from hrldm.synthesis.files import insert_folder
+    from hrldm.synthesis.plan import Wish, copies, read_plan
+
     wishes = read_plan(plan) if plan else copies(Wish(subtype=subtype, diameter_mm=diameter, seed=seed), count)
     options = {"retries": retries, "private": private, "overwrite": overwrite}
     said = insert_folder(folder, out, wishes, _generator(steps, matching, grain, device), lungs, **options)
@@ -177,11 +184,15 @@ def judge(
 
 
 def _generator(steps: int | None, matching: bool, grain: bool, device: str | None):
+    from hrldm.synthesis.released import released
+
     changes = {} if steps is None else {"sample_steps": steps}
     return released(on=device, grain=grain, **changes, **({} if matching else {"match_t_max": None}))
 
 
 def _point(text: str | None) -> tuple[float, ...] | None:
+    from hrldm.synthesis.plan import point
+
     if text is None:
         return None
     try:
@@ -197,8 +208,23 @@ def main() -> int:
             {"insert": insert, "batch": batch, "judge": judge}, prog="python -m hrldm"
         )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_as_options(str(error))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing of the unfinished result is left; call again to make it", file=sys.stderr)
+        return 130
+
+
+def _as_options(text: str) -> str:
+    """A message of the library, which names arguments (overwrite=True), with the command line's options (--overwrite)."""
+
+    def option(found: re.Match) -> str:
+        name = {"match_t_max": "matching", "sample_steps": "steps", "on": "device"}.get(found[1], found[1])
+        value = "" if found[2] in ("True", "...") else f" {found[2]}"
+        return f"--{name.replace('_', '-')}{value}"
+
+    names = r"overwrite|retries|lungs|avoid|whole_volume|match_t_max|sample_steps|on|series_uid|private|format|mask"
+    return re.sub(rf"(?<=[ (])({names})=(\.\.\.|[\w.+-]+)", option, text)
 
 
 if __name__ == "__main__":

@@ -86,9 +86,7 @@ class Generator:
             ValueError: a crop whose side is not a multiple of 4, or a core without an imposed histogram.
         """
         if request.core is not None and request.core.any() and self.profile.match_t_max is None:
-            raise ValueError(
-                "a solid core is made by imposing its histogram while sampling; set match_t_max (--matching)"
-            )
+            raise ValueError("a solid core is made by imposing its histogram while sampling; give match_t_max=...")
         groups = by_side(self._windows(request))
         batches = [rows[i : i + batch] for rows in groups for i in range(0, len(rows), batch)]
         decoded = np.empty(request.background.shape, np.float32)

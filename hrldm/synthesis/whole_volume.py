@@ -50,7 +50,7 @@ def insert_whole(
     """
     if len(wishes) != 1:
         raise ValueError(
-            f"Algorithm 2 makes one nodule at a time, {len(wishes)} are asked for; leave out --whole-volume"
+            f"Algorithm 2 makes one nodule at a time, {len(wishes)} are asked for; leave out whole_volume=True"
         )
     nodule = place_nodule(LungSpace.of(ct, labels, avoid), wishes[0], library or load_shapes(), 1)
     hu, grid, mask = algorithm2(ct, nodule, generator)
@@ -127,7 +127,7 @@ def _check_memory(shape: tuple[int, ...]) -> None:
     if need > free:
         raise ValueError(
             f"decoding {' x '.join(map(str, shape))} voxels at once takes about {need:.0f} GB of memory, {free:.0f} are "
-            "free; leave out --whole-volume"
+            "free; leave out whole_volume=True"
         )
 
 
