@@ -156,6 +156,8 @@ def judge(
     root: tyro.conf.Positional[Path],
     out: Path | None = None,
     split: Literal["train", "val", "test", "all"] = "test",
+    host: Path | None = None,
+    host_lungs: Path | None = None,
     seed: int = 0,
     device: Literal["cpu", "cuda"] | None = None,
 ) -> int:
@@ -165,16 +167,24 @@ def judge(
         root: folder with manifest.csv, one row a nodule (README, Your own data).
         out: folder for the tables and their provenance; default: print the summary only.
         split: which nodules of the manifest.
+        host: CT of another patient (NIfTI, DICOM folder, zip): judge in its healthy lung, into which the nodules are set.
+        host_lungs: lung mask or lobe map of the host.
         seed: of noise and of the histograms asked for.
         device: cpu or cuda; default: the GPU where there is one.
     """
+    from hrldm.data.transplant import read_host
     from hrldm.evaluate import judging  # slow to import, and `insert` needs none of these
     from hrldm.report.provenance import write_provenance
     from hrldm.report.tables import save_tables
 
     started = time.perf_counter()
-    study = judging.open_nodules(root, split, seed)
-    tables = judging.judge_released(study, split, device)
+    if (host is None) != (host_lungs is None):
+        raise ValueError("--host and --host-lungs go together")
+    study, native = judging.open_nodules(root, split, seed), None
+    if host is not None:
+        taker = read_host(host, host_lungs, host.resolve().parent.name, (split,))
+        study, native = judging.displaced(study, split, taker)
+    tables = judging.judge_released(study, split, device, native)
     if out is not None:
         save_tables(tables, out)
         wall_time = {f"judge {split}": round(time.perf_counter() - started, 1)}

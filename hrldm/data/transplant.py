@@ -194,7 +194,10 @@ def transplant(
 
 def require_unseen_hosts(hosts: Sequence[Host]) -> None:
     """Raise ValueError when the patient of a test host takes nodules of another split too."""
-    taken = {patient: {s for h in hosts if h.patient_id == patient for s in h.splits} for patient in {h.patient_id for h in hosts}}
+    taken = {
+        patient: {s for h in hosts if h.patient_id == patient for s in h.splits}
+        for patient in {h.patient_id for h in hosts}
+    }
     if shared := sorted(patient for patient, splits in taken.items() if "test" in splits and len(splits) > 1):
         raise ValueError(
             f"host patient(s) {', '.join(shared)} would take test nodules and others: split hosts by patient"

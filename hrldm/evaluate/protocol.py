@@ -12,7 +12,7 @@ Nodules are grouped by the patient of their shape, the unit of every interval an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -80,8 +80,10 @@ def crossed_request(
     return chosen, replace(request, histogram=study.library_histograms(others, CROSS_SEED)), asked
 
 
-def mean_spectra(crops: Mapping[str, np.ndarray], masks: np.ndarray, side: int = 12) -> pd.DataFrame:
-    """Mean power spectrum of the centre of the largest third of the lesions: system, cycles_per_mm, power_hu2.
+def centre_spectra(
+    crops: Mapping[str, np.ndarray], masks: np.ndarray, side: int = 12, average: Callable = np.mean
+) -> pd.DataFrame:
+    """Power spectrum of the centre of the largest third of the lesions: system, cycles_per_mm, power_hu2.
 
     Small lesions are left out: a cube about them is mostly background, which is the same in every system.
 
@@ -89,14 +91,15 @@ def mean_spectra(crops: Mapping[str, np.ndarray], masks: np.ndarray, side: int =
         crops: system -> (N, D, D, D) HU at 1 mm.
         masks: (N, D, D, D) bool.
         side: of the cube, voxels.
+        average: over lesions; one of them can rule a mean, not a median.
     """
     volume = np.asarray(masks).reshape(len(masks), -1).sum(1)
     largest = np.argsort(-volume, kind="stable")[: max(1, len(volume) // 3)]
     parts = []
     for system, volumes in crops.items():
         spectra = [power_spectrum(cube) for cube in centre_crop(np.asarray(volumes)[largest], side)]
-        mean = np.mean([power for _, power in spectra], axis=0)
-        parts.append(pd.DataFrame({"system": system, "cycles_per_mm": spectra[0][0], "power_hu2": mean}))
+        power = average([power for _, power in spectra], axis=0)
+        parts.append(pd.DataFrame({"system": system, "cycles_per_mm": spectra[0][0], "power_hu2": power}))
     return pd.concat(parts, ignore_index=True)
 
 

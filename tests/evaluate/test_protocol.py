@@ -227,7 +227,7 @@ def test_spectra_of_white_noise_are_flat_and_read_the_largest_lesions():
         mask[: i // 3 + 1] = True
     loud = rng.normal(0, 1, masks.shape)
     loud[20:] *= 10  # the ten largest
-    spectra = protocol.mean_spectra({"a": loud, "b": 2 * loud}, masks, side=12)
+    spectra = protocol.centre_spectra({"a": loud, "b": 2 * loud}, masks, side=12)
     wide = spectra.pivot(index="cycles_per_mm", columns="system", values="power_hu2")
     assert wide.index[-1] == pytest.approx(0.5)
     assert np.allclose(wide.a[1:], 100, rtol=0.25)
