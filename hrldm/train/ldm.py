@@ -78,7 +78,7 @@ def train_ldm(
     """Train `ldm_steps` steps of Algorithm 1, resuming from `path` when it exists.
 
     autoencoder: frozen decoder for L_hist; may be None when lambda_hist is 0
-    initial:     weights to start from; those of another shape (hist_tokens changed) start afresh
+    initial:     weights to start from, see `started`
 
     Raises:
         CheckpointError: `path` belongs to a run with other settings or other latents.
@@ -90,8 +90,7 @@ def train_ldm(
     torch.manual_seed(seed)
     model = ConditionalUNet(profile)
     if initial is not None:
-        own = model.state_dict()
-        model.load_state_dict(own | {k: v for k, v in initial.items() if k in own and own[k].shape == v.shape})
+        model.load_state_dict(started(model.state_dict(), initial))
     elif model.linear is not None and not Path(path).exists():
         fit_linear(model.linear, cache, profile, seed)
     ema = ckpt.Ema(model, profile.ldm_ema)
@@ -152,6 +151,24 @@ def train_ldm(
             ranges = {} if term is None else {"hist_lo": term.lo.tolist(), "hist_hi": term.hi.tolist()}
             ckpt.save(path, groups, meta | {"step": done} | ranges)
         yield StepState(done, profile.ldm_steps, {k: v.detach() for k, v in losses.items()})
+
+
+def started(own: dict[str, Tensor], initial: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights to begin with: `initial` where it fits. Inputs that it does not know (a template's) come last and start at zero;
+    what has another shape (hist_tokens changed) starts afresh."""
+    out = dict(own)
+    for name in own.keys() & initial.keys():
+        new, old = own[name], initial[name]
+        if new.shape == old.shape:
+            out[name] = old
+        elif (
+            new.ndim == old.ndim > 2
+            and new.shape[0] == old.shape[0]
+            and new.shape[2:] == old.shape[2:]
+            and new.shape[1] > old.shape[1]
+        ):
+            out[name] = torch.cat([old.to(new), torch.zeros_like(new[:, old.shape[1] :])], 1)
+    return out
 
 
 def load_unet(path: Path, profile: Profile, device: torch.device | str = "cpu") -> tuple[ConditionalUNet, float]:

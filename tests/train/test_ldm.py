@@ -419,6 +419,19 @@ def test_loaded_network_has_ema_weights_and_the_scale_of_its_training(cache, tmp
     assert same(weights(tmp_path / "b"), model.state_dict())
 
 
+def test_new_inputs_start_at_zero_and_the_network_as_it_was():
+    old, new = tiny.unet(), tiny.unet(seed=1, histogram_template=True)
+    new.load_state_dict(ldm.started(new.state_dict(), old.state_dict()))
+    g = torch.Generator().manual_seed(0)
+    z, masks, picture = (torch.randn(2, c, 4, 4, 4, generator=g) for c in (4, 65, 4))
+    rest = (torch.tensor([0, 1]), torch.rand(2, 40, generator=g))
+    t = torch.tensor([5, 700])
+    torch.testing.assert_close(new(z, t, torch.cat([masks, picture], 1), *rest), old(z, t, masks, *rest))
+    other = tiny.unet(hist_tokens=40).state_dict()
+    kept = ldm.started(other, old.state_dict())
+    assert kept["c_hist.mlp.0.weight"] is other["c_hist.mlp.0.weight"]
+
+
 @pytest.mark.slow
 def test_paper_unet_makes_one_step_with_histogram_loss(tmp_path):
     """The paper's U-Net on its 32^3 latents and L_hist through the paper's decoder, for a nodule of 12 mm."""
