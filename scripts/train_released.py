@@ -54,7 +54,7 @@ COPIES = {"solid": 2, "part-solid": 5, "ground-glass": 6}  # places for each tra
 NATIVE = 5  # times that a cube stands in the training set in its own place, turned and shifted anew
 SNAPSHOTS = (0.2, 0.5, 0.8)  # of the steps, kept for the curve
 SAVE_EVERY, TIMED = 500, 20
-SAMPLERS = (4, 8, 25, 50)
+SAMPLERS = {"left to itself": (4, 8, 25, 50), "imposed": (4, 8, 25)}
 OUT = paths.ROOT / "results" / "released"
 ATTRIBUTION = "Trained on LIDC-IDRI (doi:10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0); see NOTICE."
 
@@ -204,8 +204,9 @@ def training_curve(study: Study, path: Path) -> None:
 def sampling_steps(study: Study, path: Path, judged: list[Study]) -> None:
     """Few steps against many on the test nodules of the studies, the same nodules and noise."""
     tables = []
-    for matched, t_max in (("left to itself", None), ("imposed", SAMPLING["match_t_max"])):
-        for n in SAMPLERS:
+    for matched, counts in SAMPLERS.items():
+        t_max = SAMPLING["match_t_max"] if matched == "imposed" else None
+        for n in counts:
             made_by = generator(study, path, sample_steps=n, match_t_max=t_max)
             parts = [lesions_of(s, made_by, "test", f"{n} steps, {matched}") for s in judged]
             tables.append(pd.concat(parts).assign(histogram=matched, steps=n))
@@ -240,7 +241,7 @@ def ship(study: Study, path: Path) -> None:
         "nodules_in_place": int((frame[HOST] == "").sum()) // NATIVE, "transplants": int((frame[HOST] != "").sum()),
         "nodules": int(frame.source_id[frame.source_id != ""].nunique()), "patients": int(frame.patient_id.nunique()),
         "data_hash": study.data_hash, "seed": study.seed, "steps": profile.ldm_steps, "batch": profile.ldm_batch,
-        "lambda_hist": profile.lambda_hist,
+        "lambda_hist": profile.lambda_hist, "plan": json.loads((path.parent / "plan.json").read_text()),
     }  # fmt: skip
     stored = dataclasses.replace(profile, **SAMPLING)
     meta = {

@@ -45,6 +45,7 @@ NAMES = {
     "autoencoder": "autoencoder, floor",
     "texture": "texture, no training",
     "transplant": "real lesion, pasted",
+    "hr-ldm-template": "hr-ldm, template (ours)",
     "hr-ldm-matched": "hr-ldm, histogram imposed (ours)",
     "released": "hr-ldm, histogram imposed, grain (ours)",
 }
