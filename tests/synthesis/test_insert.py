@@ -272,7 +272,7 @@ def test_a_lesion_drawn_by_the_user_is_filled_where_it_is(tmp_path):
 
 def test_a_mask_that_is_all_core_has_no_rim_and_no_nan(tmp_path, recwarn):
     ct, labels = scan()
-    record = put(ct, labels, Wish("part-solid", mask=own_mask(tmp_path, (-72.3, 6.1, 11.7), 6.0, core=7.0))).records[0]
+    record = put(ct, labels, Wish("part-solid", mask=own_mask(tmp_path, (-72.3, 6.1, 11.7), 6.0, core=6.0))).records[0]
     assert "core_mean_hu" in record["quality"] and "rim_mean_hu" not in record["quality"]
     json.dumps(record, allow_nan=False)
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]

@@ -76,10 +76,15 @@ def killed_inserts(root: Path, overwrite: bool, run_s: float, chance: random.Ran
         os.kill(pid, signal.SIGKILL)
     done = [s for s, pid in zip((1, 2), runs, strict=True) if ended(pid) == 0]
     assert overwrite or len(done) < 2
-    after = ended(start("insert", ct, out, "--seed", 3))
-    assert after == 2 if done or overwrite else after == 0  # what is there stays
+    there = overwrite or out.exists()  # a former result may be between its two names: it comes back
+    assert ended(start("insert", ct, out, "--seed", 3)) == (2 if there else 0)
     seed = whole(out, ct)["nodules"][0]["wish"]["seed"]
-    assert seed in (done or ([0, 1, 2] if overwrite else [3]))
+    if not there:
+        assert seed == 3 and not done
+    elif overwrite:
+        assert seed in ((1, 2) if done else (0, 1, 2))  # a run may be killed after its last move
+    else:
+        assert seed in (done or (1, 2))
     assert own.read_text() == "precious" and sorted(f.name for f in root.iterdir()) == ["a.nii.gz", "out", "thesis.txt"]
 
 
@@ -91,7 +96,8 @@ def killed_batches(root: Path, reference: dict[str, str], run_s: float, chance: 
     time.sleep(chance.uniform(0, 2 * run_s))
     for pid in doomed:
         os.kill(pid, signal.SIGKILL)
-    assert sum(ended(pid) == 0 for pid in runs) < 2 or len(doomed) == 1
+    for pid in runs:
+        ended(pid)
     assert ended(start("batch", source, out)) == 0
     assert content(out) == reference and not [f for f in root.rglob(".*")]
     for name in ("a", "b"):
