@@ -40,6 +40,7 @@ def insert(
     retries: int = 2,
     whole_volume: bool = False,
     private: Literal["strip", "keep"] = "strip",
+    format: Literal["same", "nifti"] = "same",
     series_uid: str | None = None,
     overwrite: bool = False,
 ) -> int:
@@ -70,6 +71,7 @@ def insert(
         retries: how often a nodule that misses its wish is made again.
         whole_volume: the paper's Algorithm 2 over the whole scan, for comparison; slow, and it changes every voxel.
         private: strip or keep private DICOM tags.
+        format: same as the input's (a derived DICOM series beside the NIfTI), or nifti alone.
         series_uid: which series of a DICOM folder with several.
         overwrite: replace the folder of a former insertion.
     """
@@ -99,6 +101,7 @@ def insert(
         "whole_volume": whole_volume,
         "overwrite": overwrite,
         "private": private,
+        "format": format,
         "series_uid": series_uid,
     }
     print(described(wishes, insert_file(ct, out, wishes, _generator(steps, matching, grain, device), **options)))
@@ -120,6 +123,7 @@ def batch(
     device: Literal["cpu", "cuda"] | None = None,
     retries: int = 2,
     private: Literal["strip", "keep"] = "strip",
+    format: Literal["same", "nifti"] = "same",
     overwrite: bool = False,
 ) -> int:
     """`insert` for every CT of a folder; called again, it goes on where it was.
@@ -139,13 +143,14 @@ def batch(
         device: see insert.
         retries: see insert.
         private: see insert.
+        format: see insert.
         overwrite: make again what is there.
     """
     from hrldm.synthesis.files import insert_folder
     from hrldm.synthesis.plan import Wish, copies, read_plan
 
     wishes = read_plan(plan) if plan else copies(Wish(subtype=subtype, diameter_mm=diameter, seed=seed), count)
-    options = {"retries": retries, "private": private, "overwrite": overwrite}
+    options = {"retries": retries, "private": private, "format": format, "overwrite": overwrite}
     said = insert_folder(folder, out, wishes, _generator(steps, matching, grain, device), lungs, **options)
     for name, what in said.items():
         print(f"{name}: {what}")

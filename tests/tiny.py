@@ -7,7 +7,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pydicom
 import torch
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from torch import nn
 
 from hrldm.config import SUBTYPES, Profile, get_profile
@@ -111,6 +114,49 @@ def chest_grid(turn: np.ndarray, spacing: tuple[float, ...], extent=(350.0, 250.
     affine[:3, :3] = turn * spacing
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
     return affine, shape
+
+
+def dicom_series(
+    folder: Path, hu: np.ndarray, affine: np.ndarray, signed=False, bits=12, allocated=16, slope=1.0, inter=-1024.0,
+    syntax=ExplicitVRLittleEndian, name="{:04d}.dcm",
+) -> Path:  # fmt: skip
+    """A CT series of HU (X, Y, Z) with a RAS affine, one file a slice along the last axis; HU that its bits cannot hold are
+    clipped, as scanners do."""
+    folder.mkdir(parents=True)
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    cosines = (lps[:3, :2] / spacing[:2]).T.ravel()
+    limits = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    stored = np.rint((hu.astype(float) - inter) / slope).clip(*limits)
+    stored = stored.astype(f"{'<' if syntax.is_little_endian else '>'}{'i' if signed else 'u'}{allocated // 8}")
+    for k in range(hu.shape[2]):
+        d = Dataset()
+        d.file_meta = FileMetaDataset()
+        d.file_meta.TransferSyntaxUID = syntax
+        d.SOPClassUID = d.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        d.SOPInstanceUID = d.file_meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["tiny", str(k)])
+        d.SeriesInstanceUID, d.StudyInstanceUID, d.FrameOfReferenceUID = "1.2.3", "1.2", "1.5"
+        d.Modality, d.ImageType, d.PatientName, d.PatientID, d.InstanceNumber = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"], "T", "T", k + 1  # fmt: skip
+        d.ImagePositionPatient = [f"{x:.8f}"[:16] for x in (lps @ [0, 0, k, 1])[:3]]
+        d.ImageOrientationPatient = [f"{x:.10f}"[:16] for x in cosines]
+        d.PixelSpacing, d.SliceThickness = [f"{spacing[1]:.10f}", f"{spacing[0]:.10f}"], f"{spacing[2]:.10f}"
+        d.Rows, d.Columns = hu.shape[1], hu.shape[0]
+        d.SamplesPerPixel, d.PhotometricInterpretation, d.PixelRepresentation = 1, "MONOCHROME2", int(signed)
+        d.BitsAllocated, d.BitsStored, d.HighBit, d.RescaleSlope, d.RescaleIntercept = (
+            allocated,
+            bits,
+            bits - 1,
+            slope,
+            inter,
+        )
+        d.PixelData = np.ascontiguousarray(stored[:, :, k].T).tobytes()
+        d.PixelData += b"\0" * (len(d.PixelData) % 2)
+        d["PixelData"].VR = "OW"
+        pydicom.dcmwrite(
+            folder / name.format(k), d, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian,
+            enforce_file_format=True,
+        )  # fmt: skip
+    return folder
 
 
 class PaintingGenerator:

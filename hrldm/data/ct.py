@@ -18,9 +18,9 @@ import nibabel as nib
 import numpy as np
 
 from hrldm.atomic import atomic
-from hrldm.data.dicom import read_series
-from hrldm.data.geometry import check_geometry, grid_gap, voxel_size
-from hrldm.data.nifti import open_nifti, read_voxels
+from hrldm.data.dicom import Levels, read_series
+from hrldm.data.geometry import check_geometry, grid_gap, head_foot, voxel_size
+from hrldm.data.nifti import open_nifti, read_voxels, unscaled
 
 logger = logging.getLogger(__name__)
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
@@ -41,6 +41,7 @@ class CT:
         header:     NIfTI header of the source, None for DICOM
         source:     path it was read from
         provenance: free text by key (series UID, kernel, …; no patient data)
+        levels:     what HU a DICOM source can store, None for NIfTI
     """
 
     array: np.ndarray = field(repr=False)
@@ -51,6 +52,7 @@ class CT:
     header: nib.Nifti1Header | None = field(default=None, repr=False)
     source: str = ""
     provenance: dict[str, str] = field(default_factory=dict)
+    levels: Levels | None = None
 
     def __post_init__(self):
         if self.stored is None:
@@ -64,6 +66,13 @@ class CT:
     def spacing(self) -> np.ndarray:
         """(3,) voxel size in mm along the array's own axes."""
         return voxel_size(self.affine)
+
+    def to_stored(self, hu: np.ndarray) -> np.ndarray:
+        """The stored values, in the dtype of `stored`, that mean `hu` (any shape): rounded and clipped to what the source's
+        format holds, so that it can be written back as what it was."""
+        return unscaled(
+            hu if self.levels is None else self.levels.nearest(hu), self.stored.dtype, self.slope, self.inter
+        )
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -84,19 +93,17 @@ def read_ct(path: str | Path, min_slices: int = 20, series_uid: str | None = Non
     if (
         os.path.isdir(path) or path.suffix.lower() == ".zip" and os.path.isfile(path)
     ):  # Path's raise on an overlong name
-        array, affine, provenance = read_series(path, series_uid)
+        array, affine, provenance, levels = read_series(path, series_uid)
         check_geometry(affine, array.shape, path)
-        ct = CT(array, affine, source=str(path), provenance=provenance)
+        ct = CT(array, affine, source=str(path), provenance=provenance, levels=levels)
     else:
         image = open_nifti(path)
         stored, array = read_voxels(image, path)
         slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
         ct = CT(array, image.affine, stored, slope, inter, image.header, str(path), {"format": "nifti"})
-    axis = int(np.flatnonzero(nib.io_orientation(ct.affine)[:, 0] == 2)[0])
-    if ct.shape[axis] < min_slices:
-        raise ValueError(
-            f"{path}: {ct.shape[axis]} slices, a whole chest CT has at least {min_slices}; give the full series"
-        )
+    n_slices = ct.shape[head_foot(ct.affine)]
+    if n_slices < min_slices:
+        raise ValueError(f"{path}: {n_slices} slices, a whole chest CT has at least {min_slices}; give the full series")
     check_hu(ct.array, path)
     if ct.spacing.max() >= THICK_MM:
         logger.warning(

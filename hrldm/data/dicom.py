@@ -14,20 +14,40 @@ import contextlib
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
 
-from hrldm.data.dicom_headers import check_headers, in_plane, number, one_series, read_headers
+from hrldm.data.dicom_headers import check_headers, in_plane, number, one_series, read_headers, stored_range
 
 _KEPT = ("SeriesInstanceUID", "Manufacturer", "ConvolutionKernel", "KVP", "SliceThickness")  # no patient data
 MAX_TILT_DEG = 0.5
 MAX_UNEVEN = 0.1  # of the median slice step
 
 
-def read_series(path: str | Path, series_uid: str | None = None) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+@dataclass(frozen=True)
+class Levels:
+    """The HU that a series can store: base + step·k for whole k of low..high; any HU in that range where the slices differ
+    in their rescale (step 0)."""
+
+    base: float
+    step: float
+    low: float
+    high: float
+
+    def nearest(self, hu: np.ndarray) -> np.ndarray:
+        """HU of any shape, each the nearest that can be stored. Below the least there is that: scanners clip air so too."""
+        if not self.step:
+            return np.clip(hu, self.low, self.high)
+        return self.base + self.step * np.clip(np.rint((hu - self.base) / self.step), self.low, self.high)
+
+
+def read_series(
+    path: str | Path, series_uid: str | None = None
+) -> tuple[np.ndarray, np.ndarray, dict[str, str], Levels]:
     """HU voxels of the one CT series under `path`.
 
     Args:
@@ -35,7 +55,8 @@ def read_series(path: str | Path, series_uid: str | None = None) -> tuple[np.nda
         series_uid:  which SeriesInstanceUID, needed when there are several
 
     Returns:
-        array (X, Y, Z) of HU, int16 where it fits without loss, else float32; affine (4, 4) to RAS mm; provenance.
+        array (X, Y, Z) of HU, int16 where it fits without loss, else float32; affine (4, 4) to RAS mm; provenance; what HU
+        the series can store.
 
     Raises:
         ValueError: no DICOM, not CT, several series, multi-frame, geometry or rescale missing, slices missing, doubled,
@@ -48,7 +69,8 @@ def read_series(path: str | Path, series_uid: str | None = None) -> tuple[np.nda
         array = _pixels(slices, path)
     first = slices[0][1]
     provenance = {"format": "dicom", "n_slices": str(len(slices))}
-    return array, affine, provenance | {tag: str(first[tag].value) for tag in _KEPT if tag in first}
+    provenance |= {tag: str(first[tag].value) for tag in _KEPT if tag in first}
+    return array, affine, provenance, _levels([header for _, header in slices])
 
 
 @contextlib.contextmanager
@@ -81,6 +103,14 @@ def sorted_slices(folder: Path, path: Path, series_uid: str | None = None) -> li
     cosines = in_plane(slices[0][1])[1]
     normal = np.cross(cosines[:3], cosines[3:])
     return sorted(slices, key=lambda s: float(normal @ np.array(s[1].ImagePositionPatient, float)))
+
+
+def _levels(headers: list[pydicom.Dataset]) -> Levels:
+    """What all of the slices can store."""
+    found = {(float(h.RescaleIntercept), float(h.RescaleSlope), *stored_range(h)) for h in headers}
+    if len(found) == 1:
+        return Levels(*found.pop())
+    return Levels(0, 0, max(b + s * low for b, s, low, _ in found), min(b + s * high for b, s, _, high in found))
 
 
 def _affine(slices: list, path: Path) -> np.ndarray:
@@ -153,9 +183,9 @@ def _pixels(slices: list, path: Path) -> np.ndarray:
     for file, header in slices:
         _check_length(file, header, path)
         try:
-            planes.append(sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO")))  # (1, Y, X)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            planes.append(_decoded(file, header))
+        except Exception as error:  # SimpleITK's RuntimeError, and many kinds of pydicom
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ValueError(
                 f"{path}: pixels of {file.name} cannot be decoded ({reason}); fetch the file again"
             ) from error
@@ -167,6 +197,14 @@ def _pixels(slices: list, path: Path) -> np.ndarray:
     whole = volume.dtype.kind in "iu" or bool((volume == np.rint(volume)).all())
     fits = volume.min() >= np.iinfo(np.int16).min and volume.max() <= np.iinfo(np.int16).max
     return np.ascontiguousarray(volume, dtype=np.int16 if whole and fits else np.float32)
+
+
+def _decoded(file: Path, header: pydicom.Dataset) -> np.ndarray:
+    """HU (1, Y, X) of one file."""
+    if header.BitsAllocated < 32:
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))
+    pixels = pydicom.dcmread(file).pixel_array  # GDCM takes 16 of 32 bits for 16
+    return pixels[None] * float(header.RescaleSlope) + float(header.RescaleIntercept)
 
 
 def _check_length(file: Path, header: pydicom.Dataset, path: Path) -> None:

@@ -6,6 +6,7 @@ Each header alone, then that they agree; how the slices lie to each other is for
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,29 @@ logger = logging.getLogger(__name__)
 _NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
 _TAGS = ("SeriesInstanceUID", "Modality", "ImageType", "SeriesDescription", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
          "GantryDetectorTilt", "SliceThickness", "SpacingBetweenSlices", "Manufacturer", "ConvolutionKernel", "KVP",
-         "SamplesPerPixel", "PhotometricInterpretation")  # fmt: skip
+         "SamplesPerPixel", "PhotometricInterpretation", "SOPClassUID", "SOPInstanceUID")  # fmt: skip
 _FORMAT = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+_DAMAGED = "{}: {} has no {}, so it is damaged or cut short; fetch the file again, or remove it if it is no slice"
 _POSITIVE = ("PixelSpacing", "Rows", "Columns", "RescaleSlope")
 
 
+def holds_dicom(folder: Path) -> bool:
+    """Whether any file under `folder` is DICOM, whatever its name (many archives give none an extension)."""
+    for file in sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".")):
+        with file.open("rb") as f:
+            if f.read(132)[128:] == b"DICM" and file.name != "DICOMDIR":
+                return True
+    return False
+
+
+def _kind(file: Path) -> tuple[Path, str]:
+    """What the files of one series have alike: the folder, and the name with its numbers (or hashes) left out."""
+    return file.parent, re.sub(r"[0-9A-Fa-f]{8,}|\d+", "0", file.name)
+
+
 def read_headers(folder: Path, path: Path) -> list[tuple[Path, pydicom.Dataset]]:
-    """(file, header) of every DICOM file under `folder`; other files are passed over."""
-    found = []
+    """(file, header) of every DICOM file under `folder`; others are passed over, unless they are named as the slices are."""
+    found, others = [], []
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "DICOMDIR"):
         try:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_TAGS, *_NEEDED, *_FORMAT])
@@ -35,19 +51,20 @@ def read_headers(folder: Path, path: Path) -> list[tuple[Path, pydicom.Dataset]]
             for _ in header:  # decodes the values, so that a damaged one shows here
                 pass
         except (InvalidDicomError, EOFError):
-            if file.suffix.lower() != ".dcm" or file.name.startswith("."):  # macOS puts ._0001.dcm beside 0001.dcm
-                continue
-            damage = ["DICOM header"]
+            if not file.name.startswith("."):  # macOS puts ._0001.dcm beside 0001.dcm
+                others.append(file)
+            continue
         except Exception as error:  # pydicom raises many kinds
             raise ValueError(
                 f"{path}: {file.name} has a damaged header ({error}); fetch the file again, or remove it if it is no slice"
             ) from error
         if damage:
-            raise ValueError(
-                f"{path}: {file.name} has no {', no '.join(damage)}, so it is damaged or cut short; "
-                "fetch the file again, or remove it if it is no slice"
-            )
+            raise ValueError(_DAMAGED.format(path, file.name, ", no ".join(damage)))
         found.append((file, header))
+    kinds = {_kind(file) for file, _ in found}
+    for file in others:
+        if file.suffix.lower() == ".dcm" or _kind(file) in kinds:  # left out at an end, the scan would become shorter
+            raise ValueError(_DAMAGED.format(path, file.name, "DICOM header"))
     if not found:
         raise ValueError(
             f"{path}: no DICOM file in it; give the folder or zip of one CT series, or a .nii/.nii.gz file"
@@ -133,6 +150,12 @@ def _has_numbers(header: pydicom.Dataset, tag: str, n: int) -> bool:
     if tag in _POSITIVE and values.min() <= 0:
         return False
     return tag != "ImageOrientationPatient" or np.allclose(np.linalg.norm(values.reshape(2, 3), axis=1), 1, atol=1e-2)
+
+
+def stored_range(header: pydicom.Dataset) -> tuple[int, int]:
+    """Least and greatest value that a pixel can have in the file, before its rescale."""
+    bits = int(header.BitsStored)
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if header.PixelRepresentation else (0, 2**bits - 1)
 
 
 def number(header: pydicom.Dataset, tag: str) -> float:

@@ -9,6 +9,7 @@ key, so the same insertion gives the same series.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,34 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_ui
 
 from hrldm import __version__
 from hrldm.data import dicom
+from hrldm.data.dicom_headers import stored_range
 
 NOTE = "SYNTHETIC NODULE, RESEARCH ONLY"
 PRIVATE = ("keep", "strip")
 _STALE = ("SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
           "IconImageSequence", "InstanceCreationDate", "InstanceCreationTime", "InstanceCreatorUID", "MACParametersSequence",
           "DigitalSignaturesSequence", "DataSetTrailingPadding")  # fmt: skip
+
+
+_NOT_FROM = "{}: {} cannot be derived from ({}); write NIfTI only (--format nifti; in Python format='nifti')"
+
+
+def check_source(source: str | Path, series_uid: str | None = None) -> None:
+    """Raise ValueError where `write_series` would refuse the series whatever is to be written; arguments as there."""
+    path = Path(source)
+    with dicom.opened(path) as unpacked:
+        slices = dicom.sorted_slices(unpacked, path, series_uid)
+        for file, header in slices:
+            if reason := _why_not(header):
+                raise ValueError(_NOT_FROM.format(path, file.name, reason))
+        file, header = slices[0]  # of its other elements those of the first slice are as the others'
+        least = float(header.RescaleIntercept) + float(header.RescaleSlope) * stored_range(header)[0]
+        try:
+            data = pydicom.dcmread(file)
+            _derive(data, np.full((data.Rows, data.Columns), least), "", "keep")
+            data.save_as(io.BytesIO(), enforce_file_format=True)
+        except Exception as error:  # as in write_series
+            raise ValueError(_NOT_FROM.format(path, file.name, error)) from error
 
 
 def write_series(
@@ -61,8 +84,17 @@ def write_series(
             except OSError:
                 raise
             except Exception as error:  # pydicom raises many kinds on odd elements that it has to write
-                raise ValueError(f"{path}: {file.name} cannot be derived from ({error}); write NIfTI only") from error
+                raise ValueError(_NOT_FROM.format(path, file.name, error)) from error
     return folder
+
+
+def _why_not(header: Dataset) -> str:
+    """Why no slice can be derived from this one; empty where it can."""
+    if missing := [tag for tag in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID") if not header.get(tag)]:
+        return f"it lacks {', '.join(missing)}"
+    if header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:  # retired; its other binary elements cannot be turned
+        return "it is big endian"
+    return ""
 
 
 def _derive(data: Dataset, hu: np.ndarray, key: str, private: str) -> None:
@@ -71,16 +103,13 @@ def _derive(data: Dataset, hu: np.ndarray, key: str, private: str) -> None:
     Raises:
         ValueError: no identity to refer to, big endian, or values that its bits cannot hold.
     """
-    if missing := [tag for tag in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID") if not data.get(tag)]:
-        raise ValueError(f"it lacks {', '.join(missing)}")
-    if data.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:  # retired; its other binary elements cannot be turned
-        raise ValueError("it is big endian")
+    if reason := _why_not(data):
+        raise ValueError(reason)
     stored = np.rint((hu.astype(np.float64) - float(data.RescaleIntercept)) / float(data.RescaleSlope))
-    bits, signed = int(data.BitsStored), bool(data.PixelRepresentation)
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    if int(data.BitsAllocated) != 16 or not low <= stored.min() <= stored.max() <= high:
+    low, high = stored_range(data)
+    if not low <= stored.min() <= stored.max() <= high:
         raise ValueError(
-            f"values {stored.min():.0f}..{stored.max():.0f} do not fit {bits} of {data.BitsAllocated} bits"
+            f"values {stored.min():.0f}..{stored.max():.0f} do not fit {data.BitsStored} of {data.BitsAllocated} bits"
         )
     if private == "strip":
         data.remove_private_tags()
@@ -102,7 +131,8 @@ def _derive(data: Dataset, hu: np.ndarray, key: str, private: str) -> None:
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data.preamble, data.file_meta = None, meta
-    data.PixelData = stored.astype("<i2" if signed else "<u2").tobytes()
+    pixels = stored.astype(f"<{'i' if data.PixelRepresentation else 'u'}{data.BitsAllocated // 8}").tobytes()
+    data.PixelData = pixels + b"\0" * (len(pixels) % 2)
     data["PixelData"].VR = "OW"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
@@ -16,6 +17,11 @@ def voxel_size(affine: np.ndarray) -> np.ndarray:
 def to_world(affine: np.ndarray, index: np.ndarray) -> np.ndarray:
     """RAS mm (..., 3) of voxel indices (..., 3); with the inverse affine, indices of world points."""
     return np.asarray(index, float) @ affine[:3, :3].T + affine[:3, 3]
+
+
+def head_foot(affine: np.ndarray) -> int:
+    """Which axis (0, 1 or 2) of an array with this affine runs nearest to head-foot."""
+    return int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == 2)[0])
 
 
 def shifted(affine: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -74,8 +80,8 @@ def sample(
     if np.abs(turn - np.diag(np.diagonal(turn))).max() < 1e-9:
         turn = np.diagonal(turn).copy()  # scipy's separable path
     keep = order == 0
-    # a label belongs to its whole voxel: `constant` alone would lose the last layer to the rounding of an affine
-    beyond = "nearest" if outside is None else "grid-constant" if keep else "constant"
+    # `constant` would be `outside` from the middle of the last voxel on, `grid-constant` is from its edge on
+    beyond = "nearest" if outside is None else "grid-constant"
     values = array.astype(np.uint8) if keep and array.dtype == bool else array
     out = ndimage.affine_transform(
         values, turn, shift, tuple(target_shape), output=values.dtype if keep else np.float32,

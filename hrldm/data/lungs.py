@@ -1,27 +1,26 @@
 """Lungs and lobes of a CT: a label map that the user has, TotalSegmentator where it is installed, else a threshold.
 
 All return labels on the CT's own grid: TotalSegmentator's lobe numbers (`placement.LOBE_NAMES`) where lobes are known,
-1 for lung otherwise, 0 outside. Whatever the source, the result must look like lung on this CT, so that the map of
-another patient or of another orientation is refused and not used.
+1 for lung otherwise, 0 outside. Whatever the source, the result must look like lung on this CT and lie where the CT has
+its lungs (`beside`), so that the map of another patient or of another orientation is refused and not used.
 """
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
+from hrldm.data.beside import check_map, read_map
 from hrldm.data.ct import CT, write_nifti
-from hrldm.data.geometry import resample, sample
-from hrldm.data.nifti import open_nifti, read_voxels
-from hrldm.data.placement import LOBE_NAMES
+from hrldm.data.geometry import head_foot, resample, sample
 
-logger = logging.getLogger(__name__)
 TISSUE_HU = -400.0  # lung and air below, tissue above
 GRID_MM = 2.0  # the threshold method works on this grid
 CLOSING_MM = 8.0  # vessels and nodules at the pleura up to about twice this size are closed over
@@ -33,21 +32,26 @@ ROI = tuple(f"lung_{part}_lobe_{side}" for part, side in (
 
 
 def lung_labels(ct: CT, path: str | Path | None = None) -> tuple[np.ndarray, str]:
-    """Labels (X, Y, Z) uint8 on the CT's grid, and where they come from.
+    """Labels (X, Y, Z) uint8 on the CT's grid, and where they come from: the map's file name (or TotalSegmentator) with the
+    numbering of its lobes, or "threshold".
 
-    path: label map or mask of this CT (NIfTI, any grid in the same world); None segments it
+    path: label map or mask of this CT (NIfTI, any grid in the same world; TotalSegmentator's numbers, version 1 or 2); None
+        segments it
 
     Raises:
         ValueError: no lungs in the scan, or a map that is not of this CT, with what to do.
     """
-    if path is not None:
-        labels, source = read_labels(path, ct), str(path)
-    elif shutil.which("TotalSegmentator"):
-        labels, source = total_segmentator(ct), "TotalSegmentator"
-    else:
-        labels, source = threshold_lungs(ct).astype(np.uint8), "threshold"
-    _check_lung(ct, labels, source)
-    return labels, source
+    if path is None and not shutil.which("TotalSegmentator"):
+        labels = threshold_lungs(ct).astype(np.uint8)
+        _check_lung(ct, labels, "threshold")
+        return labels, "threshold"
+    with total_segmentator(ct) if path is None else contextlib.nullcontext(path) as file:
+        own, affine = _shown_lungs(ct)
+        labels, numbering = read_map(file, ct, own, affine)
+        _check_lung(ct, labels, str(file))
+        check_map(file, ct, labels, own, affine)
+    numbers = f" (TotalSegmentator {numbering} numbers)" if numbering else ""
+    return labels, ("TotalSegmentator" if path is None else Path(path).name) + numbers
 
 
 def threshold_lungs(ct: CT) -> np.ndarray:
@@ -56,12 +60,18 @@ def threshold_lungs(ct: CT) -> np.ndarray:
     Raises:
         ValueError: no piece of at least `LEAST_ML` ml.
     """
+    closed, affine = _own_lungs(ct)
+    return sample(closed.astype(np.float32), affine, ct.shape, ct.affine, order=1, outside=0.0) > 0.5
+
+
+def _own_lungs(ct: CT) -> tuple[np.ndarray, np.ndarray]:
+    """`threshold_lungs` on a grid of `GRID_MM` along the CT's axes, and its affine."""
     hu, affine = resample(ct.array, ct.affine, GRID_MM)
-    dark = hu < TISSUE_HU
-    labels, n = ndimage.label(dark)
-    outside = np.unique(
-        np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()])
-    )  # sides, not head and foot
+    labels, n = ndimage.label(hu < TISSUE_HU)
+    across = np.moveaxis(
+        labels, head_foot(affine), -1
+    )  # the air around the patient reaches the sides; lungs may be cut
+    outside = np.unique(np.concatenate([across[[0, -1]].ravel(), across[:, [0, -1]].ravel()]))  # at head and foot
     labels[np.isin(labels, outside)] = 0
     volume = np.bincount(labels.ravel(), minlength=n + 1) * GRID_MM**3 / 1000
     volume[0] = 0
@@ -76,32 +86,30 @@ def threshold_lungs(ct: CT) -> np.ndarray:
     padded = np.pad(lungs, reach)
     grown = ndimage.distance_transform_edt(~padded) * GRID_MM <= CLOSING_MM
     closed = ndimage.distance_transform_edt(grown) * GRID_MM > CLOSING_MM
-    closed = ndimage.binary_fill_holes(closed | padded)[(slice(reach, -reach),) * 3]
-    return sample(closed.astype(np.float32), affine, ct.shape, ct.affine, order=1, outside=0.0) > 0.5
+    return ndimage.binary_fill_holes(closed | padded)[(slice(reach, -reach),) * 3], affine
+
+
+def _shown_lungs(ct: CT) -> tuple[np.ndarray, np.ndarray]:
+    """`_own_lungs`; of a scan that is cut so that they join the air outside, all that is dark."""
+    try:
+        return _own_lungs(ct)
+    except ValueError:
+        hu, affine = resample(ct.array, ct.affine, GRID_MM)
+        return hu < TISSUE_HU, affine
 
 
 def read_labels(path: str | Path, ct: CT) -> np.ndarray:
-    """A lung mask or TotalSegmentator map on the CT's grid: its lobes where it has them, else 1 where it is not 0.
+    """A lung mask or TotalSegmentator map (X, Y, Z) uint8 on the CT's grid, unchecked: its lobes where it has them, else 1.
 
     Raises:
         ValueError: unreadable, not finite, or no voxel of it inside the CT.
     """
-    image = open_nifti(path)
-    values = read_voxels(image, path)[1]
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all():
-            raise ValueError(f"{path}: voxels that are NaN or infinite; save whole numbers, 0 outside the lungs")
-        values = np.rint(values)
-    lobes = np.isin(values, list(LOBE_NAMES))
-    values = np.where(lobes, values, 0) if lobes.any() else values > 0
-    labels = sample(values.astype(np.uint8), image.affine, ct.shape, ct.affine, order=0, outside=0)
-    if not labels.any():
-        raise ValueError(f"{path}: no lung voxel within {ct.source or 'the CT'}; it belongs to another scan")
-    return labels
+    return read_map(path, ct, *_shown_lungs(ct))[0]
 
 
-def total_segmentator(ct: CT) -> np.ndarray:
-    """The five lobes by the user's own TotalSegmentator (its weights have a licence of their own).
+@contextlib.contextmanager
+def total_segmentator(ct: CT) -> Iterator[Path]:
+    """The map of the five lobes by the user's own TotalSegmentator (its weights have a licence of their own).
 
     Raises:
         ValueError: it failed; the message ends with its last line.
@@ -114,7 +122,7 @@ def total_segmentator(ct: CT) -> np.ndarray:
         if done.returncode or not out.exists():
             said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
             raise ValueError(f"TotalSegmentator failed ({said}); run it yourself and give its map, or a lung mask")
-        return read_labels(out, ct)
+        yield out
 
 
 def _check_lung(ct: CT, labels: np.ndarray, source: str) -> None:

@@ -22,7 +22,6 @@ from scipy import ndimage
 
 from hrldm.data.ct import CT
 from hrldm.data.geometry import reach, sample, to_world, voxel_size
-from hrldm.data.nifti import unscaled
 
 MARGIN_SIGMAS = 3.0  # the weight is exactly 0 from this many σ outside the mask
 _NEGLIGIBLE = 1e-5  # interpolated weights up to here count as 0: less than 0.02 HU
@@ -100,7 +99,7 @@ def blended(
 
     out = original.stored[box].copy()
     hu = original.array[box][touched] + change[touched].astype(np.float64)
-    out[touched] = unscaled(hu, out.dtype, original.slope, original.inter)
+    out[touched] = original.to_stored(hu)
     return box, out
 
 

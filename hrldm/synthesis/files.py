@@ -18,18 +18,16 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydicom.misc import is_dicom
 from tqdm import tqdm
 
 from hrldm import __version__
 from hrldm.atomic import held, new_folder, write_text
+from hrldm.data.beside import read_avoided
 from hrldm.data.ct import CT, read_ct, write_nifti
-from hrldm.data.dicom_write import NOTE, PRIVATE, write_series
-from hrldm.data.geometry import sample
+from hrldm.data.dicom_write import NOTE, PRIVATE, check_source, write_series
 from hrldm.data.lungs import lung_labels
-from hrldm.data.nifti import open_nifti, read_voxels
 from hrldm.synthesis.generate import Generator
 from hrldm.synthesis.insert import Inserted, check_retries, insert
 from hrldm.synthesis.plan import SEED_RULE, Wish, own_seed, summary
@@ -38,6 +36,7 @@ from hrldm.train.latents import weights_digest
 
 logger = logging.getLogger(__name__)
 RECORD = "record.json"
+FORMATS = ("same", "nifti")
 _SUFFIX = re.compile(r"\.(nii\.gz|nii|zip)$", re.IGNORECASE)
 _WRITTEN = re.compile(r"ct\.nii(\.gz)?|mask\.nii\.gz|record\.json|dicom/\d+\.dcm")  # what `insert_file` writes
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom")
@@ -55,6 +54,7 @@ def insert_file(
     private: str = "strip",
     series_uid: str | None = None,
     whole_volume: bool = False,
+    format: str = "same",
 ) -> dict:
     """Read a CT, insert the wishes, write the folder `out`; returns the record.
 
@@ -65,29 +65,33 @@ def insert_file(
         overwrite: replace a folder that a former insertion wrote
         private:   strip or keep private DICOM tags
         whole_volume: the paper's Algorithm 2 over the whole scan, for comparison: every voxel of the body changes
+        format:    "same": a DICOM source gives a derived DICOM series too; "nifti": NIfTI alone
 
     Raises:
         ValueError: any wrong input, before any long work, named; nothing is written.
         OSError: the results could not be written; nothing of them is left.
     """
     path, out = Path(path), Path(os.path.abspath(out))
-    _check(wishes, retries, private)
+    _check(wishes, retries, private, format)
     if path.resolve() in (ends := (out.resolve(), *out.resolve().parents)) or ends[0] in path.resolve().parents:
         raise ValueError(f"{out}: the CT and its results cannot lie in one another; choose a folder beside {path}")
     with new_folder(out, lambda folder: check_output(folder, overwrite)) as part:
         ct = read_ct(path, series_uid=series_uid)
+        derive = format == "same" and ct.provenance.get("format") == "dicom"
+        if derive:
+            check_source(path, series_uid)
         labels, source = lung_labels(ct, lungs)
-        known = None if avoid is None else _avoided(avoid, ct)
+        known = None if avoid is None else read_avoided(avoid, ct, labels)
         if whole_volume:
             made = insert_whole(ct, wishes, generator, labels, known)
         else:
             made = insert(ct, wishes, generator, labels, known, retries)
-        asked = _asked(generator, lungs, avoid, retries, private, whole_volume)
+        asked = _asked(generator, lungs, avoid, retries, private, whole_volume, format)
         record = _record(ct, made, generator, source) | asked | {"nodules": made.records}
         suffix = ".nii" if str(path).endswith(".nii") else ".nii.gz"
         write_nifti(part / f"ct{suffix}", made.stored, ct)
         write_nifti(part / "mask.nii.gz", made.mask, CT(made.mask, ct.affine))
-        if ct.provenance.get("format") == "dicom":
+        if derive:
             key = hashlib.sha256(json.dumps(record["nodules"], sort_keys=True).encode()).hexdigest()
             write_series(path, made.stored, part / "dicom", key, private, series_uid)
         write_text(part / RECORD, json.dumps(record, indent=1, allow_nan=False) + "\n")
@@ -121,7 +125,7 @@ def insert_folder(
         logger.warning("%s: passed over, no CT: %s", folder, ", ".join(passed))
     if not found:
         raise ValueError(f"{folder}: no CT in it (.nii, .nii.gz, .zip, or folders of DICOM files)")
-    _check(wishes, options.get("retries", 0), options.get("private", PRIVATE[0]))
+    _check(wishes, options.get("retries", 0), options.get("private", PRIVATE[0]), options.get("format", FORMATS[0]))
     own = {
         name: [replace(w, seed=own_seed(w.seed, *hashlib.sha256(name.encode()).digest())) for w in wishes]
         for name in found
@@ -218,12 +222,9 @@ def _same_name(folder: Path, name: str) -> Path:
     raise ValueError(f"{folder}: no label map named {name}.nii.gz")
 
 
-def _avoided(path: str | Path, ct: CT) -> np.ndarray:
-    image = open_nifti(path)
-    return sample(read_voxels(image, path)[1] > 0, image.affine, ct.shape, ct.affine, order=0, outside=0)
-
-
-def _check(wishes: Sequence[Wish], retries: int, private: str) -> None:
+def _check(wishes: Sequence[Wish], retries: int, private: str, format: str) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"format: choose {' or '.join(FORMATS)}, not {format!r}")
     if private not in PRIVATE:
         raise ValueError(f"private tags: choose {' or '.join(PRIVATE)}, not {private!r}")
     check_retries(retries)
@@ -238,6 +239,7 @@ def _asked(
     retries: int = 2,
     private: str = "strip",
     whole_volume: bool = False,
+    format: str = "same",
 ) -> dict:
     """What a record says of the request beside the wishes."""
     p = generator.profile
@@ -249,6 +251,7 @@ def _asked(
             "retries": retries,
             "private": private,
             "whole_volume": whole_volume,
+            "format": format,
         },
         "weights": {"autoencoder": weights_digest(generator.autoencoder), "unet": weights_digest(generator.unet)},
         "sampling": {

@@ -6,15 +6,16 @@ library, a place for it, and a real histogram that is not darker than the lung t
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import ndimage
 
+from hrldm.data.beside import read_beside
 from hrldm.data.ct import CT, to_ras
 from hrldm.data.fitting import choose_shape, core_of, fitted
 from hrldm.data.geometry import reach, sample, to_world
-from hrldm.data.nifti import open_nifti, read_voxels
 from hrldm.data.placement import LOBE_NAMES, LungMap, PlacementReport, sample_positions
 from hrldm.data.shapes import ShapeLibrary
 from hrldm.data.texture import FLOOR_REACH, choose_histogram, lung_floor, with_solid_share
@@ -22,16 +23,19 @@ from hrldm.synthesis.blend import MARGIN_SIGMAS
 from hrldm.synthesis.generate import FEATHER_MM
 from hrldm.synthesis.plan import LARGEST_MM, Wish, read_histogram
 
+logger = logging.getLogger(__name__)
 APART_MM = 2 * MARGIN_SIGMAS * FEATHER_MM  # between lesions: the feathers do not meet
 SHAPES_TRIED = 5  # a shape that finds no place is turned or exchanged so often
 OWN_IN_LUNG = 0.9  # of a mask given by the user; a reader's outline may touch the wall
+OWN_AIR_HU = -975.0  # mean below: windpipe, stomach or bulla, nothing that a lesion grows in
 OWN_LARGEST_MM = 2 * LARGEST_MM  # beyond, a mask file is no lesion but an organ
 
 
 @dataclass(frozen=True, eq=False)
 class LungSpace:
-    """The lungs on an axis-aligned RAS grid of 1 mm: HU, labels, depth, and what is taken."""
+    """The lungs of `ct` on an axis-aligned RAS grid of 1 mm: HU, labels, depth, and what is taken."""
 
+    ct: CT
     affine: np.ndarray
     hu: np.ndarray
     labels: np.ndarray
@@ -58,7 +62,7 @@ class LungSpace:
         if avoid is not None:
             known = to_ras(CT(avoid.astype(bool), ct.affine)).array
             occupied = sample(known, grid, shape, affine, order=0, outside=0)
-        return cls(affine, hu, on_grid, LungMap(on_grid), occupied)
+        return cls(ct, affine, hu, on_grid, LungMap(on_grid), occupied)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,16 +165,15 @@ def _check_place(space: LungSpace, mask: np.ndarray, centre: np.ndarray, at: tup
 
 def _own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Mask, core (None without one) and middle voxel of a lesion drawn by the user: 1 the lesion, 2 its solid core."""
-    image = open_nifti(path)
-    values = np.rint(read_voxels(image, path)[1]).astype(np.int16)
+    values, affine = read_beside(path, space.ct)
     if not (values > 0).any():
         raise ValueError(f"{path}: empty mask; mark the lesion with 1, its solid core with 2")
     if (values < 0).any() or values.max() > 2:
         raise ValueError(
-            f"{path}: labels {values.min()} to {values.max()}; mark the lesion with 1, its solid core with 2"
+            f"{path}: labels {values.min():g} to {values.max():g}; mark the lesion with 1, its solid core with 2"
         )
     found = ndimage.find_objects((values > 0).astype(np.uint8))[0]
-    to_space = np.linalg.inv(space.affine) @ image.affine
+    to_space = np.linalg.inv(space.affine) @ affine
     first, last = reach(to_space, [s.start - 0.5 for s in found], [s.stop - 0.5 for s in found])
     longest = float((last - first).max())
     if longest > OWN_LARGEST_MM:
@@ -181,16 +184,27 @@ def _own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | N
     grid = space.affine.copy()
     grid[:3, 3] += low
     shape = tuple(int(n) for n in high - low)
-    part = [sample((values >= k).astype(np.float32), image.affine, shape, grid, outside=0.0) >= 0.5 for k in (1, 2)]
+    part = [sample((values >= k).astype(np.float32), affine, shape, grid, outside=0.0) >= 0.5 for k in (1, 2)]
+    if not part[0].any():
+        raise ValueError(f"{path}: {int((values > 0).sum())} voxel(s) that are less than 1 mm³; mark a whole lesion")
     centre = low + np.array(shape) // 2
     voxels = np.argwhere(part[0]) + low
     within = ((voxels >= 0) & (voxels < space.hu.shape)).all(1)
+    index, n = to_world(np.linalg.inv(space.ct.affine), to_world(space.affine, voxels)), np.array(space.ct.shape)
+    beyond = (np.abs(index - (n - 1) / 2) - n / 2) * space.ct.spacing  # mm from the CT's faces
+    cut = float((beyond > 0.5).any(1).mean())  # half a voxel of 1 mm
     in_lung = space.labels[tuple(voxels[within].T)] > 0
-    if not part[0].any() or in_lung.sum() < OWN_IN_LUNG * len(voxels):
+    if in_lung.sum() < OWN_IN_LUNG * len(voxels):
         raise ValueError(
-            f"{path}: {in_lung.sum() / max(len(voxels), 1):.0%} of the lesion lies in the lungs of this CT, at least "
-            f"{OWN_IN_LUNG:.0%} must; is it the mask of this scan?"
+            f"{path}: {in_lung.sum() / len(voxels):.0%} of the lesion lies in the lungs of this CT, at least {OWN_IN_LUNG:.0%} "
+            f"must{f' ({cut:.0%} is beyond the CT)' if cut else ''}; is it the mask of this scan?"
         )
+    if (mean := float(space.hu[tuple(voxels[within].T)].mean())) < OWN_AIR_HU:
+        raise ValueError(
+            f"{path}: the lesion lies in air (mean {mean:.0f} HU), not in lung; is it the mask of this scan?"
+        )
+    if cut:
+        logger.warning("%s: %.0f%% of the lesion is beyond the CT and cannot be written", path, 100 * cut)
     if space.occupied[tuple(voxels[within].T)].any():
         raise ValueError(f"{path}: there is another lesion at this place")
     return part[0], part[1] if part[1].any() else None, centre

@@ -18,7 +18,7 @@ from torch import nn
 from hrldm.config import SUBTYPES
 from hrldm.data.ct import CT
 from hrldm.data.geometry import reach, resample, sample, shifted, to_world
-from hrldm.data.nifti import scaled, unscaled
+from hrldm.data.nifti import scaled
 from hrldm.data.shapes import ShapeLibrary, load_shapes
 from hrldm.model.autoencoder import FACTOR, denormalise_hu, normalise_hu
 from hrldm.synthesis.blend import mask_on_grid
@@ -56,7 +56,7 @@ def insert_whole(
     hu, grid, mask = algorithm2(ct, nodule, generator)
     box, shape, affine = _reached(grid, hu.shape, ct)
     stored = ct.stored.copy(order="K")
-    stored[box] = unscaled(sample(hu, grid, shape, affine), stored.dtype, ct.slope, ct.inter)
+    stored[box] = ct.to_stored(sample(hu, grid, shape, affine))
     found = np.zeros(ct.shape, np.uint8)
     place, lesion = mask_on_grid(mask, grid, ct)
     found[place][lesion] = 1

@@ -23,7 +23,8 @@ from pydicom.uid import (
 )
 
 from hrldm.data.dicom import read_series
-from hrldm.data.dicom_write import NOTE, write_series
+from hrldm.data.dicom_write import NOTE, check_source, write_series
+from tests import tiny
 
 ROOT = "1.2.826.0.1.3680043.8.498"  # pydicom's
 SYNTAXES = {"explicit": ExplicitVRLittleEndian, "implicit": ImplicitVRLittleEndian, "RLE": RLELossless}
@@ -188,10 +189,43 @@ def test_a_source_without_identity_is_refused(tmp_path):
     d = pydicom.dcmread(folder / "000.dcm")
     del d.SOPInstanceUID
     d.save_as(folder / "000.dcm")
-    with pytest.raises(ValueError, match=r"000.dcm cannot be derived from \(it lacks SOPInstanceUID\)"):
-        derived(folder)
+    for refuses in (derived, check_source):
+        with pytest.raises(ValueError, match=r"000.dcm cannot be derived from \(it lacks SOPInstanceUID\)"):
+            refuses(folder)
 
 
 def test_a_big_endian_source_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"000.dcm cannot be derived from \(it is big endian\); write NIfTI only"):
-        derived(source(tmp_path / "s", ExplicitVRBigEndian, n=1))
+    folder = source(tmp_path / "s", ExplicitVRBigEndian, n=1)
+    for refuses in (derived, check_source):
+        with pytest.raises(ValueError, match=r"000.dcm cannot be derived from \(it is big endian\); write NIfTI only"):
+            refuses(folder)
+
+
+def test_what_the_check_finds_good_is_written_in_any_number_of_bits(tmp_path):
+    hu = np.random.default_rng(0).integers(-1000, 200, (9, 7, 4))
+    for k, (allocated, bits, signed, slope, inter) in enumerate([(8, 8, False, 5, -1000), (8, 8, True, 5, -360), (16, 16, True, 1, 0), (32, 16, False, 1, -1024), (32, 32, True, 1, 0)]):  # fmt: skip
+        folder = tiny.dicom_series(
+            tmp_path / str(k), hu, np.diag([1.0, 1, 2, 1]), signed, bits, allocated, slope, inter
+        )
+        check_source(folder)
+        read, affine, _, levels = read_series(folder)
+        np.testing.assert_array_equal(levels.nearest(read), read)
+        changed = levels.nearest(read + np.where(np.indices(read.shape)[2] == 1, 7.3, 0))
+        again, back, _, _ = read_series(write_series(folder, changed, tmp_path / f"out{k}", "key"))
+        np.testing.assert_array_equal(again, changed)
+        np.testing.assert_array_equal(back, affine)
+        data = pydicom.dcmread(tmp_path / f"out{k}" / "0001.dcm")
+        assert (data.BitsAllocated, data.BitsStored, data.PixelRepresentation) == (allocated, bits, int(signed))
+
+
+def test_an_element_that_cannot_be_written_is_found_by_the_check(tmp_path, monkeypatch):
+    def odd(*_, **__):
+        raise TypeError("odd element")
+
+    folder = source(tmp_path / "s", n=2)
+    check_source(folder)
+    monkeypatch.setattr(pydicom.Dataset, "save_as", odd)
+    with pytest.raises(
+        ValueError, match=r"000.dcm cannot be derived from \(odd element\); write NIfTI only \(--format nifti"
+    ):
+        check_source(folder)

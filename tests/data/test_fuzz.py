@@ -27,6 +27,7 @@ from pydicom.tag import Tag
 from hrldm.config import SUBTYPES
 from hrldm.data.ct import CT, read_ct
 from hrldm.data.dicom import read_series
+from hrldm.data.dicom_headers import holds_dicom
 from hrldm.data.lungs import lung_labels, read_labels
 from hrldm.data.manifest import REQUIRED, load_manifest
 from hrldm.data.nifti import open_nifti, read_voxels
@@ -413,6 +414,39 @@ def test_strangers_in_the_folder_change_nothing(content, dicom, name):
         ct = outcome(lambda: read_ct(folder, 1), folder)
         assert ct is not None or dicom or name == "x.dcm"
         assert ct is None or ct.shape == (18, 16, 6) and ct.affine[2, 3] == 0
+
+
+@given(
+    k=st.integers(0, 5),
+    content=st.sampled_from([b"", b"\0" * 200, b"no DICOM", b"\0" * 128 + b"DICX" + b"\0" * 500]),
+    name=st.sampled_from(
+        ["IM{:04d}", "{:d}", "1.2.840.{:d}", "I.{:03d}.ima", "CT_{:d}.img", "1f3a{:08x}", "a-{:d}/slice"]
+    ),
+)
+@fuzz(40)
+@example(5, b"", "IM{:04d}")  # the last: the scan became shorter
+@example(0, b"", "IM{:04d}")
+def test_a_slice_that_is_no_dicom_is_missed_whatever_the_names(k, content, name):
+    with tempfile.TemporaryDirectory() as tmp:
+        for j, slice_ in enumerate(stack()[:6]):
+            file = Path(tmp) / name.format(j)
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(slice_)
+        for stranger in ("README", "DICOMDIR", "notes.txt", "._IM0001", "VERSION"):
+            (Path(tmp) / stranger).write_bytes(b"hello")
+        assert holds_dicom(Path(tmp)) and read_ct(tmp, 1).shape == (18, 16, 6)
+        (Path(tmp) / name.format(k)).write_bytes(content)
+        if "/" not in name:  # there, each slice is alone in its folder
+            assert outcome(lambda: read_ct(tmp, 1), Path(tmp)) is None
+
+
+def test_a_folder_holds_dicom_by_its_files_and_not_by_their_names(tmp_path):
+    for name, content in (("a.dcm", b"text"), ("._b", b"\0" * 128 + b"DICM"), ("DICOMDIR", b"\0" * 128 + b"DICM")):
+        (tmp_path / name).write_bytes(content)
+    assert not holds_dicom(tmp_path)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "0001").write_bytes(stack()[0])
+    assert holds_dicom(tmp_path)
 
 
 @given(k=st.integers(1, 5))

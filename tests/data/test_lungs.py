@@ -1,5 +1,6 @@
 """Lungs by threshold, from the user's map and from TotalSegmentator; what is no lung of this CT is refused."""
 
+import itertools
 import os
 import sys
 
@@ -36,6 +37,18 @@ def test_threshold_finds_both_lungs_in_any_orientation(angles):
     assert dice(lungs.threshold_lungs(ct), truth) > 0.97
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_lungs_cut_at_head_and_foot_are_found_whatever_axis_that_is(order, monkeypatch):
+    """All 48 voxel orders: the lungs reach the first and the last slice, where the axes' own ends are not air."""
+    monkeypatch.setattr(lungs, "GRID_MM", 4.0)
+    turns = [np.eye(3)[:, order] * signs for signs in itertools.product((1.0, -1.0), repeat=3)]
+    for turn in turns:
+        affine, shape = tiny.chest_grid(turn, (4.0, 4.0, 4.0), (350.0, 250.0, 120.0))
+        x, y, z = to_world(affine, np.indices(shape).reshape(3, -1).T).T
+        truth = sum(((x - side) / 50) ** 2 + (y / 60) ** 2 + (z / 90) ** 2 < 1 for side in (-70, 70)).reshape(shape) > 0
+        assert dice(lungs.threshold_lungs(CT(tiny.chest(affine, shape), affine)), truth) > 0.95
+
+
 def test_a_nodule_at_the_pleura_and_a_vessel_belong_to_the_lung():
     ct, truth = chest()
     inside = np.argwhere(truth)
@@ -68,9 +81,10 @@ def test_maps_of_other_grids_are_brought_to_the_cts_and_lobes_kept(tmp_path):
     labels[labels == 0] = 5  # an organ that is no lobe
     got, source = lungs.lung_labels(ct, save(tmp_path / "ts.nii.gz", labels, fine))
     left_half = truth & (to_world(ct.affine, np.indices(ct.shape).reshape(3, -1).T)[:, 0].reshape(ct.shape) < 0)
-    assert set(np.unique(got)) == {0, 11} and dice(got == 11, left_half) > 0.95 and source.endswith("ts.nii.gz")
-    plain, _ = lungs.lung_labels(ct, save(tmp_path / "lung.nii.gz", truth, ct.affine))
-    assert set(np.unique(plain)) == {0, 1} and (plain == truth).all()
+    assert set(np.unique(got)) == {0, 11} and dice(got == 11, left_half) > 0.95
+    assert source == "ts.nii.gz (TotalSegmentator v2 numbers)"
+    plain, source = lungs.lung_labels(ct, save(tmp_path / "lung.nii.gz", truth, ct.affine))
+    assert set(np.unique(plain)) == {0, 1} and (plain == truth).all() and source == "lung.nii.gz"
 
 
 def test_the_lungs_of_another_patient_are_refused(tmp_path):
@@ -100,15 +114,16 @@ image = nib.load(arguments["-i"])
 assert "--ml" in sys.argv and "lung_middle_lobe_right" in sys.argv
 if {fail}:
     sys.exit("no licence")
-labels = (np.abs(image.get_fdata() + 850) < 100).astype(np.uint8) * 13
+labels = (np.abs(image.get_fdata() + 850) < 100).astype(np.uint8) * {number}
 nib.save(nib.Nifti1Image(labels, image.affine), arguments["-o"])
 """
 
 
-@pytest.mark.parametrize("fail", [False, True])
-def test_total_segmentator_is_called_where_it_is_installed(tmp_path, monkeypatch, fail):
+@pytest.mark.parametrize(("number", "numbering"), [(13, "v2"), (15, "v1"), (None, None)])
+def test_total_segmentator_is_called_where_it_is_installed(tmp_path, monkeypatch, number, numbering):
+    fail = number is None
     program = tmp_path / "TotalSegmentator"
-    program.write_text(PROGRAM.format(python=sys.executable, fail=fail))
+    program.write_text(PROGRAM.format(python=sys.executable, fail=fail, number=number))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     ct, _ = chest()
@@ -117,7 +132,8 @@ def test_total_segmentator_is_called_where_it_is_installed(tmp_path, monkeypatch
             lungs.lung_labels(ct)
     else:
         labels, source = lungs.lung_labels(ct)
-        assert source == "TotalSegmentator" and set(np.unique(labels)) == {0, 13}
+        assert source == f"TotalSegmentator (TotalSegmentator {numbering} numbers)"
+        assert set(np.unique(labels)) == {0, 13 if numbering == "v2" else 12}
 
 
 @pytest.mark.slow

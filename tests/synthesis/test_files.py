@@ -420,3 +420,61 @@ def test_an_interrupted_run_ends_with_a_sentence_and_leaves_nothing(call, nifti,
     status, _, error = call("insert", nifti, tmp_path / "new" / "o")
     assert status == 130 and error.startswith("interrupted") and "Traceback" not in error
     assert sorted(tmp_path.iterdir()) == before
+
+
+# -- what a DICOM series can hold ----------------------------------------------------------------------------------------
+
+
+def sharp() -> tuple[np.ndarray, np.ndarray]:
+    """A chest with the noise of a sharp kernel, which reaches below the least value that most scanners store."""
+    ct, _ = scan(np.diag([-1.0, -1.0, 1.0]), (3.5, 3.5, 3.5))
+    return ct.array + np.random.default_rng(1).normal(0, 110, ct.shape), ct.affine
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"signed": False, "bits": 12, "inter": -1024.0},
+        {"signed": False, "bits": 16, "inter": -1000.0},
+        {"signed": False, "bits": 12, "inter": -1024.0, "slope": 2.0},
+        {"signed": True, "bits": 12, "inter": 1024.0},
+        {"signed": False, "bits": 8, "allocated": 8, "slope": 10.0, "inter": -1020.0},
+    ],
+)
+def test_air_clipped_at_the_least_storable_value_is_written_and_alike_in_both_formats(tmp_path, kind):
+    source = tiny.dicom_series(tmp_path / "in", *sharp(), **kind)
+    before = read_ct(source)
+    least = before.levels.base + before.levels.step * before.levels.low
+    assert (before.array == least).mean() > 0.05
+    for seed in range(3):
+        record = put(source, tmp_path / f"out{seed}", Wish("ground-glass", 14.0, seed=seed))
+        after = read_ct(tmp_path / f"out{seed}" / "dicom")
+        np.testing.assert_array_equal(after.array, np.asarray(nib.load(tmp_path / f"out{seed}" / "ct.nii.gz").dataobj))
+        assert (after.array != before.array).sum() == record["voxels_changed"] > 30 and after.array.min() == least
+        np.testing.assert_array_equal(after.affine, before.affine)
+
+
+def test_a_series_that_no_other_can_be_derived_from_is_said_before_the_work_and_nifti_alone_works(call, tmp_path):
+    source = tiny.dicom_series(tmp_path / "in", *sharp(), syntax=pydicom.uid.ExplicitVRBigEndian)
+    generator = tiny.PaintingGenerator()
+    with pytest.raises(ValueError, match="in: 0000.dcm cannot be derived from .*format='nifti'"):
+        files.insert_file(source, tmp_path / "out", [Wish()], generator)
+    assert not generator.asked and not (tmp_path / "out").exists()
+    status, _, error = call("insert", source, tmp_path / "out")
+    assert status == 2 and "--format nifti" in error and not (tmp_path / "out").exists()
+    status, _, error = call("insert", source, tmp_path / "out", "--format", "nifti")
+    assert status == 0, error
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["ct.nii.gz", "mask.nii.gz", "record.json"]
+    assert call("batch", tmp_path, tmp_path / "many", "--format", "nifti")[1].strip().endswith("in: done")
+    with pytest.raises(ValueError, match="format: choose same or nifti, not 'dicom'"):
+        put(source, tmp_path / "other", format="dicom")
+
+
+def test_the_record_says_which_numbers_the_lobes_were_read_in(nifti, tmp_path):
+    ct, labels = scan()
+    x = (ct.affine[0, 0] * np.arange(ct.shape[0]) + ct.affine[0, 3])[:, None, None]
+    lobes = np.where(labels > 0, np.where(x > 0, 17, 14), 0).astype(np.uint8)
+    nib.save(nib.Nifti1Image(lobes, ct.affine), tmp_path / "v1.nii.gz")
+    record = put(nifti, tmp_path / "out", Wish(lobe="RLL"), lungs=tmp_path / "v1.nii.gz")
+    assert record["lungs"] == "v1.nii.gz (TotalSegmentator v1 numbers)"
+    assert record["nodules"][0]["lobe"] == "RLL" and record["nodules"][0]["centre_ras_mm"][0] > 0

@@ -306,3 +306,63 @@ def test_records_hold_what_makes_the_nodule_again():
     wish = Wish(**{k: v for k, v in first["wish"].items()})
     assert dataclasses.asdict(wish) == dataclasses.asdict(Wish("part-solid", 12.0, seed=9))
     assert put(ct, labels, wish).records[0] == first
+
+
+def test_a_lesion_cut_by_the_first_slice_is_written_to_its_last_voxel(tmp_path):
+    """Lungs and lesion reach the face of the CT, as in a scan that was cut there; half a slice of 5 mm lies beyond its middle."""
+    ct, labels = scan(spacing=(2.5, 2.5, 5.0))
+    k = ct.shape[2] // 2
+    affine = ct.affine.copy()
+    affine[:3, 3] = to_world(ct.affine, np.array([0, 0, k]))
+    ct, labels = CT(np.ascontiguousarray(ct.array[:, :, k:]), affine), np.ascontiguousarray(labels[:, :, k:])
+    at = to_world(affine, np.array([(-70 - affine[0, 3]) // 2.5, -affine[1, 3] // 2.5, 0]))
+    given = (np.linalg.norm(to_world(affine, np.stack(np.indices(ct.shape), -1)) - at, axis=-1) <= 8).astype(np.uint8)
+    nib.save(nib.Nifti1Image(given, affine), tmp_path / "cut.nii.gz")
+    out = put(ct, labels, Wish(mask=str(tmp_path / "cut.nii.gz")))
+    np.testing.assert_allclose((out.mask > 0).sum((0, 1)), given.sum((0, 1)), rtol=0.15)
+    assert (out.stored != ct.stored)[..., 0].any()
+
+
+def test_a_lesion_that_reaches_beyond_the_ct_is_told(tmp_path, caplog):
+    ct, labels = scan()
+    at = to_world(np.linalg.inv(ct.affine), np.array([-70.0, 0.0, 0.0]))
+    low = np.rint(at).astype(int)
+    affine = ct.affine.copy()
+    affine[:3, 3] = to_world(ct.affine, low * [0, 0, 1])
+    ct, labels = (
+        CT(np.ascontiguousarray(ct.array[:, :, low[2] :]), affine),
+        np.ascontiguousarray(labels[:, :, low[2] :]),
+    )
+    place = to_world(affine, [low[0], low[1], 0])
+    put(ct, labels, Wish(mask=own_mask(tmp_path, place + [0, 0, 6.5], 8.5)))
+    assert "of the lesion is beyond the CT" not in caplog.text
+    put(ct, labels, Wish(mask=own_mask(tmp_path, place + [0, 0, 5.5], 9.0)))
+    assert "own.nii.gz: 2% of the lesion is beyond the CT" in caplog.text
+    with pytest.raises(ValueError, match=r"own.nii.gz: \d+% of the lesion lies in the lungs.*\d+% is beyond the CT"):
+        put(ct, labels, Wish(mask=own_mask(tmp_path, place, 8.0)))
+
+
+def test_a_mask_in_air_or_of_no_numbers_is_refused(tmp_path):
+    ct, labels = scan()
+    path = own_mask(tmp_path, (-70.0, 0.0, 0.0), 6.0)
+    windpipe = np.linalg.norm(to_world(ct.affine, np.stack(np.indices(ct.shape), -1)) - [-70, 0, 0], axis=-1) < 10
+    with pytest.raises(ValueError, match=r"own.nii.gz: the lesion lies in air \(mean -1000 HU\)"):
+        put(CT(np.where(windpipe, -1000, ct.array), ct.affine), labels, Wish(mask=path))
+    nib.save(nib.Nifti1Image(np.full((9, 9, 9), np.nan, np.float32), np.eye(4)), path)
+    with pytest.raises(ValueError, match=r"own.nii.gz: voxels that are NaN"):
+        put(ct, labels, Wish(mask=path))
+    nib.save(nib.Nifti1Image(np.full((9, 9, 9), 65537, np.int32), np.eye(4)), path)  # 1 in 16 bits
+    with pytest.raises(ValueError, match=r"own.nii.gz: labels 65537 to 65537"):
+        put(ct, labels, Wish(mask=path))
+    affine = np.diag([0.4, 0.4, 0.4, 1.0])
+    affine[:3, 3] = (-70.3, 0.3, 0.3)
+    nib.save(nib.Nifti1Image(np.pad(np.ones((1, 1, 1), np.uint8), 1), affine), path)
+    with pytest.raises(ValueError, match=r"own.nii.gz: 1 voxel\(s\) that are less than 1 mm"):
+        put(ct, labels, Wish(mask=path))
+
+
+def test_a_mask_that_lost_its_affine_is_refused(tmp_path):
+    ct, labels = scan()
+    nib.save(nib.Nifti1Image(labels * 0 + 1, np.eye(4)), tmp_path / "own.nii.gz")
+    with pytest.raises(ValueError, match="own.nii.gz: its affine is not that of"):
+        put(ct, labels, Wish(mask=str(tmp_path / "own.nii.gz")))
