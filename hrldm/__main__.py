@@ -235,7 +235,7 @@ def _as_options(text: str) -> str:
 
     def option(found: re.Match) -> str:
         name = {"match_t_max": "matching", "sample_steps": "steps", "on": "device"}.get(found[1], found[1])
-        value = "" if found[2] in ("True", "...") else f" {found[2].strip("'")}"
+        value = "" if found[2] in ("True", "...") else " " + found[2].strip("'")
         return f"--{name.replace('_', '-')}{value}"
 
     names = r"overwrite|retries|lungs|avoid|whole_volume|match_t_max|sample_steps|on|series_uid|private|format|mask"
