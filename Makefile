@@ -20,8 +20,8 @@ SHELL := bash
 .PHONY: reproduce test lint lab bench clean env FORCE
 FORCE:
 
-export HRLDM_CACHE := $(abspath $(or $(HRLDM_CACHE),.cache))
-export HRLDM_RESULTS := $(abspath $(or $(HRLDM_RESULTS),results))
+# as one word of the shell, whatever is in it
+quoted = '$(subst ','\'',$(1))'
 export PYTHONHASHSEED := 0
 export PYTHONUTF8 := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -32,6 +32,16 @@ BASE := $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
 ifeq ($(BASE),)
   $(error no Python of version 3.11 or later on the PATH)
 endif
+# everything given is checked before anything is written under it; what comes back is DATA_ROOT in full, behind "="
+CHECKED := $(shell $(BASE) -I hrldm/paths.py $(call quoted,$(PROFILE)) $(call quoted,$(DATASET)) $(call quoted,$(DATA_ROOT)) \
+	$(call quoted,$(or $(HRLDM_CACHE),$(CURDIR)/.cache)) $(call quoted,$(or $(HRLDM_RESULTS),$(CURDIR)/results)) 2>&1)
+ifeq ($(filter =%,$(firstword $(CHECKED))),)
+  $(error $(CHECKED))
+endif
+override DATA_ROOT := $(subst ^=,,^$(CHECKED))
+export HRLDM_CACHE := $(abspath $(or $(HRLDM_CACHE),.cache))
+export HRLDM_RESULTS := $(abspath $(or $(HRLDM_RESULTS),results))
+
 ifeq ($(origin PYTHON),command line)
   PY := $(PYTHON)
 else ifneq ($(and $(CONDA_PREFIX),$(shell $(CONDA_PREFIX)/bin/python -I -c 'import hrldm; print(1)' 2>/dev/null)),)
@@ -72,14 +82,14 @@ $(NAMES): %: $(STAMP)/%.done
 # one pattern for all; what each depends on besides follows
 $(STAMP)/%.done: notebooks/%.ipynb $(STAMP)/parameters | $(ENV)
 	@$(PY) scripts/run_notebook.py $< '$(OUT)/runs/$*.ipynb' \
-		--profile '$(PROFILE)' --dataset '$(DATASET)' --data-root '$(DATA_ROOT)' --seed '$(SEED)'
+		--profile '$(PROFILE)' --dataset '$(DATASET)' --data-root $(call quoted,$(DATA_ROOT)) --seed $(call quoted,$(SEED))
 	@touch $@
 
 # changes its time only when a parameter or the user's manifest changes
 $(STAMP)/parameters: FORCE
 	@mkdir -p $(@D)
-	@text='seed=$(SEED) data_root=$(DATA_ROOT) results=$(HRLDM_RESULTS)'; \
-		text="$$text $(if $(DATA_ROOT),$$(cksum '$(DATA_ROOT)/manifest.csv' 2>/dev/null || echo absent))"; \
+	@text=$(call quoted,seed=$(SEED) data_root=$(DATA_ROOT) results=$(HRLDM_RESULTS)); \
+		$(if $(DATA_ROOT),text="$$text $$(cksum $(call quoted,$(DATA_ROOT)/manifest.csv))";) \
 		[ "$$(cat $@ 2>/dev/null)" = "$$text" ] || echo "$$text" > $@
 
 # stages: who reads what an earlier notebook made; "|" only keeps two notebooks from making the same stage at once

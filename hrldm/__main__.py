@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Literal
 
 import tyro
-
-from hrldm.synthesis.files import check_output, described, insert_file, insert_folder
-from hrldm.synthesis.plan import Wish, copies, point, read_plan
-from hrldm.synthesis.released import released
 
 Subtype = Literal["solid", "part-solid", "ground-glass"]
 Lobe = Literal["LUL", "LLL", "RUL", "RML", "RLL"]
@@ -77,7 +75,13 @@ def insert(
         series_uid: which series of a DICOM folder with several.
         overwrite: replace the folder of a former insertion.
     """
-    check_output(out, overwrite)
+    from hrldm.atomic import held
+    from hrldm.synthesis.files import check_output, described, insert_file
+    from hrldm.synthesis.plan import Wish, copies, read_plan
+
+    out = Path(os.path.abspath(out))
+    with held(out):
+        check_output(out, overwrite)
     wish = {
         "subtype": subtype,
         "diameter_mm": diameter,
@@ -142,6 +146,9 @@ def batch(
         format: see insert.
         overwrite: make again what is there.
     """
+    from hrldm.synthesis.files import insert_folder
+    from hrldm.synthesis.plan import Wish, copies, read_plan
+
     wishes = read_plan(plan) if plan else copies(Wish(subtype=subtype, diameter_mm=diameter, seed=seed), count)
     options = {"retries": retries, "private": private, "format": format, "overwrite": overwrite}
     said = insert_folder(folder, out, wishes, _generator(steps, matching, grain, device), lungs, **options)
@@ -154,6 +161,8 @@ def judge(
     root: tyro.conf.Positional[Path],
     out: Path | None = None,
     split: Literal["train", "val", "test", "all"] = "test",
+    host: Path | None = None,
+    host_lungs: Path | None = None,
     seed: int = 0,
     device: Literal["cpu", "cuda"] | None = None,
 ) -> int:
@@ -163,16 +172,24 @@ def judge(
         root: folder with manifest.csv, one row a nodule (README, Your own data).
         out: folder for the tables and their provenance; default: print the summary only.
         split: which nodules of the manifest.
+        host: CT of another patient (NIfTI, DICOM folder, zip): judge in its healthy lung, into which the nodules are set.
+        host_lungs: lung mask or lobe map of the host.
         seed: of noise and of the histograms asked for.
         device: cpu or cuda; default: the GPU where there is one.
     """
+    from hrldm.data.transplant import read_host
     from hrldm.evaluate import judging  # slow to import, and `insert` needs none of these
     from hrldm.report.provenance import write_provenance
     from hrldm.report.tables import save_tables
 
     started = time.perf_counter()
-    study = judging.open_nodules(root, split, seed)
-    tables = judging.judge_released(study, split, device)
+    if (host is None) != (host_lungs is None):
+        raise ValueError("--host and --host-lungs go together")
+    study, native = judging.open_nodules(root, split, seed), None
+    if host is not None:
+        taker = read_host(host, host_lungs, host.resolve().parent.name, (split,))
+        study, native = judging.displaced(study, split, taker)
+    tables = judging.judge_released(study, split, device, native)
     if out is not None:
         save_tables(tables, out)
         wall_time = {f"judge {split}": round(time.perf_counter() - started, 1)}
@@ -182,11 +199,15 @@ def judge(
 
 
 def _generator(steps: int | None, matching: bool, grain: bool, device: str | None):
+    from hrldm.synthesis.released import released
+
     changes = {} if steps is None else {"sample_steps": steps}
     return released(on=device, grain=grain, **changes, **({} if matching else {"match_t_max": None}))
 
 
 def _point(text: str | None) -> tuple[float, ...] | None:
+    from hrldm.synthesis.plan import point
+
     if text is None:
         return None
     try:
@@ -202,8 +223,23 @@ def main() -> int:
             {"insert": insert, "batch": batch, "judge": judge}, prog="python -m hrldm"
         )
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_as_options(str(error))}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing of the unfinished result is left; call again to make it", file=sys.stderr)
+        return 130
+
+
+def _as_options(text: str) -> str:
+    """A message of the library, which names arguments (overwrite=True), with the command line's options (--overwrite)."""
+
+    def option(found: re.Match) -> str:
+        name = {"match_t_max": "matching", "sample_steps": "steps", "on": "device"}.get(found[1], found[1])
+        value = "" if found[2] in ("True", "...") else " " + found[2].strip("'")
+        return f"--{name.replace('_', '-')}{value}"
+
+    names = r"overwrite|retries|lungs|avoid|whole_volume|match_t_max|sample_steps|on|series_uid|private|format|mask"
+    return re.sub(rf"(?<=[ (])({names})=(\.\.\.|'?[\w.+-]+'?)", option, text)
 
 
 if __name__ == "__main__":

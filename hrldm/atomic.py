@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import platform
+import shutil
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+from filelock import FileLock, Timeout
 
 _HOST = platform.node()  # folders may be shared; process numbers are not
 
@@ -34,6 +38,8 @@ def atomic(path: str | Path, overwrite: bool = True) -> Iterator[Path]:
         yield part
         with part.open("rb") as f:
             os.fsync(f.fileno())
+        if path.exists() and not overwrite:
+            raise ValueError(f"{path}: appeared meanwhile and is left as it is; choose another name")
         os.replace(part, path)
     except OSError as error:
         raise OSError(
@@ -57,3 +63,81 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text so that a reader, or a kill at any moment, finds the former file or the whole new one."""
     with atomic(path) as part:
         part.write_bytes(text.encode())
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other runs off `folder`, which need not exist, and clear what killed ones left of it.
+
+    The kernel drops the lock of a process that dies, so what lies there under a lock of ours is nobody's.
+
+    Raises:
+        ValueError: another run works on it.
+        OSError: the place cannot be written.
+    """
+    missing = [p for p in folder.parents if not p.exists()]
+    part, former, lock = (folder.with_name(f".hrldm-{folder.name}{end}") for end in ("", "-former", "-lock"))
+    mine = FileLock(lock, timeout=1)  # the file of a lock that is being given up is tried again
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        mine.acquire()
+    except Timeout:
+        raise ValueError(f"{folder}: another run is writing it; wait until it ends, or choose another folder") from None
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{folder}: cannot be written ({error.strerror or error}); choose another folder"
+        ) from error
+    try:
+        if former.exists() and not os.path.lexists(folder):  # killed between the two moves of `_exchange`
+            former.replace(folder)
+        for left in (part, former):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        mine.release()
+        for parent in missing:
+            with contextlib.suppress(OSError):  # not empty: wanted
+                parent.rmdir()
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, check: Callable[[Path], None]) -> Iterator[Path]:
+    """A temporary neighbour folder to fill, moved to `folder` only when the block ends well.
+
+    check: raises ValueError where what is at `folder` may not be replaced; asked before the block and again after it. What
+           appeared meanwhile stays, and what was made goes to a new name, which the error tells.
+
+    Raises:
+        ValueError: `check`'s, or another run works on the folder.
+        OSError: it cannot be written, found before the block where it can be; nothing is left.
+    """
+    part = folder.with_name(f".hrldm-{folder.name}")
+    with held(folder):
+        check(folder)
+        try:
+            part.mkdir()
+            yield part
+            _exchange(part, folder, check)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _exchange(part: Path, folder: Path, check: Callable[[Path], None]) -> None:
+    """Move `part` to `folder`; a former one is there until then, and again if the move fails."""
+    former = part.with_name(f"{part.name}-former")
+    try:
+        if os.path.lexists(folder):
+            check(folder)
+            folder.replace(former)
+        part.replace(folder)
+    except (ValueError, OSError) as error:
+        if former.exists() and not os.path.lexists(folder):
+            former.replace(folder)
+        if isinstance(error, OSError) and error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        kept = part.replace(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+        raise ValueError(
+            f"{folder}: appeared or changed while this run worked, and is left as it is; the results are in {kept}"
+        ) from error
+    shutil.rmtree(former, ignore_errors=True)

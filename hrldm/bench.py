@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +34,11 @@ from hrldm.config import SIZE_BINS_MM, Profile, get_profile
 from hrldm.measuring import measure
 from hrldm.model.autoencoder import FACTOR, Autoencoder
 from hrldm.model.histogram import dense_histogram, soft_histogram
-from hrldm.model.unet import latent_masks
 from hrldm.report.provenance import write_provenance
 from hrldm.train.device import device, free_memory_mb
 from hrldm.train.hist_term import HistogramTerm
-from hrldm.train.latents import LatentCache, encode_patches, mask_tensor
-from hrldm.train.ldm import train_ldm
+from hrldm.train.latents import LatentCache, encode_patches
+from hrldm.train.ldm import Batches, train_ldm
 
 COLUMNS = ["benchmark", "variant", "time_s", "peak_mb", "ratio", "device"]
 VOLUME = (128, 128, 34)  # latent of 512 x 512 x 133, the last side padded to a multiple of 4
@@ -71,17 +71,14 @@ def l_hist(variant: str, repeats: int) -> dict:
     if variant.startswith("volume"):
         z = torch.randn(1, profile.ae_latent_channels, *VOLUME[:2], int(variant.rsplit("_", 1)[1]), device=device())
         return measure(torch.no_grad()(lambda: model.decode(z)), 0, warm_up=1)
-    # latents drawn anew at each step: the target is decoded each time as well
-    profile = dataclasses.replace(profile, latent_sample=True)
-    cache = _nodules(profile)
-    term = HistogramTerm(model, cache, profile, torch.device(device()))
-    largest = int(cache.mask[:, 0].sum((1, 2, 3)).argmax())
-    z0 = torch.from_numpy(np.array(cache.mean[largest, :1])).to(device())
-    m = latent_masks(mask_tensor(cache.mask[largest, :1]))[0].to(device())
-    index, t = torch.tensor([[largest, 0]]), torch.zeros(1, dtype=torch.long)
+    # latents drawn anew at each step: the target is decoded each time as well; one nodule at t = 0
+    profile = dataclasses.replace(profile, latent_sample=True, hist_t_max=None, ldm_batch=1)
+    batches = Batches(_nodules(profile), profile, device())
+    term = HistogramTerm(model, batches.groups, 1.0, profile)
+    batch = batches.draw(np.random.default_rng(0))
 
     def step() -> None:
-        term((z0 + 0.1).requires_grad_(), z0, m, t, index).backward()
+        term((batch["z0"] + 0.1).requires_grad_(), batch).backward()
 
     return measure(step, 5 * repeats)
 
@@ -93,11 +90,13 @@ def training_step(variant: str, repeats: int) -> dict:
 
 def latents(variant: str, repeats: int) -> dict:
     profile = get_profile("quick", lambda_hist=0.0)
-    cache = _nodules(profile)
-    if variant == "on_the_fly":
-        torch.manual_seed(0)
-        cache = dataclasses.replace(cache, mean=_OnTheFly(Autoencoder.from_profile(profile), cache))
-    return _train(profile, cache, repeats)
+    if variant == "cached":
+        return _train(profile, _nodules(profile), repeats)
+    torch.manual_seed(0)
+    model = Autoencoder.from_profile(profile).to(device()).eval()
+    size = (profile.ldm_batch, *[profile.patch_mm] * 3)
+    hu = np.random.default_rng(1).integers(-1000, 400, size, np.int16)
+    return _train(profile, _nodules(profile), repeats, lambda: encode_patches(model, hu, device(), len(hu)))
 
 
 CASES = {
@@ -106,21 +105,6 @@ CASES = {
     "training_step": training_step,
     "latents": latents,
 } | bench_insert.CASES
-
-
-class _OnTheFly:
-    """Stands for the array of cached means: encodes the crops it is asked for."""
-
-    def __init__(self, model: Autoencoder, cache: LatentCache) -> None:
-        self.model, self.shape = model, cache.mean.shape
-        size = cache.mask.shape[-1]
-        self.hu = np.random.default_rng(1).integers(-1000, 400, (NODULES, size, size, size), np.int16)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        return encode_patches(self.model, self.hu[index[0]], device())[0].numpy()
 
 
 def _nodules(profile: Profile) -> LatentCache:
@@ -138,7 +122,9 @@ def _nodules(profile: Profile) -> LatentCache:
     return LatentCache(mean, np.zeros_like(mean), mask, histogram, rng.integers(3, size=NODULES), 1.0)
 
 
-def _train(profile: Profile, cache: LatentCache, repeats: int) -> dict:
+def _train(
+    profile: Profile, cache: LatentCache, repeats: int, before_each: Callable[[], object] = lambda: None
+) -> dict:
     """Seconds of one training step: median over blocks of `BLOCK`, after a first block that is not counted."""
     torch.manual_seed(0)
     model = Autoencoder.from_profile(profile).eval().requires_grad_(False)
@@ -147,6 +133,7 @@ def _train(profile: Profile, cache: LatentCache, repeats: int) -> dict:
 
         def block() -> None:
             for _ in range(BLOCK):
+                before_each()
                 next(steps)
 
         found = measure(block, repeats, warm_up=1)

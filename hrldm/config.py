@@ -53,6 +53,7 @@ class Profile:
     ctx_dim: int = 64  # d_ctx of Eq. 3
     unet_linear_skip: bool = True  # a linear denoiser, fitted in closed form, beside the U-Net; False = paper
     hist_tokens: int = 1  # 1 = paper; B = one token per bin
+    histogram_template: bool = False  # the requested histogram also as a picture (data/template.py); False = paper
     mask_channels: int = 1  # C of Section 3.2.1 item 3
     mask_detail: int = 4  # parts of a latent voxel's side that the soft mask tells apart; 1 = paper
     lesion_context: int | None = 1  # latent voxels around the lesion that the U-Net sees; None = the whole crop (paper)

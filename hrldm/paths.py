@@ -1,26 +1,32 @@
-"""The only place that knows folders. Everything else receives paths or asks here."""
+"""The only place that knows folders. Everything else receives paths or asks here.
+
+``python hrldm/paths.py PROFILE DATASET DATA_ROOT CACHE RESULTS`` is `check_run` for the Makefile. Standard library only: it runs before the environment exists.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 ROOT = PACKAGE.parent
 WEIGHTS = PACKAGE / "weights"  # shipped safetensors with their cards
 PUBLISHED = ROOT / "results" / "published"  # the paper's own numbers as CSV
+EMBEDDED = "lidc-mini"  # the dataset that needs no folder
 
 
 def cache_dir() -> Path:
     """Folder for everything that can be made again (`HRLDM_CACHE`, default `.cache/`)."""
-    path = Path(os.environ.get("HRLDM_CACHE", ROOT / ".cache"))
+    path = _output("HRLDM_CACHE", ROOT / ".cache")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def results_dir(dataset: str, profile: str) -> Path:
     """`results/<dataset>/<profile>/` with its `tables`, `figures` and `runs` folders."""
-    path = Path(os.environ.get("HRLDM_RESULTS", ROOT / "results")) / dataset / profile
+    path = _output("HRLDM_RESULTS", ROOT / "results") / dataset / profile
     for sub in ("tables", "figures", "runs"):
         (path / sub).mkdir(parents=True, exist_ok=True)
     return path
@@ -28,6 +34,64 @@ def results_dir(dataset: str, profile: str) -> Path:
 
 def bench_dir() -> Path:
     """`results/bench/`, where `make bench` writes."""
-    path = Path(os.environ.get("HRLDM_RESULTS", ROOT / "results")) / "bench"
+    path = _output("HRLDM_RESULTS", ROOT / "results") / "bench"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def check_run(profile: str, dataset: str, data_root: str) -> str:
+    """The absolute `data_root` of a run ("" for the embedded dataset); nothing is written.
+
+    Raises:
+        ValueError: names that are no folder names, a folder of data without a dataset's name or the other way round, no
+            manifest there, or an output folder that cannot be written.
+    """
+    for option, name in (("PROFILE", profile), ("DATASET", dataset)):
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(
+                f"{option} {name!r} names a folder of results: use letters, digits, dots, hyphens and underscores, "
+                "a letter or digit first"
+            )
+    _output("HRLDM_CACHE", ROOT / ".cache"), _output("HRLDM_RESULTS", ROOT / "results")
+    if dataset == EMBEDDED:
+        if data_root:
+            raise ValueError(
+                f"DATA_ROOT {data_root!r} without a name for its nodules: give DATASET=name too ({EMBEDDED} is embedded)"
+            )
+        return ""
+    if not data_root:
+        raise ValueError(
+            f"dataset {dataset!r} is not embedded: give DATA_ROOT (data_root), a folder with a manifest.csv"
+        )
+    root = Path(data_root).expanduser().resolve()
+    if not (root / "manifest.csv").is_file():
+        raise ValueError(f"DATA_ROOT {root}: no manifest.csv there; the README says how to make one")
+    return str(root)
+
+
+def _output(variable: str, default: Path) -> Path:
+    """The folder that an environment variable names; ValueError when it can neither be written nor be made."""
+    folder = Path(os.environ.get(variable) or default).absolute()
+    there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written" if there.is_dir() else "is no folder"
+        raise ValueError(f"{variable} {folder}: {there} {why}; choose another folder")
+    return folder
+
+
+def main() -> int:
+    """Print "=" and what `check_run` returns, or what is wrong."""
+    profile, dataset, data_root, *folders = sys.argv[1:]
+    os.environ["HRLDM_CACHE"], os.environ["HRLDM_RESULTS"] = folders
+    try:
+        if odd := next((f for f in folders if re.search(r"\s", f)), None):
+            raise ValueError(f"make cannot write into {odd!r}: choose HRLDM_CACHE and HRLDM_RESULTS without spaces")
+        print(f"={check_run(profile, dataset, data_root)}")
+    except ValueError as error:
+        print(error)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -67,22 +67,6 @@ def check_parameters(notebook: Path) -> None:
         )
 
 
-def check_data_root(dataset: str, data_root: str) -> str:
-    """The absolute `data_root` (notebooks run in their own folder); empty only for the embedded dataset.
-
-    Raises:
-        ValueError: no folder with a `manifest.csv` there, or none given for a dataset that needs one.
-    """
-    if not data_root:
-        if dataset != "lidc-mini":
-            raise ValueError(f"dataset {dataset!r} is not embedded: give DATA_ROOT, a folder with a manifest.csv")
-        return ""
-    root = Path(data_root).expanduser().resolve()
-    if not (root / "manifest.csv").is_file():
-        raise ValueError(f"DATA_ROOT {root}: no manifest.csv there; the README says how to make one")
-    return str(root)
-
-
 def run(notebook: Path, out: Path, *, profile: str, dataset: str, data_root: str, seed: int) -> float:
     """Execute `notebook` in its own folder into `out`; returns the wall time in seconds."""
     part = out.with_name(out.name + ".part.ipynb")
@@ -95,6 +79,7 @@ def run(notebook: Path, out: Path, *, profile: str, dataset: str, data_root: str
         cwd=str(notebook.parent),
         kernel_name="python3",
         progress_bar=False,
+        iopub_timeout=600,  # 4 s fail a run of hours on a machine that is short of breath
         config=TRANSPORT,
     )
     # executed notebooks are published: no folder of this machine in their parameters, warnings and metadata
@@ -117,7 +102,7 @@ def main() -> int:
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     try:
         profile = get_profile(args.profile)
-        data_root = check_data_root(args.dataset, args.data_root)
+        data_root = paths.check_run(args.profile, args.dataset, args.data_root)
         check_parameters(args.notebook)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

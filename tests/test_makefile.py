@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ["Makefile", "pyproject.toml", "constraints.txt", "scripts/notebook_deps.py"]
+COPIED = ["Makefile", "pyproject.toml", "constraints.txt", "scripts/notebook_deps.py", "hrldm/paths.py"]
 # takes the place of scripts/run_notebook.py: a cell "raise" fails, everything else succeeds (the real one: test_run_notebook.py)
 RUNNER = """
 import sys
@@ -169,6 +169,39 @@ def test_changed_manifest_of_the_user_runs_all_again(toy):
     assert toy.make(*arguments)[0] == set()
     toy.write("my data/manifest.csv", "nodule_id\n1\n")
     assert toy.make(*arguments)[0] == ALL
+
+
+def test_a_folder_of_data_with_any_name_reaches_the_notebook_in_full(toy):
+    toy.write("it's (my) data/manifest.csv", "nodule_id\n")
+    assert toy.make("DATASET=mine", "DATA_ROOT=it's (my) data")[0] == ALL
+    said = (toy.root / "results" / "mine" / "smoke" / "runs" / "01_data.ipynb").read_text(encoding="utf-8")
+    assert f"--data-root {toy.root}/it's (my) data --seed" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["DATASET=../x", "DATA_ROOT=data"], "DATASET '../x' names a folder of results: use letters"),
+        (["DATASET=a b", "DATA_ROOT=data"], "DATASET 'a b' names a folder"),
+        (["DATASET=it's", "DATA_ROOT=data"], 'DATASET "it\'s" names a folder'),
+        (["DATASET=;touch x", "DATA_ROOT=data"], "DATASET ';touch x' names a folder"),
+        (["PROFILE=/smoke"], "PROFILE '/smoke' names a folder"),
+        (["PROFILE="], "PROFILE '' names a folder"),
+        (["DATA_ROOT=data"], "DATA_ROOT 'data' without a name for its nodules: give DATASET=name too"),
+        (["DATASET=mine"], "dataset 'mine' is not embedded: give DATA_ROOT"),
+        (["DATASET=mine", "DATA_ROOT=no'where"], "no'where: no manifest.csv there"),
+        (["HRLDM_RESULTS=Makefile"], "Makefile is no folder; choose another folder"),
+        (["HRLDM_CACHE=Makefile/x"], "Makefile is no folder; choose another folder"),
+        (["HRLDM_RESULTS=my results"], "make cannot write into 'my results'"),
+    ],
+)
+def test_what_cannot_be_a_run_is_refused_before_anything_is_written(tmp_path, arguments, message):
+    toy = Toy(tmp_path / "toy")
+    toy.write("data/manifest.csv", "nodule_id\n")
+    before = sorted(tmp_path.rglob("*"))
+    ran, text = toy.make(*arguments, ok=False)
+    assert message in text and "Traceback" not in text and ran == set()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_notebook_that_does_not_parse_is_named(toy):

@@ -83,7 +83,9 @@ def test_failed_run_leaves_only_its_copy_for_reading(call, capsys):
     [
         (["--profile", "quik"], PARAMETERS, "unknown profile 'quik'"),
         (["--dataset", "lidc-cubes"], PARAMETERS, "'lidc-cubes' is not embedded: give DATA_ROOT"),
-        (["--data-root", "no/such"], PARAMETERS, "no manifest.csv there"),
+        (["--dataset", "mine", "--data-root", "no/such"], PARAMETERS, "no manifest.csv there"),
+        (["--data-root", "no/such"], PARAMETERS, "DATA_ROOT 'no/such' without a name for its nodules: give DATASET"),
+        (["--dataset", "../mine", "--data-root", "no/such"], PARAMETERS, "DATASET '../mine' names a folder of results"),
         ([], PARAMETERS.replace("seed", "sed"), "missing ['seed'], unknown ['sed']"),
     ],
 )

@@ -15,6 +15,7 @@ from hrldm.train.runs import Study
 
 CHANGES: dict[str, dict] = {
     "hr-ldm": {},
+    "hr-ldm-template": {"histogram_template": True},  # the histogram as a picture too (ours)
     "hr-ldm-matched": {"match_t_max": 300},  # the same network; the histogram is imposed while sampling (ours)
     "maisi-ddpm": {"lambda_hist": 0.0},  # Table 1: "MAISI-DDPM (no L_hist)"
     "maisi-rflow": {"lambda_hist": 0.0, "objective": "rflow"},  # Zhao et al., 2026
@@ -33,6 +34,7 @@ def generate(study: Study, request: Request, truth: np.ndarray, system: str) -> 
 
 
 hr_ldm = functools.partial(generate, system="hr-ldm")
+hr_ldm_template = functools.partial(generate, system="hr-ldm-template")
 hr_ldm_matched = functools.partial(generate, system="hr-ldm-matched")
 maisi_ddpm = functools.partial(generate, system="maisi-ddpm")
 maisi_rflow = functools.partial(generate, system="maisi-rflow")

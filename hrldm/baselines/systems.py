@@ -9,7 +9,7 @@ import numpy as np
 
 from hrldm import paths
 from hrldm.atomic import atomic
-from hrldm.baselines import latent, reconstruction, texture
+from hrldm.baselines import latent, reconstruction, texture, transplant
 from hrldm.data.patches import Patches
 from hrldm.synthesis.generate import Request
 from hrldm.train.latents import lesion_histograms, weights_digest
@@ -18,10 +18,12 @@ from hrldm.train.runs import Study
 
 SYSTEMS = {  # in the order of the tables; diff-tumor and lesion-diffusion go after texture
     "autoencoder": reconstruction.generate,
+    "transplant": transplant.generate,
     "texture": texture.generate,
     "maisi-rflow": latent.maisi_rflow,
     "maisi-ddpm": latent.maisi_ddpm,
     "hr-ldm": latent.hr_ldm,
+    "hr-ldm-template": latent.hr_ldm_template,
     "hr-ldm-matched": latent.hr_ldm_matched,
 }
 

@@ -29,7 +29,7 @@ _STALE = ("SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelVal
           "DigitalSignaturesSequence", "DataSetTrailingPadding")  # fmt: skip
 
 
-_NOT_FROM = "{}: {} cannot be derived from ({}); write NIfTI only (--format nifti; in Python format='nifti')"
+_NOT_FROM = "{}: {} cannot be derived from ({}); write NIfTI only: format='nifti'"
 
 
 def check_source(source: str | Path, series_uid: str | None = None) -> None:

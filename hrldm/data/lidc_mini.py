@@ -32,7 +32,7 @@ from hrldm import paths
 from hrldm.config import SIZE_BINS_MM
 from hrldm.data import shapes
 from hrldm.data.fetch import LIDC_0001_CT, LIDC_0001_LOBES, WHEELS, wheel_file
-from hrldm.data.placement import LEFT, LOBE_NAMES, RIGHT, LungMap, PlacementReport, Position, sample_positions
+from hrldm.data.placement import LEFT, LOBE_NAMES, RIGHT, LungMap, PlacementReport, sample_positions
 from hrldm.data.split import patient_split
 from hrldm.data.texture import choose_histogram, histogram_library, size_bin, texture_nodule
 
@@ -82,7 +82,7 @@ def clean_ct() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         nearest = np.asarray(labels.dataobj)[np.ix_(*(np.round(p).astype(int) for p in fine))]
         lobes = np.where(np.isin(nearest, list(LOBE_NAMES)), nearest, 0).astype(np.uint8)
         affine = ct.affine @ np.diag([*(1 / spacing), 1.0])
-        with _atomic_folder(folder) as part:
+        with atomic_folder(folder) as part:
             for name, array in (("ct", np.clip(np.round(hu), AIR_HU, 3071).astype(np.int16)), ("lobes", lobes)):
                 nib.Nifti1Image(array, affine).to_filename(part / f"{name}.nii")
     ct, lobes = (nib.load(folder / f"{name}.nii", mmap=False) for name in ("ct", "lobes"))
@@ -90,7 +90,7 @@ def clean_ct() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @contextlib.contextmanager
-def _atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that takes its final name only when the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -117,7 +117,7 @@ def _real_nodule(table: pd.DataFrame) -> tuple[np.ndarray, float]:
     return world - canonical[:3, 3], float(row.diameter_mm)
 
 
-def _allowed(lobes: np.ndarray, table: pd.DataFrame, side: int) -> np.ndarray:
+def clear_of_nodule(lobes: np.ndarray, table: pd.DataFrame, side: int) -> np.ndarray:
     """Centres whose whole cube stays in its half of the chest and away from the real nodule."""
     xs = [np.flatnonzero(np.isin(lobes, part).any(axis=(1, 2))) for part in (LEFT, RIGHT)]
     middle = round((xs[0].max() + xs[1].min()) / 2)  # the lungs' inner edges; RAS: left is low x
@@ -148,10 +148,10 @@ def _choose_shapes(table: pd.DataFrame, n: int, rng: np.random.Generator) -> lis
     return [chosen[i] for i in rng.permutation(n)]
 
 
-def _crop(array: np.ndarray, position: Position, side: int) -> np.ndarray:
-    """Cube of `side` around a position; air where it leaves the CT."""
+def cube_about(array: np.ndarray, centre: np.ndarray, side: int) -> np.ndarray:
+    """Cube of `side` whose middle (side // 2) is the voxel `centre`; air where it leaves the CT."""
     out = np.full((side,) * 3, AIR_HU, array.dtype)
-    box = position.box(out.shape)
+    box = [slice(int(c) - side // 2, int(c) - side // 2 + side) for c in centre]
     inner = tuple(slice(max(s.start, 0), min(s.stop, n)) for s, n in zip(box, array.shape, strict=True))
     out[tuple(slice(i.start - b.start, i.stop - b.start) for i, b in zip(inner, box, strict=True))] = array[inner]
     return out
@@ -193,8 +193,8 @@ def _plan(
         found, this = sample_positions(hu, lobes, shape, 1, rng, location=location, lobe=lobe, lung_map=lung_map)
         report.add(this)
         position = found[0]
-        background = _crop(hu, position, side)
-        floor = float(np.percentile(_crop(hu, position, max(shape.shape)), 25)) - 30
+        background = cube_about(hu, position.center, side)
+        floor = float(np.percentile(cube_about(hu, position.center, max(shape.shape)), 25)) - 30
         histogram_id, histogram = choose_histogram(source.subtype, source.diameter_mm, rng, histograms, floor)
         corner = np.array(position.center) - side // 2
         cube_affine = affine.copy()
@@ -236,9 +236,9 @@ def prepare(n_train: int, n_val: int, n_test: int, seed: int = 0, side: int = 64
         return target
     library = shapes.load_shapes()
     ct = clean_ct()
-    lung_map = LungMap(ct[2], _allowed(ct[2], library.table, side))
+    lung_map = LungMap(ct[2], clear_of_nodule(ct[2], library.table, side))
     counts = {"train": n_train, "val": n_val, "test": n_test}
-    with _atomic_folder(target) as part:
+    with atomic_folder(target) as part:
         for folder in ("images", "masks", "backgrounds"):
             (part / folder).mkdir()
         rows = []

@@ -1,7 +1,7 @@
 """The manifest: one row a nodule, from whatever dataset, checked as a whole before anything long begins.
 
-All problems are collected and raised together with their row numbers (the header is row 1, as in a spreadsheet), so
-that a user mends a table once. The split is by unit of independence: the nodule's patient, or `shape_patient_id` where
+All problems are collected and raised together with their row numbers (as a spreadsheet shows them: the header is row 1,
+blank rows count), so that a user mends a table once. The split is by unit of independence: the nodule's patient, or `shape_patient_id` where
 a shape was put into a background of another patient (semi-synthetic data).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import logging
 import os
 from pathlib import Path
@@ -37,9 +38,11 @@ RATINGS = (
     "subtlety",
 )  # 1..5, may be blank
 FILES = ("image", "mask", "background")
+BLANK = ("nan", "na", "n/a", "#n/a", "<na>", "null", "none")  # what other programs write into an empty cell
 UNIT = "shape_patient_id"  # stands for the patient in the split where the column is filled
 HASH_SHARES = (0.7, 0.8)  # cumulative train, train + val; the rest is test
 PROGRESS_ROWS = 200
+SIZES_DIFFER = 4  # a mask that many times as wide as diameter_mm, or as narrow, is another thing's
 
 
 def load_manifest(path_or_root: str | Path, check_images: bool = True) -> pd.DataFrame:
@@ -59,10 +62,11 @@ def load_manifest(path_or_root: str | Path, check_images: bool = True) -> pd.Dat
     path = Path(path_or_root)
     path = path / "manifest.csv" if path.is_dir() else path
     frame, problems = _read_table(path)
-    if len(frame) and frame.columns.is_unique and set(REQUIRED) <= set(frame.columns):
-        problems += _check_values(frame)
+    problems += _check_values(frame)
+    if "patient_id" in frame:
         frame, split_problems = _with_split(frame, path)
-        problems += split_problems + _check_files(frame, path.parent.resolve(), check_images)
+        problems += split_problems
+    problems += _check_files(frame, path.parent.resolve(), check_images)
     if problems:
         raise ValueError(
             f"{path}: {len(problems)} problem(s), nothing was loaded; mend the rows and try again\n  "
@@ -110,59 +114,79 @@ def _rows(numbers) -> str:
 
 
 def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """All cells as stripped text, indexed by row number in the file, and the problems of the table as such."""
+    """All cells as stripped text, indexed by the row a spreadsheet shows them in, and the problems of the table as such.
+
+    Rows of nothing but commas, and columns at the end without name and cells, are what spreadsheets leave: no nodules.
+    """
     if not path.is_file():
         raise ValueError(
             f"{path}: no manifest there; give a CSV or a folder with manifest.csv (columns {', '.join(REQUIRED)}, …)"
         )
+    line = 1
     try:
-        with path.open(newline="", encoding="utf-8-sig") as f:
-            reader = csv.reader(f, strict=True)
-            lines = [(reader.line_num, [c.strip() for c in line]) for line in reader if any(c.strip() for c in line)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a readable CSV ({error}); save it as comma-separated UTF-8") from error
-    columns = lines[0][1] if lines else []
+        content = path.read_bytes()
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        rows = {}
+        for row, cells in enumerate(reader, start=1):
+            line = reader.line_num + 1
+            rows[row] = ["" if c.strip().lower() in BLANK else c.strip() for c in cells]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        if isinstance(error, UnicodeDecodeError):
+            line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path}: not a readable CSV (line {line}: {error}); save it as comma-separated UTF-8"
+        ) from error
+    rows = {row: cells for row, cells in rows.items() if any(cells)}
+    head = rows.pop(min(rows), []) if rows else []
+    columns = head[: max((i for i, c in enumerate(head, start=1) if c), default=0)]
     problems = [f"column {c!r} stands {columns.count(c)} times" for c in dict.fromkeys(columns) if columns.count(c) > 1]
     missing = [c for c in REQUIRED if c not in columns]
     if missing:
         hint = "; separate columns by commas" if len(columns) == 1 and any(d in columns[0] for d in ";\t") else ""
         problems.append(f"missing column(s) {', '.join(missing)}{hint}")
-    if len(lines) < 2:
+    if not rows:
         problems.append("no rows; a manifest needs at least one nodule")
+    good = {
+        row: cells[: len(columns)]
+        for row, cells in rows.items()
+        if len(cells) >= len(columns) and not any(cells[len(columns) :])
+    }
     problems += [
-        f"row {n}: {len(line)} fields where the header has {len(columns)}"
-        for n, line in lines[1:]
-        if len(line) != len(columns)
+        f"row {row}: {len(cells)} fields where the header has {len(columns)}"
+        for row, cells in rows.items()
+        if row not in good
     ]
-    good = [(n, line) for n, line in lines[1:] if len(line) == len(columns)]
-    return pd.DataFrame([line for _, line in good], columns=columns, index=[n for n, _ in good]), problems
+    frame = pd.DataFrame(list(good.values()), columns=columns, index=list(good), dtype=object)
+    return frame.loc[:, ~frame.columns.duplicated()], problems
 
 
 def _check_values(frame: pd.DataFrame) -> list[str]:
     """Blank, doubled, unknown and non-numeric cells; number columns of `frame` become float in place."""
     problems = []
-    for column in REQUIRED:
+    for column in _present(frame, REQUIRED):
         problems += [f"row {n}: {column} is empty" for n in frame.index[frame[column] == ""]]
-    for nodule, group in frame[frame["nodule_id"] != ""].groupby("nodule_id", sort=False):
+    ids, subtypes = (frame.get(c, pd.Series(dtype=object)) for c in ("nodule_id", "subtype"))
+    for nodule, group in ids[ids != ""].groupby(ids, sort=False):
         if len(group) > 1:
             problems.append(
                 f"{_rows(group.index)}: nodule_id {nodule!r} stands {len(group)} times; give each nodule its own"
             )
-    unknown = frame[~frame["subtype"].isin([*SUBTYPES, ""])]
-    problems += [f"row {n}: unknown subtype {s!r}; one of {', '.join(SUBTYPES)}" for n, s in unknown["subtype"].items()]
+    unknown = subtypes[~subtypes.isin([*SUBTYPES, ""])]
+    problems += [f"row {n}: unknown subtype {s!r}; one of {', '.join(SUBTYPES)}" for n, s in unknown.items()]
     for column in _present(frame, ("diameter_mm", "volume_mm3", *RATINGS)):
         text, rating = frame[column], column in RATINGS
         values = pd.to_numeric(text, errors="coerce").astype(float)
         bad = (text != "") & ~(values.between(1, 5) if rating else (values > 0) & np.isfinite(values))
         wish = "a number from 1 to 5, or blank" if rating else "a positive number"
         problems += [f"row {n}: {column} {s!r} is not {wish}" for n, s in text[bad].items()]
-        frame[column] = values
+        frame[column] = values.mask(bad)
     for column in frame.columns.drop([*REQUIRED, *FILES, "split", "volume_mm3", *RATINGS], errors="ignore"):
         if not column.endswith(("_id", "_uid")):  # other numbers, such as a centre in mm
-            values = pd.to_numeric(frame[column], errors="coerce").astype(float)
-            frame[column] = (
-                values if (values.notna() | (frame[column] == "")).all() and values.notna().any() else frame[column]
-            )
+            text = frame[column]
+            values = pd.to_numeric(text, errors="coerce").astype(float)
+            if (values.notna() | (text == "")).all() and values.notna().any():
+                problems += [f"row {n}: {column} {s!r} is not finite" for n, s in text[np.isinf(values)].items()]
+                frame[column] = values
     return problems
 
 
@@ -199,16 +223,20 @@ def _hash_split(patient: str) -> str:
 
 
 def _check_files(frame: pd.DataFrame, root: Path, check_images: bool) -> list[str]:
-    """Missing and unreadable files, grids that differ, images that are no CT, masks that are empty or not binary."""
+    """Missing and unreadable files, grids that differ, images that are no CT or another patient's, masks that cannot be."""
     problems: list[str] = []
     images: dict[str, nib.Nifti1Pair | ValueError] = {}  # one CT may hold many nodules
+    voxels: dict[str, str] = {}  # hash of each image's
+    diameters = frame.get("diameter_mm", pd.Series(dtype=float))
 
     def image_at(name: str) -> nib.Nifti1Pair:
         if name not in images:
             try:
                 images[name] = open_nifti(root / name)
                 if check_images:
-                    check_hu(read_voxels(images[name], root / name)[1], root / name)
+                    hu = read_voxels(images[name], root / name)[1]
+                    check_hu(hu, root / name)
+                    voxels[name] = hashlib.blake2b(_whole(hu), digest_size=16).hexdigest()
             except ValueError as error:
                 images[name] = error
         if isinstance(images[name], ValueError):
@@ -224,15 +252,37 @@ def _check_files(frame: pd.DataFrame, root: Path, check_images: bool) -> list[st
             try:
                 opened[column] = open_nifti(root / name) if column == "mask" else image_at(name)
                 if column == "mask" and check_images:
-                    _check_mask(read_voxels(opened[column], root / name)[1], root / name)
+                    mask = read_voxels(opened[column], root / name)[1]
+                    mm3 = abs(np.linalg.det(opened[column].affine[:3, :3]))
+                    _check_mask(mask, mm3, diameters.get(number, np.nan), root / name)
             except ValueError as error:
                 problems.append(f"row {number}: {column} {error}")
         problems += [f"row {number}: {p}" for p in _grid_problems(opened, row)]
+    return problems + _leaks(frame, voxels)
+
+
+def _whole(hu: np.ndarray) -> np.ndarray:
+    """The HU as int16, so that one CT saved in two dtypes has one hash."""
+    return (np.rint(hu) if hu.dtype.kind == "f" else hu).astype(np.int16, order="C", copy=False)
+
+
+def _leaks(frame: pd.DataFrame, voxels: dict[str, str]) -> list[str]:
+    """One CT under the names of several patients that stand in different splits; `voxels`: image to hash of its voxels."""
+    if not {"patient_id", "image"} <= set(frame):
+        return []
+    problems = []
+    for _, rows in frame.groupby(frame["image"].map(voxels), sort=False):
+        if rows["patient_id"].nunique() > 1 and rows["split"].nunique() > 1:
+            of = ", ".join(f"{p!r} in {_rows(g.index)}" for p, g in rows.groupby("patient_id", sort=False))
+            problems.append(
+                f"image {rows['image'].iloc[0]}: one CT under {rows['patient_id'].nunique()} patients in different splits "
+                f"({of}); give them one patient_id"
+            )
     return problems
 
 
-def _check_mask(mask: np.ndarray, name: Path) -> None:
-    """Raise ValueError for a mask (X, Y, Z) that is empty or holds anything but 0 and 1."""
+def _check_mask(mask: np.ndarray, mm3: float, diameter_mm: float, name: Path) -> None:
+    """Raise ValueError for a mask (X, Y, Z) that is empty, holds anything but 0 and 1, or has nothing of the diameter."""
     odd = mask[(mask != 0) & (mask != 1)]
     if odd.size:
         raise ValueError(
@@ -240,6 +290,11 @@ def _check_mask(mask: np.ndarray, name: Path) -> None:
         )
     if not mask.any():
         raise ValueError(f"{name}: empty mask; draw the nodule or drop the row")
+    width = (6 * mm3 * np.count_nonzero(mask) / np.pi) ** (1 / 3)
+    if width > SIZES_DIFFER * diameter_mm or diameter_mm > SIZES_DIFFER * width:
+        raise ValueError(
+            f"{name}: holds a lesion of {width:.3g} mm where diameter_mm says {diameter_mm:g}; is it this nodule's mask?"
+        )
 
 
 def _grid_problems(opened: dict[str, nib.Nifti1Pair], row: dict[str, str]) -> list[str]:

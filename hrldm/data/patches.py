@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from hrldm.data.ct import read_ct
 from hrldm.data.geometry import crop_affine, sample, to_world
 from hrldm.data.nifti import open_nifti, read_voxels
 
+logger = logging.getLogger(__name__)
 _VERSION = 1  # raise when the crops of the same files would come out differently
 
 
@@ -67,6 +69,15 @@ def manifest_digest(frame: pd.DataFrame, columns: tuple[str, ...] = ("image", "m
     return h.hexdigest()[:16]
 
 
+def fitting(frame: pd.DataFrame, size: int) -> pd.DataFrame:
+    """The rows whose nodule is no wider than a crop of `size` mm; a warning names the others."""
+    wide = frame[frame.diameter_mm > size]
+    if len(wide):
+        names = ", ".join(f"{r.nodule_id} ({r.diameter_mm:g} mm)" for r in wide.itertuples())
+        logger.warning("left out, wider than the crop of %d mm: %s", size, names)
+    return frame.drop(wide.index).reset_index(drop=True)
+
+
 def load_patches(frame: pd.DataFrame, size: int, image_column: str = "image") -> Patches:
     """Crops of `size` mm around each lesion's centre of mass, cached by content.
 
@@ -77,7 +88,7 @@ def load_patches(frame: pd.DataFrame, size: int, image_column: str = "image") ->
     """
     if not len(frame):
         raise ValueError("the manifest has no rows for this split; check its `split` column")
-    if image_column not in frame or frame[image_column].isna().any():
+    if image_column not in frame or not frame[image_column].astype(bool).all():
         raise ValueError(f"the manifest has no complete column {image_column!r}")
     frame = frame.reset_index(drop=True)
     key = manifest_digest(frame, (image_column, "mask"))

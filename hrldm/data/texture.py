@@ -21,6 +21,7 @@ Nothing is learnt: this is the zero-training system `texture` of Table 1.
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from scipy import ndimage, optimize, special
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
 
+logger = logging.getLogger(__name__)
 HALO_VOXELS = 3
 PSF_MM = (
     0.9,
@@ -63,6 +65,14 @@ def histogram_library() -> pd.DataFrame:
     bins = bins_of(table).astype(float)
     table[bins.columns] = bins.div(bins.sum(axis=1), axis=0)
     return table
+
+
+def completed(library: pd.DataFrame) -> pd.DataFrame:
+    """A library with the shipped one's rows for each subtype that it has nothing of, which is said in a warning."""
+    shipped, lacking = histogram_library(), [s for s in SUBTYPES if s not in set(library.subtype)]
+    if lacking:
+        logger.warning("no %s nodule to train on: HU histograms come from the shipped library", ", no ".join(lacking))
+    return pd.concat([library, shipped[shipped.subtype.isin(lacking)]], ignore_index=True)
 
 
 def choose_histogram(
@@ -123,9 +133,10 @@ def lung_floor(hu: np.ndarray, around: np.ndarray | None = None) -> float:
     """HU below which a lesion would be darker than the lung about it: 30 HU under the lower quartile of the surroundings.
 
     hu:     crop about the place
-    around: voxels of it to look at (the lesion left out); None for all
+    around: voxels of it to look at (the lesion left out); None for all. Where there are none, nothing is too dark
     """
-    return float(np.percentile(hu if around is None else hu[around], 25)) - 30
+    seen = hu if around is None else hu[around]
+    return float(np.percentile(seen, 25)) - 30 if seen.size else -np.inf
 
 
 @functools.cache
@@ -168,7 +179,7 @@ def quantiles(histogram: np.ndarray, n: int) -> np.ndarray:
     return np.interp((np.arange(n) + 0.5) / n, cdf, edges)
 
 
-def _ranked(score: np.ndarray, inside: np.ndarray, target: np.ndarray) -> np.ndarray:
+def ranked(score: np.ndarray, inside: np.ndarray, target: np.ndarray) -> np.ndarray:
     """The ascending `target` values dealt to the masked voxels in the order of their scores."""
     values = np.empty(len(target))
     values[np.argsort(score[inside], kind="stable")] = target
@@ -255,8 +266,8 @@ def texture_nodule(
     noise = 1.4826 * float(np.median(np.abs(residue))) * _field(inside.shape, np.ones(1), NOISE_MM, rng)
 
     filled = lung.copy()
-    filled[inside] = _ranked(tissue + (1 - tissue) * (fill + structure), inside, target)
-    filled[inside] = _ranked(ndimage.gaussian_filter(filled, BLUR_MM) + noise, inside, target)
+    filled[inside] = ranked(tissue + (1 - tissue) * (fill + structure), inside, target)
+    filled[inside] = ranked(ndimage.gaussian_filter(filled, BLUR_MM) + noise, inside, target)
     halo = ndimage.gaussian_filter(filled - lung, psf_mm, mode="constant", truncate=HALO_VOXELS / max(psf_mm))
     near = ndimage.binary_dilation(inside, iterations=HALO_VOXELS) & ~inside
     filled[near] = (lung + halo)[near]

@@ -49,6 +49,10 @@ def cells(study: Study) -> list[Cell]:
         Cell("linear denoiser", f"{'yes' if p.unet_linear_skip else 'no'} (default)", {}),
         Cell("linear denoiser", "no" if p.unet_linear_skip else "yes", {"unet_linear_skip": not p.unet_linear_skip}),
         Cell("mask's detail", f"{p.mask_detail} (default)", {}),
+        Cell("c_hist as", "vector (default)", {}),
+        Cell("c_hist as", "template", {"histogram_template": True, "use_c_hist": False}),
+        Cell("c_hist as", "both", {"histogram_template": True}),
+        Cell("c_hist as", "neither", {"use_c_hist": False}),
         Cell("mask's detail", "4" if p.mask_detail == 1 else "1", {"mask_detail": 4 if p.mask_detail == 1 else 1}),
     ]
     core = [

@@ -15,7 +15,7 @@ plain epochs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -139,13 +139,16 @@ def retain(labels: np.ndarray, index: np.ndarray, fraction: float, rng: np.rando
 def subtype_jobs(
     real: ClassifierData, synthetic: ClassifierData, profile: Profile, seed: int, equal_steps: bool = True
 ) -> list[Job]:
-    """Table 3: each fold with its real nodules only, and with all subtypes filled up to the largest by synthetic."""
+    """Table 3: each fold with its real nodules only, and with all subtypes filled up to the largest by synthetic.
+
+    A subtype without synthetic nodules stays as it is; `RunResult.n_synthetic` says how many were added.
+    """
     jobs = []
     for fold, (train, val) in enumerate(patient_folds(real, profile.cls_folds, seed)):
         pools = _pools(real, synthetic, val)
         counts = np.bincount(real.labels[train], minlength=N_SUBTYPES)
         rng = np.random.default_rng((seed, fold, 1))
-        fill = np.concatenate([draw(pools[k], counts.max() - counts[k], rng) for k in range(N_SUBTYPES)])
+        fill = _drawn(pools, counts.max() - counts, rng)
         steps = _steps(len(train), profile) if equal_steps else None
         jobs.append(Job(REAL_ONLY, fold, train, np.empty(0, int), val, steps=steps))
         jobs.append(Job(REAL_SYNTH, fold, train, fill, val, steps=steps))
@@ -165,8 +168,8 @@ def scarcity_jobs(
         pools = _pools(real, synthetic, val)
         most = np.bincount(real.labels[train]).max()
         rng = np.random.default_rng((seed, fold, 2))
-        whole = np.concatenate([draw(pools[k], most, rng) for k in range(N_SUBTYPES)])
-        whole_labels = np.repeat(np.arange(N_SUBTYPES), most)
+        whole = _drawn(pools, [most] * N_SUBTYPES, rng)
+        whole_labels = synthetic.labels[whole]
         steps = _steps(len(train), profile) if equal_steps else None
         for share in profile.retention:
             clinical = retain(real.labels, train, share, np.random.default_rng((seed, fold, 3)))
@@ -200,6 +203,12 @@ def _pools(real: ClassifierData, synthetic: ClassifierData, validation: np.ndarr
     """Indices of the synthetic nodules of each subtype that owe nothing to the validation fold."""
     usable = ~np.isin(synthetic.groups, real.groups[validation])
     return [np.flatnonzero(usable & (synthetic.labels == k)) for k in range(N_SUBTYPES)]
+
+
+def _drawn(pools: list[np.ndarray], wanted: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """So many of each pool that is not empty, one after the other."""
+    drawn = [draw(pool, n, rng) for pool, n in zip(pools, wanted, strict=True) if len(pool)]
+    return np.concatenate([np.empty(0, int), *drawn])
 
 
 def _steps(n: int, profile: Profile) -> int:

@@ -57,6 +57,8 @@ METRICS: dict[str, Callable[..., np.ndarray]] = {"auroc": auroc, "auprc": auprc}
 
 def patient_weights(groups: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
     """(n_boot, n) how often each nodule's patient was drawn, patients resampled with replacement."""
+    if not len(groups):
+        return np.ones((n_boot, 0))
     patients, of_nodule = np.unique(groups, return_inverse=True)
     return cluster_weights(len(patients), n_boot, np.random.default_rng(seed))[:, of_nodule]
 
@@ -145,12 +147,11 @@ def pr_curves(results: Sequence[RunResult], test: ClassifierData, n_points: int 
 def roc_curves(results: Sequence[RunResult], test: ClassifierData, n_points: int = 101) -> pd.DataFrame:
     """Fig. 8: arm, fpr, tpr, sd; true-positive rate at a false-positive rate, mean and SD over runs.
 
-    Raises:
-        ValueError: the test set holds a single class, for which there is no curve.
+    Test nodules of a single class have no curve.
     """
     labels = test.labels == 1
     if labels.all() or not labels.any():
-        raise ValueError(f"the {len(labels)} test nodules are all of one class: no ROC curve; use a larger test set")
+        results = []
     fpr = np.linspace(0, 1, n_points)
     rows = []
     for arm in (SCRATCH, IMBALANCED, BALANCED):

@@ -20,6 +20,7 @@ theta(w) = theta + sum_g (w_g - 1) h_g. Values are raw: the paper prints kid tim
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,7 @@ from sklearn.preprocessing import StandardScaler
 from hrldm.evaluate.distances import Sample, cubic_kernel, frechet, median_distance, pair_sums, rbf_kernel, squared_mmd
 from hrldm.evaluate.statistics import cluster_weights, percentile_interval, two_sided_p
 
+logger = logging.getLogger(__name__)
 METRICS = ("fid", "kid", "mmd")
 FLOOR = "real"
 Features = dict[str, np.ndarray]  # plane -> (N, S, F)
@@ -167,13 +169,24 @@ def linear_separability(
 def separability(
     real: Features, systems: dict[str, Features], groups: np.ndarray, extractor: str, seed: int
 ) -> pd.DataFrame:
-    """`separability.csv`: system, extractor, auroc of `linear_separability` on all planes together, n."""
+    """`separability.csv`: system, extractor, auroc of `linear_separability` on all planes together, n.
+
+    NaN, with a warning, where there are fewer than two groups to cross-validate by.
+    """
+    several = np.unique(groups).size > 1
+    if not several:
+        logger.warning("nodules of one patient only: whether features tell real from synthetic ones is left out")
     flat = {
         name: np.concatenate([f.mean(1) for f in planes.values()], axis=1)
         for name, planes in {FLOOR: real, **systems}.items()
     }
     rows = [
-        (name, extractor, linear_separability(flat[FLOOR], flat[name], groups, seed), len(flat[name]))
+        (
+            name,
+            extractor,
+            linear_separability(flat[FLOOR], flat[name], groups, seed) if several else np.nan,
+            len(flat[name]),
+        )
         for name in systems
     ]
     return pd.DataFrame(rows, columns=["system", "extractor", "auroc", "n"])

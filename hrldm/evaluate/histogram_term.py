@@ -23,13 +23,13 @@ from torch import Tensor
 from hrldm.config import HU_MAX, HU_MIN
 from hrldm.data.patches import Patches
 from hrldm.evaluate.statistics import Estimate, cluster_weights, mean_interval, percentile_interval
+from hrldm.model.autoencoder import FACTOR
 from hrldm.model.diffusion import Schedule, blend, noisy_input
 from hrldm.model.histogram import histogram_jsd, hu_histogram
 from hrldm.model.losses import inpainting_loss, jensen_shannon
-from hrldm.model.unet import ConditionalUNet, latent_masks
-from hrldm.model.window import by_side
-from hrldm.train.hist_term import Crop, HistogramTerm, lesion_crop
-from hrldm.train.latents import encode_patches, take, windows
+from hrldm.model.unet import ConditionalUNet
+from hrldm.train.hist_term import HistogramTerm, lesion_cubes
+from hrldm.train.latents import encode_patches, mask_tensor
 
 OFFSETS_HU = (-200.0, -100.0, -50.0, 50.0, 100.0, 200.0)
 CONTRASTS = (0.5, 1.5)
@@ -46,10 +46,14 @@ def change_lesion(hu: np.ndarray, mask: np.ndarray, offset_hu: float = 0.0, cont
 @torch.no_grad()
 def feature_histogram(term: HistogramTerm, hu: np.ndarray, mask: np.ndarray) -> Tensor:
     """Soft histograms (C, B) of the lesion of one crop (D, D, D), through encoder and D_trunc."""
-    z = encode_patches(term.decoder, hu[None], term.device)[0].to(term.device) * term.cache.scale
-    crop = lesion_crop(mask, term.profile.hist_max_voxels)
-    crop = Crop(crop.box, crop.mask.to(term.device))
-    return term.histogram(z[(..., *crop.box)], crop)[0]
+    z = encode_patches(term.decoder, hu[None], term.device)[0].to(term.device) * term.scale
+    return lesion_histogram(term, z, mask_tensor(mask[None]).to(term.device))[0]
+
+
+def lesion_histogram(term: HistogramTerm, z: Tensor, mask: Tensor) -> Tensor:
+    """Soft histograms (n, C, B) of whole scaled latents (n, c, d, d, d) inside masks (n, 1, 4d, 4d, 4d), differentiable in z."""
+    cubes = lesion_cubes(mask, term.profile.hist_max_voxels)
+    return term.histogram(cubes.of(z), cubes.of(mask, FACTOR))
 
 
 def awareness_table(
@@ -109,15 +113,15 @@ def correlations(
 
 
 def descend(
-    term: HistogramTerm, z0: Tensor, m: Tensor, target: Tensor, crop: Crop, steps: int, lr: float
+    term: HistogramTerm, z0: Tensor, m: Tensor, mask: Tensor, target: Tensor, steps: int, lr: float
 ) -> tuple[Tensor, list[float]]:
     """Follow the gradient of L_hist alone, over the latent inside M, from z0.
 
     Args:
         z0: (1, c, d, h, w) scaled latent.
         m: (1, 1, d, h, w) binary.
+        mask: (1, 1, 4d, 4h, 4w) voxels of the lesion.
         target: (1, C, B) q of Eq. 8.
-        crop: where the histogram is read.
         steps, lr: of Adam on the latent.
 
     Returns:
@@ -128,7 +132,7 @@ def descend(
     losses = []
     for step in range(steps + 1):
         composed = blend(m, z, z0)
-        loss = jensen_shannon(term.histogram(composed[(..., *crop.box)], crop), target).mean()
+        loss = jensen_shannon(lesion_histogram(term, composed, mask), target).mean()
         losses.append(float(loss.detach()))
         if step < steps:
             optimizer.zero_grad()
@@ -141,35 +145,37 @@ def descend(
 def losses_by_time(
     unet: ConditionalUNet, term: HistogramTerm, times: Sequence[int], seed: int, n: int, batch: int = 8
 ) -> pd.DataFrame:
-    """Both losses of a trained network on the first `n` nodules of `term`'s cache, at each of the given times.
+    """Both losses of a trained network on the first `n` nodules of `term`, at each of the given times.
 
     The noise of a nodule is the same for every network and time. The term must accept all times (`hist_t_max=None`).
 
     Returns:
         t, inpaint (Eq. 5), hist (Eq. 8).
     """
-    cache, profile, schedule = term.cache, term.profile, Schedule.from_profile(term.profile)
+    profile, schedule = term.profile, Schedule.from_profile(term.profile)
     unet = unet.to(term.device).eval()
-    n = min(n, len(cache))
-    places = windows(cache, profile)
-    groups = by_side(places[i, 0] for i in range(n))
     rows = []
     for now in times:
-        sums = np.zeros(2)
-        for i in (group[k : k + batch] for group in groups for k in range(0, len(group), batch)):
-            taken = take(cache, np.stack([i, np.zeros_like(i)], 1), places)
-            taken = {name: value.to(term.device) for name, value in taken.items()}
-            z0 = taken["z0"]
-            noise = [np.random.default_rng((seed, int(k))).standard_normal(z0.shape[1:], np.float32) for k in i]
-            eps, t = torch.from_numpy(np.stack(noise)).to(z0), torch.full((len(i),), int(now), device=z0.device)
-            m, condition = latent_masks(taken["mask"], profile.mask_detail)
-            z_t = schedule.add_noise(z0, eps, t)
-            z_in = noisy_input(z0, z_t, m, profile.background)
-            out = unet(z_in, t, condition, taken["subtype"], taken["histogram"]).float()
-            eps_hat = schedule.noise(out, z_t, t, profile.prediction)
-            hist = term(schedule.predict_z0(z_t, eps_hat, t), z0, m, t, taken["index"], taken["start"])
-            sums += len(i) * np.array([float(inpainting_loss(eps, eps_hat, m, profile.inpaint_norm)), float(hist)])
-        rows.append((int(now), *(sums / n)))
+        sums, seen = np.zeros(2), 0
+        for group in term.groups:
+            own = ((group.index[:, 0] < n) & (group.index[:, 1] == 0)).nonzero()[:, 0]
+            for r in own.split(batch):
+                taken = group.take(r, profile.mask_detail) | {"group": group, "rows": r}
+                z0, m = taken["z0"], taken["m"]
+                noise = [
+                    np.random.default_rng((seed, k)).standard_normal(z0.shape[1:], np.float32)
+                    for k in group.index[r, 0].tolist()
+                ]
+                eps = torch.from_numpy(np.stack(noise)).to(z0)
+                t = taken["t"] = torch.full((len(r),), int(now), device=z0.device)
+                z_t = schedule.add_noise(z0, eps, t)
+                z_in = noisy_input(z0, z_t, m, profile.background)
+                out = unet(z_in, t, taken["condition"], taken["subtype"], taken["histogram"]).float()
+                eps_hat = schedule.noise(out, z_t, t, profile.prediction)
+                hist = term(schedule.predict_z0(z_t, eps_hat, t), taken)
+                inpaint = inpainting_loss(eps, eps_hat, m, profile.inpaint_norm)
+                sums, seen = sums + len(r) * np.array([float(inpaint), float(hist)]), seen + len(r)
+        rows.append((int(now), *(sums / seen)))
     return pd.DataFrame(rows, columns=["t", "inpaint", "hist"])
 
 

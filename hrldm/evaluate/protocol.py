@@ -12,7 +12,7 @@ Nodules are grouped by the patient of their shape, the unit of every interval an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ import pandas as pd
 from hrldm import paths
 from hrldm.baselines.systems import request_for, synthesise
 from hrldm.config import SUBTYPES
+from hrldm.data.manifest import UNIT
 from hrldm.data.patches import Patches
 from hrldm.evaluate.classification import RunResult, run_jobs
 from hrldm.evaluate.classification_jobs import (
@@ -45,10 +46,10 @@ POOL_SEED, CROSS_SEED = 7, 3  # keep the requests of the pool and of the crossed
 
 def shape_patients(frame: pd.DataFrame) -> np.ndarray:
     """(N,) patient that each nodule's shape comes from: `shape_patient_id` where the manifest has it, else the patient."""
-    column = (
-        "shape_patient_id" if "shape_patient_id" in frame and frame.shape_patient_id.notna().all() else "patient_id"
-    )
-    return frame[column].astype(str).to_numpy()
+    patients = frame.patient_id
+    if UNIT in frame:
+        patients = frame[UNIT].where(frame[UNIT].fillna("") != "", patients)
+    return patients.astype(str).to_numpy()
 
 
 # -- Tables 1 and 2 ----------------------------------------------------------------------------------------------------
@@ -79,8 +80,10 @@ def crossed_request(
     return chosen, replace(request, histogram=study.library_histograms(others, CROSS_SEED)), asked
 
 
-def mean_spectra(crops: Mapping[str, np.ndarray], masks: np.ndarray, side: int = 12) -> pd.DataFrame:
-    """Mean power spectrum of the centre of the largest third of the lesions: system, cycles_per_mm, power_hu2.
+def centre_spectra(
+    crops: Mapping[str, np.ndarray], masks: np.ndarray, side: int = 12, average: Callable = np.mean
+) -> pd.DataFrame:
+    """Power spectrum of the centre of the largest third of the lesions: system, cycles_per_mm, power_hu2.
 
     Small lesions are left out: a cube about them is mostly background, which is the same in every system.
 
@@ -88,14 +91,15 @@ def mean_spectra(crops: Mapping[str, np.ndarray], masks: np.ndarray, side: int =
         crops: system -> (N, D, D, D) HU at 1 mm.
         masks: (N, D, D, D) bool.
         side: of the cube, voxels.
+        average: over lesions; one of them can rule a mean, not a median.
     """
     volume = np.asarray(masks).reshape(len(masks), -1).sum(1)
     largest = np.argsort(-volume, kind="stable")[: max(1, len(volume) // 3)]
     parts = []
     for system, volumes in crops.items():
         spectra = [power_spectrum(cube) for cube in centre_crop(np.asarray(volumes)[largest], side)]
-        mean = np.mean([power for _, power in spectra], axis=0)
-        parts.append(pd.DataFrame({"system": system, "cycles_per_mm": spectra[0][0], "power_hu2": mean}))
+        power = average([power for _, power in spectra], axis=0)
+        parts.append(pd.DataFrame({"system": system, "cycles_per_mm": spectra[0][0], "power_hu2": power}))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -158,24 +162,47 @@ class Downstream:
         rows = [[*np.bincount(d.labels, minlength=len(SUBTYPES)), len(np.unique(d.groups))] for d in parts.values()]
         return pd.DataFrame(rows, index=list(parts), columns=[*SUBTYPES, "patients"])
 
+    def lacks_subtypes(self) -> str:
+        """What cannot be had of subtypes that are absent from the real or the test nodules; "" where none is."""
+        said = []
+        for k, subtype in enumerate(SUBTYPES):
+            if not (self.real.labels == k).any():
+                said.append(f"**No {subtype} nodule to train on:** no classifier learns it, and none is synthesised.")
+            if not (self.test.labels == k).any() or (self.test.labels == k).all():
+                amount = "All test nodules are" if (self.test.labels == k).any() else "No test nodule is"
+                said.append(f"**{amount} {subtype}:** its AUROC and AUPRC cannot be computed and are left empty.")
+        return "\n\n".join(said)
+
+    def lacks_malignancy(self, folds: int) -> str:
+        """Why malignancy cannot be learnt in so many folds, or not be tested; "" where it can."""
+        rated, test = malignancy_data(self.real, self.real_ratings), malignancy_data(self.test, self.test_ratings)
+        for name, part in (("train on", rated), ("test on", test)):
+            benign, malignant = np.bincount(part.labels, minlength=2)
+            if not (benign and malignant):
+                return (
+                    f"**Left out: malignancy.** There are {benign} nodules rated benign (column `malignancy`, 1 or 2) and "
+                    f"{malignant} rated malignant (4 or 5) to {name}; both are needed."
+                )
+        fewest = min(len(np.unique(rated.groups[rated.labels == k])) for k in (0, 1))
+        if fewest < folds:
+            return (
+                f"**Left out: malignancy.** Its rarer class has nodules of {fewest} patients to train on; {folds} folds need "
+                f"as many."
+            )
+        return ""
+
 
 def pool_request(study: Study, per_subtype: int | None = None) -> tuple[Patches, Request]:
-    """The synthetic pool: the same number of each subtype, from training places and shapes; and the nodules it rests on.
+    """The synthetic pool: the same number of each subtype in the training split, from its places and shapes; and these.
 
     per_subtype: default as many as the largest subtype has in the training split, at most `n_synthetic`. Where a subtype
-        has fewer nodules, they are used again with another histogram and another noise.
-
-    Raises:
-        ValueError: a subtype without any training nodule.
+        has fewer nodules, they are used again with another histogram and another noise; where it has none, none is made.
     """
     train, background = study.patches("train"), study.backgrounds("train")
     counts = np.bincount(train.subtype, minlength=len(SUBTYPES))
-    if (counts == 0).any():
-        missing = [s for s, c in zip(SUBTYPES, counts, strict=True) if c == 0]
-        raise ValueError(f"the training split has no {' and no '.join(missing)} nodule to make synthetic ones from")
     n = per_subtype or min(int(counts.max()), study.profile.n_synthetic)
     rng = np.random.default_rng((study.seed, POOL_SEED))
-    index = np.concatenate([draw(np.flatnonzero(train.subtype == k), n, rng) for k in range(len(SUBTYPES))])
+    index = np.concatenate([draw(np.flatnonzero(train.subtype == k), n, rng) for k in np.flatnonzero(counts)])
     return train[index], request_for(study, train[index], background[index], "library", POOL_SEED)
 
 
@@ -203,9 +230,13 @@ def downstream_data(study: Study, system: str = "hr-ldm", per_subtype: int | Non
         real=every,
         synthetic=ClassifierData(*_columns(source, made, p.cls_crop_mm, True)),
         test=ClassifierData(*_columns(test, test.hu, p.cls_crop_mm, False)),
-        real_ratings=np.concatenate([r.frame.malignancy.to_numpy(float) for r in real]),
-        test_ratings=test.frame.malignancy.to_numpy(float),
+        real_ratings=np.concatenate([_ratings(r.frame) for r in real]),
+        test_ratings=_ratings(test.frame),
     )
+
+
+def _ratings(frame: pd.DataFrame) -> np.ndarray:
+    return frame.reindex(columns=["malignancy"]).malignancy.to_numpy(float)
 
 
 def subtype_runs(study: Study, data: Downstream) -> list[RunResult]:
@@ -223,10 +254,13 @@ def scarcity_runs(study: Study, data: Downstream) -> list[RunResult]:
 def malignancy_runs(study: Study, data: Downstream) -> tuple[list[RunResult], ClassifierData]:
     """Fig. 8: malignant or benign from three initialisations, and the rated test nodules they are judged on.
 
-    The two pre-trained initialisations are the runs of `subtype_runs`, trained now where they are not in the cache.
+    The two pre-trained initialisations are the runs of `subtype_runs`, trained now where they are not in the cache. No run
+    where `Downstream.lacks_malignancy` says why.
     """
-    weights = {(run.arm, run.fold): run.weights for run in subtype_runs(study, data)}
     rated, test = malignancy_data(data.real, data.real_ratings), malignancy_data(data.test, data.test_ratings)
+    if data.lacks_malignancy(study.profile.cls_folds):
+        return [], test
+    weights = {(run.arm, run.fold): run.weights for run in subtype_runs(study, data)}
     return _run(study, malignancy_jobs(rated, weights, study.profile, study.seed), rated, None, test), test
 
 

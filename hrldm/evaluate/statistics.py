@@ -84,11 +84,15 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 def cluster_weights(n_groups: int, n_boot: int, rng: np.random.Generator) -> np.ndarray:
     """How often each group was drawn: (n_boot, n_groups) float, every row summing to n_groups.
 
+    NaN for a single group: to draw it again says nothing of others, so what is computed from it has no interval.
+
     Raises:
         ValueError: no group or no resample.
     """
     if n_groups < 1 or n_boot < 1:
         raise ValueError(f"a bootstrap needs groups and resamples, got {n_groups} groups and {n_boot} resamples")
+    if n_groups == 1:
+        return np.full((n_boot, 1), np.nan)
     return rng.multinomial(n_groups, np.full(n_groups, 1.0 / n_groups), size=n_boot).astype(float)
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from hrldm.baselines.systems import request_for
 from hrldm.config import SUBTYPES
 from hrldm.data.patches import Patches
+from hrldm.data.texture import bins_of, completed
 from hrldm.evaluate.statistics import wilson_interval
 from hrldm.model.histogram import histogram_moments, hu_histogram
 from hrldm.synthesis.generate import Request
@@ -46,8 +47,9 @@ def typical_histograms(nodules: pd.DataFrame, own: np.ndarray, diameters_mm: np.
 def triplet_request(study: Study, truth: Patches, background: Patches) -> tuple[Patches, Request]:
     """Every nodule three times, in the order of `ORDER`: the nodules (3N) and what to make of them."""
     train = study.patches("train")
-    own = lesion_histograms(train, study.profile.hist_bins)
-    typical = typical_histograms(train.frame, own, truth.frame.diameter_mm.to_numpy())
+    own = pd.DataFrame(lesion_histograms(train, study.profile.hist_bins)).rename(columns="b{:02d}".format)
+    library = completed(train.frame[["subtype", "diameter_mm"]].join(own))
+    typical = typical_histograms(library, bins_of(library).to_numpy(float), truth.frame.diameter_mm.to_numpy())
     return thrice(request_for(study, truth, background, "target", SEED), truth, typical)
 
 

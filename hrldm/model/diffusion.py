@@ -47,7 +47,8 @@ class Schedule:
 
     def abar(self, t: Int[Tensor, " b"], like: Tensor) -> Tensor:
         """abar_t as (B, 1, 1, 1, 1) in `like`'s type; 1 where t < 0 (before any noise)."""
-        abar = torch.where(t < 0, 1.0, self.alphas_cumprod.to(t.device)[t.clamp_min(0)])
+        self.alphas_cumprod = self.alphas_cumprod.to(t.device)  # once: a copy at every step would make a GPU wait
+        abar = torch.where(t < 0, 1.0, self.alphas_cumprod[t.clamp_min(0)])
         return abar.to(like.dtype).to(like.device).view(-1, *[1] * (like.ndim - 1))
 
     def add_noise(self, z0: Tensor, eps: Tensor, t: Tensor) -> Tensor:

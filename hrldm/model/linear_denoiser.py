@@ -4,9 +4,9 @@ Little noise is removed by comparing neighbours, which a linear filter of 3^3 la
 every feature, is slow to learn: after 450 steps of 16 nodules it left 84 % of the noise at t = 100, the filter leaves
 47 %. The U-Net then only learns what a linear map cannot say. For every output channel and each of K times,
 
-    out = W1 * [z_t, m, M] + W2 m_parts + W3 [h, c_type, 1] + m W4 h
+    out = W1 * [z_t, m, M, T] + W2 m_parts + W3 [h, c_type, 1] + m W4 h
 
-with m the soft mask, M the binary one, h the requested histogram (centred) and * a convolution; between the K times the
+with m the soft mask, M the binary one, T the template's latent where the network takes one, h the requested histogram (centred) and * a convolution; between the K times the
 outputs are interpolated linearly. The weights are the ridge regression of the U-Net's own target inside M.
 """
 
@@ -26,16 +26,17 @@ RIDGE = 10.0  # latents have about unit variance, and a fit sees some ten thousa
 class LinearDenoiser(nn.Module):
     """Frozen once fitted; zero before.
 
-    channels: c of the latent; parts: channels of the soft mask; bins: of the histogram; timesteps: T of the schedule
+    channels: c of the latent; parts: channels of the soft mask; bins: of the histogram; timesteps: of the schedule;
+    template: channels of the template's latent, 0 for none
     """
 
-    def __init__(self, channels: int, parts: int, bins: int, timesteps: int) -> None:
+    def __init__(self, channels: int, parts: int, bins: int, timesteps: int, template: int = 0) -> None:
         super().__init__()
         self.channels, self.bins = channels, bins
         self.register_buffer("times", torch.tensor(KNOTS) * (timesteps - 1))
         self.register_buffer("mean_histogram", torch.full((bins,), 1 / bins))
         out = len(KNOTS) * channels
-        self.around = nn.Conv3d(channels + 2, out, 3, padding=1, bias=False)
+        self.around = nn.Conv3d(channels + 2 + template, out, 3, padding=1, bias=False)
         self.shape = nn.Conv3d(parts, out, 1, bias=False)
         self.whole = nn.Linear(bins + len(SUBTYPES), out)
         self.share = nn.Linear(bins, out, bias=False)
@@ -52,16 +53,18 @@ class LinearDenoiser(nn.Module):
         histogram: Float[Tensor, "b k"],
     ) -> Float[Tensor, "b c d h w"]:
         """The linear part of the U-Net's output; arguments as `ConditionalUNet` takes them."""
-        soft, parts, h, whole = self._inputs(masks, subtype, histogram)
-        out = self.around(torch.cat([z_t, soft, masks[:, -1:]], 1)) + self.shape(parts)
+        soft, parts, others, h, whole = self._inputs(masks, subtype, histogram)
+        out = self.around(torch.cat([z_t, soft, others], 1)) + self.shape(parts)
         out = out + self.whole(whole)[:, :, None, None, None] + soft * self.share(h)[:, :, None, None, None]
         out = out.unflatten(1, (len(KNOTS), self.channels))
         return (out * self._weights(t)[:, :, None, None, None, None]).sum(1)
 
-    def _inputs(self, masks: Tensor, subtype: Tensor, histogram: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        parts = masks[:, :-1]
+    def _inputs(self, masks: Tensor, subtype: Tensor, histogram: Tensor) -> tuple[Tensor, ...]:
+        """m, m_parts, [M, T], h and [h, c_type]."""
+        parts, others = masks.tensor_split([self.shape.in_channels], 1)
         h = (histogram - self.mean_histogram) * self.bins
-        return parts.mean(1, keepdim=True), parts, h, torch.cat([h, F.one_hot(subtype, len(SUBTYPES)).to(h)], 1)
+        whole = torch.cat([h, F.one_hot(subtype, len(SUBTYPES)).to(h)], 1)
+        return parts.mean(1, keepdim=True), parts, others, h, whole
 
     def _weights(self, t: Tensor) -> Tensor:
         """Share (B, K) of each of the K times in the output at t."""
@@ -77,15 +80,15 @@ class LinearDenoiser(nn.Module):
     @torch.no_grad()
     def rows(self, z_t: Tensor, masks: Tensor, subtype: Tensor, histogram: Tensor) -> Float[Tensor, "n f"]:
         """What the output is linear in, one row per latent voxel of M (batch first, then the grid in order)."""
-        soft, parts, h, whole = self._inputs(masks, subtype, histogram)
-        near = F.pad(torch.cat([z_t, soft, masks[:, -1:]], 1), (1,) * 6)
+        soft, parts, others, h, whole = self._inputs(masks, subtype, histogram)
+        near = F.pad(torch.cat([z_t, soft, others], 1), (1,) * 6)
         for axis in (2, 3, 4):
             near = near.unfold(axis, 3, 1)
         near = near.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4)
         spread = (x[:, None, None, None].expand(*near.shape[:4], -1) for x in (whole, torch.ones_like(h[:, :1]), h))
         whole, one, h = spread
         soft, parts = (x.permute(0, 2, 3, 4, 1) for x in (soft, parts))
-        return torch.cat([near, parts, whole, one, soft * h], -1)[masks[:, -1] > 0]
+        return torch.cat([near, parts, whole, one, soft * h], -1)[others[:, 0] > 0]
 
     @torch.no_grad()
     def solve(self, knot: int, gram: Float[Tensor, "f f"], moments: Float[Tensor, "f c"]) -> None:

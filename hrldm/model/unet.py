@@ -48,13 +48,16 @@ class ConditionalUNet(nn.Module):
 
     latent_channels:  c
     mask_channels:    C detail^3 + 1  # soft components, and where the noise is (binary M)
+    template:         c more with `histogram_template`: the latent of the requested histogram as a picture
     """
 
     def __init__(self, p: Profile) -> None:
         super().__init__()
+        parts = p.mask_channels * p.mask_detail**3
+        template = p.ae_latent_channels if p.histogram_template else 0
         self.net = DiffusionModelUNetMaisi(
             spatial_dims=3,
-            in_channels=p.ae_latent_channels + p.mask_channels * p.mask_detail**3 + 1,
+            in_channels=p.ae_latent_channels + parts + 1 + template,
             out_channels=p.ae_latent_channels,
             num_channels=p.unet_channels,
             attention_levels=p.unet_attention,
@@ -67,8 +70,7 @@ class ConditionalUNet(nn.Module):
         )
         self.linear = None
         if p.unet_linear_skip:
-            parts = p.mask_channels * p.mask_detail**3
-            self.linear = LinearDenoiser(p.ae_latent_channels, parts, p.hist_bins, p.num_train_timesteps)
+            self.linear = LinearDenoiser(p.ae_latent_channels, parts, p.hist_bins, p.num_train_timesteps, template)
         self.c_hist = HistogramEmbedding(p.hist_bins, p.hist_tokens, p.ctx_dim, p.use_c_hist)
 
     def forward(
@@ -79,7 +81,7 @@ class ConditionalUNet(nn.Module):
         subtype: Int[Tensor, " b"],
         histogram: Float[Tensor, "b k"],
     ) -> Float[Tensor, "b c d h w"]:
-        """Predicted noise. masks: `latent_masks`' soft components and binary M, concatenated."""
+        """Predicted noise. masks: `latent_masks`' condition, and the template's latent where the network takes one."""
         out = self.net(torch.cat([z_t, masks], 1), t, context=self.c_hist(histogram), class_labels=subtype)
         if self.linear is None:
             return out
@@ -98,13 +100,10 @@ def latent_masks(mask: Float[Tensor, "b c 4d 4h 4w"], detail: int = 1) -> tuple[
     M is the max-pool: no nodule, however small, loses its last latent voxel (averages and nearest neighbours lose them).
 
     Raises:
-        ValueError: a mask of the batch is empty, or detail is not 1, 2 or 4.
+        ValueError: detail is not 1, 2 or 4. (Empty masks are refused by `lesion_window`: asking here would make a GPU wait.)
     """
     if FACTOR % detail:
         raise ValueError(f"mask_detail must divide {FACTOR}, the side of a latent voxel, got {detail}")
-    empty = [i for i, m in enumerate(mask) if not bool(m.any())]
-    if empty:
-        raise ValueError(f"empty lesion mask at position(s) {empty} of the batch: nothing to inpaint")
     mask = mask.float()
     m = F.max_pool3d(mask.amax(1, keepdim=True), FACTOR)
     parts = pixelunshuffle(F.avg_pool3d(mask, FACTOR // detail), 3, detail)

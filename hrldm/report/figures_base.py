@@ -39,11 +39,13 @@ GREY, YELLOW = "#7f7f7f", "#ffe119"
 SYSTEM_COLOURS = {  # one colour a system in every figure
     "real": "#4d4d4d",
     "autoencoder": PALETTE[6],
+    "transplant": "#a6a6a6",
     "texture": PALETTE[5],
     "maisi-rflow": PALETTE[4],
     "maisi-ddpm": PALETTE[0],
     "hr-ldm": PALETTE[1],
     "hr-ldm-matched": PALETTE[3],
+    "hr-ldm-template": "#8c510a",
     "diff-tumor": PALETTE[7],
     "lesion-diffusion": PALETTE[2],
 }

@@ -110,7 +110,10 @@ def roc(curves: pd.DataFrame, table: pd.DataFrame | None = None, title: str = ""
         ax.plot([0, 1], [0, 1], color="black", ls=":", lw=0.8)
         ax.set(xlim=(0, 1), ylim=(0, 1.01), aspect="equal", xlabel="1 − specificity", ylabel="sensitivity")
         ax.set_title(title or "Malignancy, mean ± SD over runs")
-        ax.legend(loc="lower right", labelspacing=0.7)
+        if curves.empty:
+            ax.text(0.5, 0.6, "no test nodules of both classes", ha="center", transform=ax.transAxes)
+        else:
+            ax.legend(loc="lower right", labelspacing=0.7)
         return fig
 
 

@@ -7,34 +7,38 @@ series in `dicom/`.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
-import shutil
-import uuid
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import torch
+from pydicom.misc import is_dicom
 from tqdm import tqdm
 
 from hrldm import __version__
+from hrldm.atomic import held, new_folder, write_text
 from hrldm.data.beside import read_avoided
 from hrldm.data.ct import CT, read_ct, write_nifti
 from hrldm.data.dicom_write import NOTE, PRIVATE, check_source, write_series
 from hrldm.data.lungs import lung_labels
 from hrldm.synthesis.generate import Generator
-from hrldm.synthesis.insert import Inserted, insert
-from hrldm.synthesis.plan import Wish, summary
+from hrldm.synthesis.insert import Inserted, check_retries, insert
+from hrldm.synthesis.plan import SEED_RULE, Wish, own_seed, summary
 from hrldm.synthesis.whole_volume import insert_whole
 from hrldm.train.latents import weights_digest
 
 logger = logging.getLogger(__name__)
 RECORD = "record.json"
 FORMATS = ("same", "nifti")
+_SUFFIX = re.compile(r"\.(nii\.gz|nii|zip)$", re.IGNORECASE)
+_WRITTEN = re.compile(r"ct\.nii(\.gz)?|mask\.nii\.gz|record\.json|dicom/\d+\.dcm")  # what `insert_file` writes
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom")
 
 
@@ -67,38 +71,30 @@ def insert_file(
         ValueError: any wrong input, before any long work, named; nothing is written.
         OSError: the results could not be written; nothing of them is left.
     """
-    out = Path(out)
-    check_output(out, overwrite)
-    if private not in PRIVATE:
-        raise ValueError(f"private tags: choose {' or '.join(PRIVATE)}, not {private!r}")
-    if not wishes:
-        raise ValueError("nothing to insert: the plan is empty")
-    if format not in FORMATS:
-        raise ValueError(f"format: choose {' or '.join(FORMATS)}, not {format!r}")
-    ct = read_ct(path, series_uid=series_uid)
-    derive = format == "same" and ct.provenance.get("format") == "dicom"
-    if derive:
-        check_source(path, series_uid)
-    labels, source = lung_labels(ct, lungs)
-    known = None if avoid is None else read_avoided(avoid, ct, labels)
-    if whole_volume:
-        made = insert_whole(ct, wishes, generator, labels, known)
-    else:
-        made = insert(ct, wishes, generator, labels, known, retries)
-    record = _record(ct, made, generator, source) | {"whole_volume": whole_volume}
-    part = out.with_name(f".{uuid.uuid4().hex[:8]}-{out.name}")
-    try:
-        part.mkdir(parents=True)
+    path, out = Path(path), Path(os.path.abspath(out))
+    _check(wishes, retries, private, format)
+    if path.resolve() in (ends := (out.resolve(), *out.resolve().parents)) or ends[0] in path.resolve().parents:
+        raise ValueError(f"{out}: the CT and its results cannot lie in one another; choose a folder beside {path}")
+    with new_folder(out, lambda folder: check_output(folder, overwrite)) as part:
+        ct = read_ct(path, series_uid=series_uid)
+        derive = format == "same" and ct.provenance.get("format") == "dicom"
+        if derive:
+            check_source(path, series_uid)
+        labels, source = lung_labels(ct, lungs)
+        known = None if avoid is None else read_avoided(avoid, ct, labels)
+        if whole_volume:
+            made = insert_whole(ct, wishes, generator, labels, known)
+        else:
+            made = insert(ct, wishes, generator, labels, known, retries)
+        asked = _asked(generator, lungs, avoid, retries, private, whole_volume, format)
+        record = _record(ct, made, generator, source) | asked | {"nodules": made.records}
         suffix = ".nii" if str(path).endswith(".nii") else ".nii.gz"
         write_nifti(part / f"ct{suffix}", made.stored, ct)
         write_nifti(part / "mask.nii.gz", made.mask, CT(made.mask, ct.affine))
         if derive:
             key = hashlib.sha256(json.dumps(record["nodules"], sort_keys=True).encode()).hexdigest()
             write_series(path, made.stored, part / "dicom", key, private, series_uid)
-        (part / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        _exchange(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        write_text(part / RECORD, json.dumps(record, indent=1, allow_nan=False) + "\n")
     return record
 
 
@@ -108,79 +104,115 @@ def insert_folder(
     wishes: Sequence[Wish],
     generator: Generator,
     lungs: str | Path | None = None,
+    overwrite: bool = False,
     **options,
 ) -> dict[str, str]:
     """`insert_file` for every CT in `folder` into `out/<name>`; those that are there already are left, so a killed run goes on.
 
     Each CT gets the same wishes with seeds of its own (from its name). lungs: folder with a label map of the same name.
+    What `find_cts` passes over is logged.
 
     Returns:
         name -> "done", "there already" or the error.
 
     Raises:
-        ValueError: no CT in the folder.
+        ValueError: no CT in the folder, two of one name, another run into `out`, or results there that were asked for
+            otherwise: nothing is begun then.
     """
-    found = find_cts(folder)
+    out = Path(os.path.abspath(out))
+    found, passed = find_cts(folder, out)
+    if passed:
+        logger.warning("%s: passed over, no CT: %s", folder, ", ".join(passed))
     if not found:
         raise ValueError(f"{folder}: no CT in it (.nii, .nii.gz, .zip, or folders of DICOM files)")
+    _check(wishes, options.get("retries", 0), options.get("private", PRIVATE[0]), options.get("format", FORMATS[0]))
+    own = {
+        name: [replace(w, seed=own_seed(w.seed, *hashlib.sha256(name.encode()).digest())) for w in wishes]
+        for name in found
+    }
     said = {}
-    for name, path in tqdm(found.items(), desc="CTs", mininterval=5):
-        target = Path(out) / name
-        if (target / RECORD).exists() and not options.get("overwrite"):
-            said[name] = "there already"
-            continue
-        shift = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
-        own = [dataclasses.replace(w, seed=w.seed + shift) for w in wishes]
-        try:
-            labels = None if lungs is None else _same_name(Path(lungs), name)
-            insert_file(path, target, own, generator, labels, **options)
-            said[name] = "done"
-        except (ValueError, OSError) as error:
-            logger.error("%s", error)
-            said[name] = str(error)
+    with held(out):
+        asked = _asked(generator, lungs, **options)
+        others = [] if overwrite else [name for name in found if not _as_asked(out / name, own[name], asked)]
+        if others:
+            raise ValueError(
+                f"{out}: {len(others)} result(s) there were made of another request or version, first {others[0]}; "
+                "choose another folder, or overwrite=True"
+            )
+        for name, path in tqdm(found.items(), desc="CTs", mininterval=5):
+            target = out / name
+            try:
+                with held(target):
+                    there = not overwrite and (target / RECORD).exists()
+                if not there:
+                    labels = None if lungs is None else _same_name(Path(lungs), name)
+                    insert_file(path, target, own[name], generator, labels, overwrite=overwrite, **options)
+                said[name] = "there already" if there else "done"
+            except (ValueError, OSError) as error:
+                logger.error("%s", error)
+                said[name] = str(error)
     return said
 
 
-def find_cts(folder: str | Path) -> dict[str, Path]:
-    """CTs of a folder by name: NIfTI files, zips, and folders that hold files without being results themselves."""
-    found: dict[str, Path] = {}
+def find_cts(folder: str | Path, out: Path | None = None) -> tuple[dict[str, Path], list[str]]:
+    """CTs of a folder by the name of their result, and what was passed over.
+
+    A CT is a NIfTI file, a zip, or a folder of files that are neither; folders that hold NIfTI files or zips and no DICOM
+    are searched through, so names may have parts ("site/scan"). Passed over: other files, hidden ones, empty folders,
+    results of insertions, and `out`.
+
+    Raises:
+        ValueError: no such folder, or CTs whose results would have one name.
+    """
     root = Path(folder)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder")
-    for path in sorted(root.iterdir()):
-        name = path.name
-        for suffix in (".nii.gz", ".nii", ".zip"):
-            if path.is_file() and name.lower().endswith(suffix):
-                found[name[: -len(suffix)]] = path
-                break
+    found: dict[str, Path] = {}
+    passed = []
+    for path, is_ct in _entries(root, (None if out is None else out.resolve(), root.resolve())):
+        inner = path.relative_to(root)
+        name = str(inner.with_name(_SUFFIX.sub("", path.name)))
+        if not is_ct:
+            passed.append(str(inner))
+        elif name in found:
+            raise ValueError(
+                f"{root}: {inner} and {found[name].relative_to(root)} would have one result, {name}; rename or move one"
+            )
         else:
-            if path.is_dir() and not name.startswith(".") and not (path / RECORD).exists() and any(path.rglob("*.*")):
-                found[name] = path
-    return found
+            found[name] = path
+    if nested := [n for n in found if any(str(above) in found for above in Path(n).parents)]:
+        raise ValueError(f"{root}: the result of {nested[0]} would lie within another's; rename or move one")
+    return found, passed
+
+
+def _entries(folder: Path, known: tuple) -> Iterator[tuple[Path, bool]]:
+    """What lies in a folder, and whether it is a CT; `known`: folders to leave."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.resolve() in known or (path / RECORD).exists():
+            yield path, False
+        elif not path.is_dir():
+            yield path, path.is_file() and _SUFFIX.search(path.name) is not None
+        else:
+            files = [f for f in path.rglob("*") if f.is_file()]
+            volumes = [f for f in files if _SUFFIX.search(f.name)]
+            if volumes and not any(is_dicom(f) for f in files):
+                yield from _entries(path, (*known, path.resolve()))
+            else:
+                yield path, bool(files)
+                yield from ((f, False) for f in volumes)
 
 
 def check_output(out: Path, overwrite: bool) -> None:
-    """Raise ValueError when `out` may not be written: it exists, or is something that no insertion made."""
-    if not out.exists():
+    """Raise ValueError when `out` may not be written: it exists, or holds something that no insertion made."""
+    if not os.path.lexists(out):
         return
     if not overwrite:
-        raise ValueError(f"{out}: exists already; choose another name or ask to overwrite it")
+        raise ValueError(f"{out}: exists already; choose another name or ask to overwrite it (overwrite=True)")
     if not out.is_dir() or not (out / RECORD).is_file():
         raise ValueError(f"{out}: not a folder that an insertion wrote (no {RECORD}), so it is not overwritten")
-
-
-def _exchange(part: Path, out: Path) -> None:
-    """Move `part` to `out`; a former `out` is there until then, and again if the move fails."""
-    aside = part.with_name(f"{part.name}-former")
-    if out.exists():
-        out.replace(aside)
-    try:
-        part.replace(out)
-    except OSError:
-        if aside.exists():
-            aside.replace(out)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    within = (f.relative_to(out) for f in out.rglob("*") if f.is_symlink() or not f.is_dir())
+    if foreign := sorted(str(f) for f in within if not _WRITTEN.fullmatch(f.as_posix())):
+        raise ValueError(f"{out}: no insertion wrote {foreign[0]} in it, so it is not overwritten; move that elsewhere")
 
 
 def _same_name(folder: Path, name: str) -> Path:
@@ -190,15 +222,37 @@ def _same_name(folder: Path, name: str) -> Path:
     raise ValueError(f"{folder}: no label map named {name}.nii.gz")
 
 
-def _record(ct: CT, made: Inserted, generator: Generator, lungs: str) -> dict:
-    """Everything that makes the result again, without patient data."""
+def _check(wishes: Sequence[Wish], retries: int, private: str, format: str) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"format: choose {' or '.join(FORMATS)}, not {format!r}")
+    if private not in PRIVATE:
+        raise ValueError(f"private tags: choose {' or '.join(PRIVATE)}, not {private!r}")
+    check_retries(retries)
+    if not wishes:
+        raise ValueError("nothing to insert: the plan is empty")
+
+
+def _asked(
+    generator: Generator,
+    lungs: str | Path | None = None,
+    avoid: str | Path | None = None,
+    retries: int = 2,
+    private: str = "strip",
+    whole_volume: bool = False,
+    format: str = "same",
+) -> dict:
+    """What a record says of the request beside the wishes."""
     p = generator.profile
     return {
-        "note": NOTE,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "source": {"name": Path(ct.source).name, "shape": list(ct.shape), "affine": ct.affine.round(6).tolist()},
-        "lungs": Path(lungs).name,
-        "voxels_changed": int((made.stored != ct.stored).sum()),
+        "seeds": SEED_RULE,
+        "options": {
+            "lungs_given": lungs is not None,
+            "avoid": avoid and Path(avoid).name,
+            "retries": retries,
+            "private": private,
+            "whole_volume": whole_volume,
+            "format": format,
+        },
         "weights": {"autoencoder": weights_digest(generator.autoencoder), "unet": weights_digest(generator.unet)},
         "sampling": {
             "sampler": p.sampler,
@@ -207,10 +261,32 @@ def _record(ct: CT, made: Inserted, generator: Generator, lungs: str) -> dict:
             "match_t_max": p.match_t_max,
             "grain": generator.grain,
         },
+    }
+
+
+def _as_asked(out: Path, wishes: Sequence[Wish], asked: dict) -> bool:
+    """Whether the result in `out` is of this request; also where there is none yet."""
+    try:
+        old = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        same = [n["wish"] for n in old["nodules"]] == json.loads(json.dumps([w.given() for w in wishes]))
+        return same and all(old.get(key) == value for key, value in asked.items())
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no record of ours
+        return False
+
+
+def _record(ct: CT, made: Inserted, generator: Generator, lungs: str) -> dict:
+    """With `_asked` and the nodules, everything that makes the result again, without patient data."""
+    return {
+        "note": NOTE,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": {"name": Path(ct.source).name, "shape": list(ct.shape), "affine": ct.affine.round(6).tolist()},
+        "lungs": Path(lungs).name,
+        "voxels_changed": int((made.stored != ct.stored).sum()),
         # another number of threads sums in another order: single voxels then differ by 1 HU
         "device": {"name": generator.device, "threads": torch.get_num_threads()},
         "versions": {"hrldm": __version__} | {name: metadata.version(name) for name in PACKAGES},
-        "nodules": made.records,
     }
 
 

@@ -11,17 +11,18 @@ import torch
 from tqdm import tqdm
 
 from hrldm.config import Profile
+from hrldm.data.template import template
 from hrldm.model.autoencoder import Autoencoder, denormalise_hu
 from hrldm.model.diffusion import Schedule, inpaint
 from hrldm.model.unet import ConditionalUNet, latent_masks
 from hrldm.model.window import Window, by_side, lesion_window
 from hrldm.synthesis.blend import feather
 from hrldm.synthesis.grain import grain_like, residual_of, with_grain
-from hrldm.synthesis.matching import core_lead, match_latents
+from hrldm.synthesis.matching import CORE_HU, core_lead, match_latents
 from hrldm.train.device import autocast
 from hrldm.train.latents import encode_patches, mask_tensor
 
-GRAIN_SEED = 17  # keeps the grain's noise apart from the sampler's
+GRAIN_SEED, TEMPLATE_SEED = 17, 19  # keep their chance apart from the sampler's
 FEATHER_MM = 1.0  # sigma of the fall-off around the lesion
 
 
@@ -85,9 +86,7 @@ class Generator:
             ValueError: a crop whose side is not a multiple of 4, or a core without an imposed histogram.
         """
         if request.core is not None and request.core.any() and self.profile.match_t_max is None:
-            raise ValueError(
-                "a solid core is made by imposing its histogram while sampling; set match_t_max (--matching)"
-            )
+            raise ValueError("a solid core is made by imposing its histogram while sampling; give match_t_max=...")
         groups = by_side(self._windows(request))
         batches = [rows[i : i + batch] for rows in groups for i in range(0, len(rows), batch)]
         decoded = np.empty(request.background.shape, np.float32)
@@ -114,6 +113,8 @@ class Generator:
         each_step: receives, for pictures, every state of the nodules that share a window's side, in the whole crop's grid
         """
         z = encode_patches(self.autoencoder, request.background, self.device)[0].to(self.device) * self.scale
+        if (pictures := self.templates(request)) is not None:
+            pictures = encode_patches(self.autoencoder, pictures, self.device)[0].to(self.device) * self.scale
         windows = self._windows(request)
         for rows in by_side(windows):
             cuts = [windows[i].latent for i in rows]
@@ -123,25 +124,51 @@ class Generator:
             if request.core is not None:
                 leads = [core_lead(request.core[i][windows[i].voxels]) for i in rows]
                 lead = torch.from_numpy(np.stack(leads)).to(self.device)
-            for state in self.denoise(request[rows], z_bg, mask, lead):
+            picture = None
+            if pictures is not None:
+                picture = torch.stack([pictures[i][cut] for i, cut in zip(rows, cuts, strict=True)])
+            for state in self.denoise(request[rows], z_bg, mask, lead, picture):
                 if each_step is not None:
                     state.z, state.z0_hat = (_filled(z[rows], x, cuts) for x in (state.z, state.z0_hat))
                     each_step(state)
             z[rows] = state.z if each_step is not None else _filled(z[rows], state.z, cuts)
         return z
 
+    def templates(self, request: Request) -> np.ndarray | None:
+        """HU (N, D, D, D) of the requested histograms as pictures; None for a network that takes none."""
+        if not self.profile.histogram_template:
+            return None
+        core = np.zeros_like(request.mask) if request.core is None else request.core
+        rows = zip(request.background, request.mask, request.histogram, request.seeds, core, strict=True)
+        return np.stack(
+            [
+                template(b, m, h, np.random.default_rng((TEMPLATE_SEED, int(s))), core_lead(c) / CORE_HU)
+                for b, m, h, s, c in rows
+            ]
+        )
+
     def _windows(self, request: Request) -> list[Window]:
         p = self.profile
         return [lesion_window(mask, p.lesion_context, len(p.unet_channels)) for mask in request.mask]
 
     def denoise(
-        self, request: Request, z_bg: torch.Tensor, mask: torch.Tensor, lead: torch.Tensor | None
+        self,
+        request: Request,
+        z_bg: torch.Tensor,
+        mask: torch.Tensor,
+        lead: torch.Tensor | None = None,
+        picture: torch.Tensor | None = None,
     ) -> Iterator[SimpleNamespace]:
-        """The sampler's states for nodules whose windows have one side; z_bg, mask and lead are cut to them."""
+        """The sampler's states for nodules whose windows have one side; z_bg, mask, lead and picture are cut to them.
+
+        lead: `core_lead` where cores are given; picture: scaled latent of `templates`
+        """
         p, schedule = self.profile, Schedule.from_profile(self.profile)
         self.unet.to(self.device).eval()
         mask = mask.to(self.device)
         m, condition = latent_masks(mask, p.mask_detail)
+        if picture is not None:
+            condition = torch.cat([condition, picture], 1)
         subtype = torch.from_numpy(np.array(request.subtype)).long().to(self.device)
         histogram = torch.from_numpy(np.array(request.histogram)).float().to(self.device)
         generators = [torch.Generator().manual_seed(int(s)) for s in request.seeds]

@@ -27,6 +27,7 @@ from hrldm.synthesis.plan import Wish
 from hrldm.synthesis.quality import assess, faults
 
 logger = logging.getLogger(__name__)
+MOST_RETRIES = 100
 CROP_MM, STEP_MM = 40, 8  # the crop's side: the least, and what it grows by
 
 
@@ -35,7 +36,7 @@ class Inserted:
     """What `insert` made.
 
     stored:  (X, Y, Z) values to be written in the place of the CT's own, same dtype
-    mask:    (X, Y, Z) uint8, k for voxels of the k-th nodule
+    mask:    (X, Y, Z) uint8 (uint16 from 256 nodules on), k for voxels of the k-th nodule
     records: one dict per nodule, JSON-able
     """
 
@@ -60,8 +61,10 @@ def insert(
     retries: how often a nodule that misses its wish is made again with another noise; the best is taken
 
     Raises:
-        ValueError: no place for a nodule (with the reasons), a place outside the lungs, or a lobe the labels do not tell.
+        ValueError: no place for a nodule (with the reasons), a place outside the lungs, a lobe the labels do not tell, or
+            retries that `check_retries` refuses.
     """
+    check_retries(retries)
     library = library or load_shapes()
     space = LungSpace.of(ct, labels, avoid)
     nodules = [place_nodule(space, wish, library, i) for i, wish in enumerate(wishes, start=1)]
@@ -72,7 +75,7 @@ def insert(
     stored = ct.stored.copy(order="K")
     array = stored if ct.array is ct.stored else ct.array.copy(order="K")
     now = dataclasses.replace(ct, array=array, stored=stored)
-    mask, records = np.zeros(ct.shape, np.uint8), []
+    mask, records = np.zeros(ct.shape, np.min_scalar_type(len(nodules))), []
     for k, (nodule, affine) in enumerate(zip(nodules, crops, strict=True)):
         box, values = blended(now, made[k], affine, request.mask[k], FEATHER_MM)
         stored[box] = values
@@ -82,6 +85,14 @@ def insert(
         mask[box][lesion] = k + 1
         records.append(nodule_record(nodule, request.mask[k], found[k], int(request.seeds[k]), tries[k]))
     return Inserted(stored, mask, records)
+
+
+def check_retries(retries: int) -> None:
+    """Raise ValueError for a number of retries below 0, or so large that a wish that cannot be met would never end."""
+    if not 0 <= retries <= MOST_RETRIES:
+        raise ValueError(
+            f"retries={retries}: give 0 to {MOST_RETRIES}, how often a nodule that misses its wish is made again"
+        )
 
 
 # -- what --------------------------------------------------------------------------------------------------------------
@@ -146,12 +157,11 @@ def _made(generator: Generator, request: Request, retries: int) -> tuple[np.ndar
 
 def nodule_record(nodule: Nodule, mask: np.ndarray, found: dict, noise_seed: int, tries: int) -> dict:
     """What reproduces and describes one nodule."""
-    wish = {k: v for k, v in dataclasses.asdict(nodule.wish).items() if v is not None}
     missed = faults(found)
     if missed:
         logger.warning("nodule at %s mm misses its wish: %s", np.round(nodule.centre_mm), "; ".join(missed))
     return {
-        "wish": wish,
+        "wish": nodule.wish.given(),
         "centre_ras_mm": [round(float(x), 2) for x in nodule.centre_mm],
         "lobe": LOBE_NAMES.get(nodule.lobe, "lung"),
         "volume_mm3": int(mask.sum()),

@@ -143,7 +143,7 @@ def _lobe_label(space: LungSpace, wish: Wish) -> int | None:
     label = next(k for k, name in LOBE_NAMES.items() if name == wish.lobe)
     if not (space.labels == label).any():
         raise ValueError(
-            f"lobe {wish.lobe} is asked for, but the lung labels do not tell lobes; give a TotalSegmentator map (--lungs)"
+            f"lobe {wish.lobe} is asked for, but the lung labels do not tell lobes; give a TotalSegmentator map (lungs=...)"
         )
     return label
 

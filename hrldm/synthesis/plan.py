@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,10 @@ from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
 from hrldm.data.nifti import open_nifti
 from hrldm.data.placement import LOBE_NAMES, LOCATIONS
 
+SEED_RULE = (
+    "each nodule's own; of copies the first has the one given, the k-th and a batch's draw theirs by SeedSequence"
+)
+MOST = 10_000  # nodules in one CT; lungs hold fewer
 SMALLEST_MM, LARGEST_MM = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]
 
 
@@ -76,6 +80,10 @@ class Wish:
             raise ValueError(f"seed {self.seed!r}: give a whole number, 0 or more")
         if self.histogram is not None:
             read_histogram(self.histogram)
+
+    def given(self) -> dict:
+        """The fields that say something, as a record has them."""
+        return {k: v for k, v in asdict(self).items() if v is not None}
 
     def described(self) -> str:
         """A few words for the log."""
@@ -158,18 +166,25 @@ def point(text: str) -> tuple[float, ...]:
     return tuple(float(x) for x in text.replace(",", " ").split())
 
 
+def own_seed(seed: int, *key: int) -> int:
+    """A seed for one of many (the k-th copy, a CT of a batch): below 2^53, so that every reader of JSON keeps it.
+
+    Sets of seeds drawn from two different ones have nothing in common but by a chance of 1e-16 a pair.
+    """
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 11)
+
+
 def copies(wish: Wish, count: int) -> list[Wish]:
-    """`count` nodules after one wish, with seeds of their own.
+    """`count` nodules after one wish, the first with its seed, the others with seeds of their own (`own_seed`).
 
     Raises:
-        ValueError: count below 1, or several at one place.
+        ValueError: count below 1 or above `MOST`, or several at one place.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
+    if not 1 <= count <= MOST:
+        raise ValueError(f"count must be at least 1 and at most {MOST}, got {count}")
     if count > 1 and (wish.at is not None or wish.mask is not None):
         raise ValueError("several nodules cannot have one place; leave it out, or give a plan with a place each")
-    values = {f.name: getattr(wish, f.name) for f in fields(Wish)}
-    return [Wish(**(values | {"seed": wish.seed + k})) for k in range(count)]
+    return [wish, *(replace(wish, seed=own_seed(wish.seed, k)) for k in range(1, count))]
 
 
 def summary(wishes: Sequence[Wish]) -> str:

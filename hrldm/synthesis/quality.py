@@ -27,7 +27,8 @@ def assess(
     Returns:
         requested_mean_hu, obtained_mean_hu, requested_sd_hu, obtained_sd_hu; jsd of the two histograms; mean_error_hu;
         halo_hu, the mean change 1-3 mm outside the mask; fill, the share of lesion voxels that are denser than the lung
-        around, over the share that the requested histogram has there (at most 1). With a core: core_mean_hu, rim_mean_hu.
+        around, over the share that the requested histogram has there (at most 1). With a core: core_mean_hu, and
+        rim_mean_hu where it leaves a rim.
     """
     obtained = hu_histogram(after[mask], len(histogram))
     (asked_mean, asked_sd), (mean, sd) = histogram_moments(histogram), histogram_moments(obtained)
@@ -47,7 +48,7 @@ def assess(
         "mean_error_hu": float(abs(mean - asked_mean)),
         "halo_hu": float(np.abs(after - before)[halo].mean()) if halo.any() else 0.0,
         "fill": fill,
-    } | {name: float(after[part].mean()) for name, part in parts.items()}
+    } | {name: float(after[part].mean()) for name, part in parts.items() if part.any()}
 
 
 def faults(found: dict[str, float]) -> list[str]:

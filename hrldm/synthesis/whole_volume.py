@@ -50,7 +50,7 @@ def insert_whole(
     """
     if len(wishes) != 1:
         raise ValueError(
-            f"Algorithm 2 makes one nodule at a time, {len(wishes)} are asked for; leave out --whole-volume"
+            f"Algorithm 2 makes one nodule at a time, {len(wishes)} are asked for; leave out whole_volume=True"
         )
     nodule = place_nodule(LungSpace.of(ct, labels, avoid), wishes[0], library or load_shapes(), 1)
     hu, grid, mask = algorithm2(ct, nodule, generator)
@@ -88,7 +88,9 @@ def algorithm2(ct: CT, nodule: Nodule, generator: Generator) -> tuple[np.ndarray
     )  # fmt: skip
     with torch.no_grad(), _lean_attention(generator.unet):
         z_bg = _encoded(generator, background) * generator.scale  # Algorithm 2, line 1
-        for state in generator.denoise(request, z_bg, mask_tensor(mask[None]), None):
+        if (picture := generator.templates(request)) is not None:
+            picture = _encoded(generator, picture[0]) * generator.scale
+        for state in generator.denoise(request, z_bg, mask_tensor(mask[None]), picture=picture):
             z = state.z
         hu = denormalise_hu(generator.autoencoder.decode(z / generator.scale).clamp(0, 1))
     return hu[0, 0].cpu().numpy(), grid, mask
@@ -125,7 +127,7 @@ def _check_memory(shape: tuple[int, ...]) -> None:
     if need > free:
         raise ValueError(
             f"decoding {' x '.join(map(str, shape))} voxels at once takes about {need:.0f} GB of memory, {free:.0f} are "
-            "free; leave out --whole-volume"
+            "free; leave out whole_volume=True"
         )
 
 

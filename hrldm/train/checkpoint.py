@@ -97,11 +97,11 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """Average in the present weights; early steps forget faster (the usual (1+n)/(10+n) warm-up)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for key, value in module.state_dict().items():
-            if value.is_floating_point():
-                self.shadow[key].lerp_(value, 1 - decay)
-            else:
-                self.shadow[key].copy_(value)
+        state = module.state_dict()
+        moving = [k for k, v in state.items() if v.is_floating_point()]
+        torch._foreach_lerp_([self.shadow[k] for k in moving], [state[k] for k in moving], 1 - decay)
+        for key in state.keys() - moving:
+            self.shadow[key].copy_(state[key])
 
 
 def polynomial_lr(base: float, step: int, total: int, power: float) -> float:

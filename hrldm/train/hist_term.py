@@ -1,12 +1,14 @@
-"""L_hist (Section 3.2.3) where training needs it: decode only a tight crop around each lesion, only as far as D_trunc.
+"""L_hist (Section 3.2.3): the histogram term of Eq. 8 on the lesions of a batch.
 
-For each nodule and variant the crop is fixed: the lesion's latent bounding box and one latent voxel of halo, at most
-`hist_max_voxels` wide. GroupNorm is global, so p and q are read from the same crop. The target q needs no gradient and,
-with latents at their posterior mean, never changes: it is computed once per crop and kept.
+Decoding the whole ẑ0 would dominate a training step, so only a small cube about each lesion is decoded, and only as far as
+D_trunc. All cubes have one side, so that a step decodes once, without a loop over nodules. GroupNorm is global, so p and q
+are read from the same cube. The target q needs no gradient and, with latents at their posterior mean, never changes: it is
+computed once for every nodule and variant.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,130 +22,138 @@ from hrldm.model.autoencoder import FACTOR, Autoencoder, denormalise_hu
 from hrldm.model.diffusion import blend
 from hrldm.model.histogram import masked_soft_histogram
 from hrldm.model.losses import jensen_shannon
-from hrldm.model.window import latent_extent
-from hrldm.train.latents import LatentCache
+from hrldm.train.device import autocast
+from hrldm.train.latents import Windowed
 
-HALO = 1  # latent voxels around the lesion that D_trunc sees beside it
 RANGE_SAMPLES = 64  # lesions whose features set the range of the bins
+BATCH = 16  # lesions decoded at once for the targets
 
 
-@dataclass(frozen=True)
-class Crop:
-    """Latent box of a lesion, and its voxel mask inside (1, 1, D, H, W)."""
+@dataclass(frozen=True, eq=False)
+class Cubes:
+    """The cubes of n lesions within their windows.
 
-    box: tuple[slice, slice, slice]
-    mask: Tensor
+    start: (n, 3) first latent voxel; side: of the cubes, latent voxels
+    """
 
-    def within(self, start: Sequence[int]) -> Crop:
-        """The same crop, counted from the first voxel of a window."""
-        return Crop(tuple(slice(b.start - s, b.stop - s) for b, s in zip(self.box, start, strict=True)), self.mask)
+    start: Tensor
+    side: int
+
+    def of(self, z: Tensor, factor: int = 1) -> Tensor:
+        """(n, c, side·factor, …) out of latents (n, c, s, s, s), or out of voxels with ``factor=FACTOR``."""
+        reach = torch.arange(self.side * factor, device=z.device)
+        x, y, w = (factor * self.start[:, axis, None] + reach for axis in range(3))
+        n = torch.arange(len(z), device=z.device)[:, None, None, None]
+        return z.movedim(1, -1)[n, x[:, :, None, None], y[:, None, :, None], w[:, None, None, :]].movedim(-1, 1)
+
+    def __getitem__(self, rows) -> Cubes:
+        return Cubes(self.start[rows], self.side)
 
 
-def lesion_crop(mask: np.ndarray, max_voxels: int) -> Crop:
-    """Tight latent box around a voxel mask (D, H, W), with halo, at most `max_voxels` wide and never without lesion."""
-    box = []
-    centre = np.argwhere(mask)
-    centre = centre[np.argmin(((centre - centre.mean(0)) ** 2).sum(1))]  # the lesion voxel nearest to its middle
-    for axis, (first, end) in enumerate(latent_extent(mask)):
-        low, high = max(first - HALO, 0), min(end + HALO, mask.shape[axis] // FACTOR)
-        width = min(high - low, max(max_voxels // FACTOR, 1))
-        lo = low if width == high - low else min(max(int(centre[axis]) // FACTOR - width // 2, low), high - width)
-        box.append(slice(lo, lo + width))
-    voxels = mask[tuple(slice(b.start * FACTOR, b.stop * FACTOR) for b in box)]
-    return Crop(tuple(box), torch.from_numpy(np.array(voxels)).float()[None, None])
+def lesion_cubes(mask: Tensor, max_voxels: int) -> Cubes:
+    """Cubes of at most `max_voxels` about the lesion voxel nearest to each lesion's middle: never without lesion.
+
+    mask: (n, 1, D, D, D), none of them empty
+    """
+    grid = mask.shape[-1] // FACTOR
+    side = min(max(max_voxels // FACTOR, 1), grid)
+    start = []
+    for lesion in mask[:, 0] > 0:
+        voxels = lesion.nonzero()
+        middle = voxels[((voxels - voxels.double().mean(0)) ** 2).sum(1).argmin()]
+        start.append((((middle + 0.5) / FACTOR - side / 2).round().long()).clamp(0, grid - side))
+    return Cubes(torch.stack(start), side)
 
 
 class HistogramTerm:
     """Callable L_hist of a batch; see `__call__`.
 
+    groups: nodules whose L_hist will be asked for
+    scale:  of their latents
+    ranges: lo, hi; None takes them from the groups
     lo, hi: (C,) first and last bin centre per channel: 0.1 and 99.9 percentile of training lesions' features
+
+    Raises:
+        ValueError: unknown hist_space, or no autoencoder.
     """
 
-    def __init__(self, autoencoder: Autoencoder, cache: LatentCache, profile: Profile, device: torch.device) -> None:
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        groups: Sequence[Windowed],
+        scale: float,
+        profile: Profile,
+        ranges: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         if profile.hist_space not in ("feature", "hu"):
             raise ValueError(f"unknown hist_space {profile.hist_space!r}; choose feature or hu")
-        if profile.lesion_context is not None and profile.lesion_context < HALO:
-            raise ValueError(f"lesion_context must be at least {HALO}, the halo that L_hist decodes around the lesion")
         if autoencoder is None:
             raise ValueError("lambda_hist > 0 needs the autoencoder, whose frozen decoder L_hist reads")
-        self.decoder = autoencoder.to(device).eval().requires_grad_(False)
-        self.cache, self.profile, self.device = cache, profile, device
-        self._crops: dict[tuple[int, int], Crop] = {}
-        self._targets: dict[tuple[int, int], Tensor] = {}
-        self.lo, self.hi = self._ranges()
+        self.profile, self.scale, self.device, self.groups = profile, scale, groups[0].z0.device, groups
+        self.decoder = autoencoder.to(self.device).eval().requires_grad_(False)
+        self.cubes = {id(g): lesion_cubes(g.mask, profile.hist_max_voxels) for g in groups}
+        self.lo, self.hi = self._ranges() if ranges is None else ranges
+        self._targets: dict[int, Tensor] = {}
 
     def features(self, z: Tensor) -> Tensor:
-        """Features of scaled latent crops (B, c, d, h, w): D_trunc, or HU with ``hist_space="hu"``."""
-        n = len(z)
-        if n == 1 and z.device.type == "cpu":
-            z = z.expand(
-                2, -1, -1, -1, -1
-            )  # for one small crop PyTorch takes a convolution 5 times slower than for two
-        z = z / self.cache.scale
-        if self.profile.hist_space == "hu":
-            return denormalise_hu(self.decoder.decode(z)[:n])
-        return self.decoder.decode_truncated(z)[:n]
+        """Features of scaled latent cubes (n, c, d, h, w): D_trunc, or HU with ``hist_space="hu"``."""
+        z = z / self.scale
+        with autocast(self.profile, z.device.type):
+            if self.profile.hist_space == "hu":
+                return denormalise_hu(self.decoder.decode(z)).float()
+            return self.decoder.decode_truncated(z).float()
 
-    def crop(self, i: int, v: int) -> Crop:
-        if (i, v) not in self._crops:
-            found = lesion_crop(np.asarray(self.cache.mask[i, v]), self.profile.hist_max_voxels)
-            self._crops[i, v] = Crop(found.box, found.mask.to(self.device))
-        return self._crops[i, v]
+    def histogram(self, z: Tensor, mask: Tensor) -> Tensor:
+        """Per-channel histograms (n, C, B) of scaled latent cubes inside their lesions (n, 1, D, H, W)."""
+        return masked_soft_histogram(self.features(z), mask, self.lo, self.hi, self.profile.hist_bins)
 
     @torch.no_grad()
     def _ranges(self) -> tuple[Tensor, Tensor]:
+        own = [
+            (g, r) for g in self.groups for r in (g.index[:, 1] == 0).nonzero()[:, 0].tolist()
+        ]  # the untouched variants
+        chosen = np.linspace(0, len(own) - 1, min(RANGE_SAMPLES, len(own))).astype(int)
         values = []
-        chosen = np.linspace(0, len(self.cache) - 1, min(RANGE_SAMPLES, len(self.cache))).astype(int)
-        for i in tqdm(chosen, desc="feature ranges", mininterval=10, disable=len(chosen) < 32):
-            crop = self.crop(int(i), 0)
-            z = torch.from_numpy(np.array(self.cache.mean[i, 0])).to(self.device)[None] * self.cache.scale
-            f = self.features(z[(..., *crop.box)]).float()
-            values.append(f[0][:, crop.mask[0, 0] > 0])
+        for g, r in (own[i] for i in chosen):
+            cube = self.cubes[id(g)][[r]]
+            inside = cube.of(g.mask[[r]], FACTOR)[0, 0]
+            values.append(self.features(cube.of(g.z0[[r]]))[0][:, inside])
         pooled = torch.cat(values, 1).cpu().numpy()
         lo, hi = np.percentile(pooled, (0.1, 99.9), axis=1)
         hi = np.maximum(hi, lo + 1e-6)  # a dead channel says nothing, but must not divide by zero
         return (torch.tensor(x, dtype=torch.float32, device=self.device) for x in (lo, hi))
 
-    def histogram(self, z: Tensor, crop: Crop) -> Tensor:
-        """Per-channel histogram (1, C, B) of a scaled latent crop inside its lesion."""
-        return self._histograms(z, crop.mask)
-
-    def _histograms(self, z: Tensor, mask: Tensor) -> Tensor:
-        return masked_soft_histogram(self.features(z), mask, self.lo, self.hi, self.profile.hist_bins)
-
     @torch.no_grad()
-    def target(self, z0: Tensor, key: tuple[int, int], crop: Crop) -> Tensor:
-        """q of Eq. 8 for one nodule; kept unless latents are sampled anew at each step.
+    def targets(self, g: Windowed) -> Tensor:
+        """q of Eq. 8 (n, C, B) of a whole group, made at the first call."""
+        if id(g) not in self._targets:
+            rows = torch.arange(len(g), device=self.device).split(BATCH)
+            parts = tqdm(rows, desc="histograms", mininterval=10, disable=len(g) < 500)
+            cubes = self.cubes[id(g)]
+            self._targets[id(g)] = torch.cat(
+                [self.histogram(cubes[r].of(g.z0[r]), cubes[r].of(g.mask[r], FACTOR)) for r in parts]
+            )
+        return self._targets[id(g)]
 
-        Always decoded alone: in a batch it could differ in its last bit, and with it a resumed run.
+    def __call__(self, z0_hat: Tensor, batch: dict) -> Tensor:
+        """Eq. 8, mean over channels and over the batch; nodules with t > `hist_t_max` count zero.
+
+        z0_hat: (B, c, s, s, s), composited here with z0 first, since Eq. 5 teaches it nothing outside M
+        batch:  of `Batches.draw`, whose times ascend from stratum to stratum: what can only be too noisy is not decoded
         """
-        if self.profile.latent_sample:
-            return self.histogram(z0[(..., *crop.box)], crop)
-        if key not in self._targets:
-            self._targets[key] = self.histogram(z0[(..., *crop.box)], crop)
-        return self._targets[key]
-
-    def __call__(
-        self, z0_hat: Tensor, z0: Tensor, m: Tensor, t: Tensor, index: Tensor, start: Tensor | None = None
-    ) -> Tensor:
-        """Eq. 8, mean over channels and over the batch; nodules with t > `hist_t_max` contribute zero.
-
-        z0_hat, z0: (B, c, d, h, w) scaled latents of each nodule's window; z0_hat is composited first, since Eq. 5
-                    teaches it nothing outside M
-        m:          (B, 1, d, h, w) binary; t: (B,); index: (B, 2) nodule and variant in the cache
-        start:      (B, 3) first latent voxel of each window; None where z0 is the whole grid
-        """
-        composed = blend(m, z0_hat, z0)
-        groups: dict[torch.Size, list[tuple[Tensor, Tensor, Tensor]]] = {}  # crops of one shape are decoded together
-        for b in range(len(t)):
-            if self.profile.hist_t_max is not None and int(t[b]) > self.profile.hist_t_max:
-                continue
-            key = (int(index[b, 0]), int(index[b, 1]))
-            crop = self.crop(*key).within((0, 0, 0) if start is None else start[b].tolist())
-            part = composed[b : b + 1][(..., *crop.box)]
-            groups.setdefault(part.shape, []).append((part, crop.mask, self.target(z0[b : b + 1], key, crop)))
-        total = z0_hat.new_zeros(())
-        for group in groups.values():
-            z, mask, q = (torch.cat(x) for x in zip(*group, strict=True))
-            total = total + jensen_shannon(self._histograms(z, mask), q).mean(1).sum()
-        return total / len(t)
+        p, size = self.profile, len(z0_hat)
+        last = p.num_train_timesteps - 1 if p.hist_t_max is None else p.hist_t_max
+        k = min(size, math.ceil(size * (last + 1) / p.num_train_timesteps))
+        if k <= 0:
+            return z0_hat.new_zeros(())
+        g, rows, z0, t = batch["group"], batch["rows"][:k], batch["z0"][:k], batch["t"][:k]
+        cube = self.cubes[id(g)][rows]
+        mask = cube.of(batch["mask"][:k], FACTOR)
+        if p.latent_sample:
+            with torch.no_grad():
+                q = self.histogram(cube.of(z0), mask)
+        else:
+            q = self.targets(g)[rows]
+        composed = blend(batch["m"][:k], z0_hat[:k], z0)
+        divergence = jensen_shannon(self.histogram(cube.of(composed), mask), q).mean(1)
+        return (divergence * (t <= last)).sum() / size

@@ -21,9 +21,9 @@ def follow(steps: Iterator[StepState], folder: Path, total: int, path: Path, lab
     lines, started = [], time.perf_counter()
     with (folder / "history.jsonl").open("a") as f:
         for state in tqdm(steps, total=total, initial=done, desc=label, mininterval=15):
-            lines.append(json.dumps({"step": state.step, "seconds": time.perf_counter() - started} | state.metrics))
+            lines.append({"step": state.step, "seconds": time.perf_counter() - started} | state.metrics)
             if len(lines) == 50 or state.step == total:
-                f.write("\n".join(lines) + "\n")
+                f.writelines(json.dumps({k: float(v) for k, v in line.items()}) + "\n" for line in lines)
                 f.flush()
                 lines = []
     return read_history(folder)

@@ -1,8 +1,10 @@
 """The latent cache: each training nodule encoded once (posterior mean and standard deviation), memory-mapped from disk.
 
 A turned latent is not the latent of the turned crop, so augmentation happens before encoding: every nodule is stored in
-`latent_variants` versions, the first untouched, the others turned, mirrored and shifted. The cache is keyed by the
-autoencoder's weights, the crops and the settings; a killed encoding leaves nothing behind that could be taken for whole.
+`latent_variants` versions, the first untouched, the others turned, mirrored and shifted. Where the same place without its
+nodule is given, latents outside M are those of that place, as in sampling: nothing there tells what is to come. The cache
+is keyed by the autoencoder's weights, the crops and the settings; a killed encoding leaves nothing behind that could be
+taken for whole.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +25,16 @@ from tqdm import tqdm
 from hrldm import paths
 from hrldm.config import Profile
 from hrldm.data.patches import Patches
+from hrldm.data.template import template
 from hrldm.data.volumes import cube_symmetry
 from hrldm.model.autoencoder import FACTOR, Autoencoder, normalise_hu
+from hrldm.model.diffusion import blend
 from hrldm.model.histogram import hu_histogram
-from hrldm.model.window import Window, lesion_window
+from hrldm.model.unet import latent_masks
+from hrldm.model.window import by_side, lesion_window
 
 SHIFT = 4  # mm, largest shift of an augmented variant
+TEMPLATE_SEED = 11  # keeps the templates' fields apart from the variants' turns
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +46,7 @@ class LatentCache:
     histogram: (N, B) HU histogram of each lesion (c_hist)
     subtype:   (N,) labels
     scale:     1 / std of all latents (mean removed by the autoencoder); z = scale * latent goes to the U-Net
+    template:  (N, V, c, d, h, w) float32, memory-mapped; latent of each histogram as a picture, or None
     """
 
     mean: np.ndarray
@@ -48,37 +55,75 @@ class LatentCache:
     histogram: np.ndarray
     subtype: np.ndarray
     scale: float
+    template: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.mean)
 
 
-def windows(cache: LatentCache, profile: Profile) -> dict[tuple[int, int], Window]:
-    """The window of every nodule and variant."""
-    n, v = cache.mask.shape[:2]
+@dataclass(frozen=True, eq=False)
+class Windowed:
+    """All nodules and variants whose windows have one side, cut to them, on one device.
+
+    index: (n, 2) nodule and variant; start: (n, 3) first latent voxel of each window
+    z0, std, template: (n, c, s, s, s) scaled latents, template may be None
+    mask:  (n, 1, 4s, 4s, 4s) bool; subtype: (n,); histogram: (n, B)
+    """
+
+    index: Tensor
+    start: Tensor
+    z0: Tensor
+    std: Tensor
+    template: Tensor | None
+    mask: Tensor
+    subtype: Tensor
+    histogram: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, rows: Tensor, detail: int) -> dict[str, Tensor]:
+        """A batch of the rows: z0, std, mask (float), m and condition of `latent_masks` (and the template), subtype, histogram."""
+        batch = {name: getattr(self, name)[rows] for name in ("z0", "std", "subtype", "histogram")}
+        batch["mask"] = self.mask[rows].float()
+        batch["m"], batch["condition"] = latent_masks(batch["mask"], detail)
+        if self.template is not None:
+            batch["condition"] = torch.cat([batch["condition"], self.template[rows]], 1)
+        return batch
+
+
+def windowed(
+    cache: LatentCache, profile: Profile, device: torch.device | str = "cpu", keys: np.ndarray | None = None
+) -> Iterator[Windowed]:
+    """The nodules and variants of a cache, smallest windows first.
+
+    keys: (n, 2) nodules and variants to take; None for all
+
+    Raises:
+        ValueError: an empty mask, or templates that the profile wants and the cache has not.
+    """
+    if profile.histogram_template and cache.template is None:
+        raise ValueError("histogram_template needs latents with templates; encode them with it (build_latents)")
+    keys = np.argwhere(np.ones(cache.mask.shape[:2], bool)) if keys is None else keys
     levels = len(profile.unet_channels)
-    return {
-        (i, k): lesion_window(np.asarray(cache.mask[i, k]), profile.lesion_context, levels)
-        for i in range(n)
-        for k in range(v)
-    }
+    cuts = [lesion_window(np.asarray(cache.mask[i, v]), profile.lesion_context, levels) for i, v in keys]
+    for rows in by_side(cuts):
+        own = [(*keys[r], cuts[r]) for r in rows]
 
+        def cut(array: np.ndarray, own=own) -> Tensor:
+            return torch.from_numpy(np.stack([array[i, v][w.latent] for i, v, w in own])).mul_(cache.scale).to(device)
 
-def take(cache: LatentCache, index: np.ndarray, places: Mapping[tuple[int, int], Window]) -> dict[str, Tensor]:
-    """A batch: latents z0 and std (scaled), voxel masks, conditions of the nodules and variants `index` (B, 2), each cut
-    to its window; their windows must be of one side. `start` (B, 3) is where they begin."""
-    i, v = index.T
-    cuts = [places[int(a), int(b)] for a, b in index]
-    mean, std, mask = (np.asarray(getattr(cache, name)[i, v]) for name in ("mean", "std", "mask"))
-    return {
-        "z0": torch.from_numpy(np.stack([x[w.latent] for x, w in zip(mean, cuts, strict=True)])) * cache.scale,
-        "std": torch.from_numpy(np.stack([x[w.latent] for x, w in zip(std, cuts, strict=True)])) * cache.scale,
-        "mask": mask_tensor(np.stack([x[w.voxels] for x, w in zip(mask, cuts, strict=True)])),
-        "subtype": torch.from_numpy(cache.subtype[i]),
-        "histogram": torch.from_numpy(cache.histogram[i]).float(),
-        "index": torch.from_numpy(np.array(index)),
-        "start": torch.tensor([w.start for w in cuts]),
-    }
+        i = torch.from_numpy(keys[rows, 0])
+        yield Windowed(
+            index=torch.from_numpy(keys[rows]).to(device),
+            start=torch.tensor([w.start for *_, w in own], device=device),
+            z0=cut(cache.mean),
+            std=cut(cache.std),
+            template=cut(cache.template) if profile.histogram_template else None,
+            mask=torch.from_numpy(np.stack([cache.mask[i, v][w.voxels] for i, v, w in own]))[:, None].to(device),
+            subtype=torch.from_numpy(cache.subtype)[i].to(device),
+            histogram=torch.from_numpy(cache.histogram)[i].float().to(device),
+        )
 
 
 def weights_digest(model: torch.nn.Module) -> str:
@@ -106,9 +151,20 @@ def encode_patches(model: Autoencoder, hu: np.ndarray, device: torch.device | st
 
 
 def build_latents(
-    model: Autoencoder, patches: Patches, size: int, variants: int, bins: int, seed: int, device="cpu"
+    model: Autoencoder,
+    patches: Patches,
+    size: int,
+    variants: int,
+    bins: int,
+    seed: int,
+    device="cpu",
+    background: np.ndarray | None = None,
+    templates: bool = False,
 ) -> LatentCache:
     """Encode crops of `size` mm out of larger `patches` (or read the cache that a former call left).
+
+    background: (N, D, D, D) HU, the places of the patches without their nodules; None where they are not known
+    templates:  encode the histograms as pictures too
 
     Raises:
         ValueError: the patches leave no room to shift (they need `size` + 8 mm when there are variants).
@@ -116,32 +172,46 @@ def build_latents(
     room = patches.hu.shape[1] - size
     if room < (2 * SHIFT if variants > 1 else 0):
         raise ValueError(f"crops of {patches.hu.shape[1]} mm leave no room for shifted {size} mm variants")
-    settings = {"size": size, "variants": variants, "seed": seed, "bins": bins, "version": 1}
+    background = patches.hu if background is None else background
+    settings = {"size": size, "variants": variants, "seed": seed, "bins": bins, "templates": templates, "version": 2}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for array in (patches.hu, patches.mask):
+    for array in (patches.hu, patches.mask, background):
         key.update(np.ascontiguousarray(array).data)
     folder = paths.cache_dir() / "latents" / f"{weights_digest(model)}-{key.hexdigest()[:16]}"
+    histograms = lesion_histograms(patches, bins)
     if not folder.exists():
-        _encode_all(model, patches, size, variants, seed, device, folder)
-    arrays = {k: np.load(folder / f"{k}.npy", mmap_mode="r") for k in ("mean", "std", "mask")}
+        _encode_all(model, patches, background, histograms if templates else None, size, variants, seed, device, folder)
+    arrays = {f.stem: np.load(f, mmap_mode="r") for f in folder.glob("*.npy")}
     scale = 1.0 / float(np.sqrt(np.mean(np.asarray(arrays["mean"], np.float64) ** 2)))
-    return LatentCache(**arrays, histogram=lesion_histograms(patches, bins), subtype=patches.subtype, scale=scale)
+    return LatentCache(**arrays, histogram=histograms, subtype=patches.subtype, scale=scale)
 
 
-def _encode_all(model, patches, size, variants, seed, device, folder: Path) -> None:
+def _encode_all(model, patches, background, histograms, size, variants, seed, device, folder: Path) -> None:
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     part.mkdir(parents=True, exist_ok=True)
     n, d = len(patches), size // FACTOR
     shape = (n, variants, model.latent_channels, d, d, d)
-    out = {k: np.lib.format.open_memmap(part / f"{k}.npy", "w+", np.float32, shape) for k in ("mean", "std")}
+    names = ["mean", "std"] + ([] if histograms is None else ["template"])
+    out = {k: np.lib.format.open_memmap(part / f"{k}.npy", "w+", np.float32, shape) for k in names}
     masks = np.lib.format.open_memmap(part / "mask.npy", "w+", bool, (n, variants, size, size, size))
     for i in tqdm(range(n), desc="latents", mininterval=10):
-        crops = np.empty((variants, size, size, size), np.int16)
+        crops = np.empty((variants, 3, size, size, size), np.int16)
         for v in range(variants):
-            rng = np.random.default_rng((seed, i, v))
-            crops[v], masks[i, v] = _variant(patches.hu[i], patches.mask[i], size, rng if v else None)
-        mean, std = encode_patches(model, crops, device)
+            rng = np.random.default_rng((seed, i, v)) if v else None
+            voxels = np.stack([patches.hu[i], background[i], patches.mask[i]])
+            crops[v] = _variant(voxels, size, rng)
+            masks[i, v] = crops[v, 2]
+        mean, std = encode_patches(model, crops[:, 0], device)
+        if not np.array_equal(crops[:, 0], crops[:, 1]):
+            behind, m = encode_patches(model, crops[:, 1], device)[0], latent_masks(mask_tensor(masks[i]))[0]
+            mean = blend(m, mean, behind)
         out["mean"][i], out["std"][i] = mean.numpy(), std.numpy()
+        if histograms is not None:
+            filled = [
+                template(b, m, histograms[i], np.random.default_rng((seed, TEMPLATE_SEED, i, v)))
+                for v, (b, m) in enumerate(zip(crops[:, 1], masks[i], strict=True))
+            ]
+            out["template"][i] = encode_patches(model, np.stack(filled), device)[0].numpy()
     del out, masks
     try:
         os.replace(part, folder)
@@ -149,15 +219,13 @@ def _encode_all(model, patches, size, variants, seed, device, folder: Path) -> N
         shutil.rmtree(part)
 
 
-def _variant(hu: np.ndarray, mask: np.ndarray, size: int, rng: np.random.Generator | None):
-    """The middle crop, or (with a generator) a shifted, turned and mirrored one that still holds some of the lesion."""
-    middle = (hu.shape[0] - size) // 2
-    if rng is None:
-        cut = (slice(middle, middle + size),) * 3
-        return hu[cut], mask[cut]
-    cut = tuple(slice(a, a + size) for a in middle + rng.integers(-SHIFT, SHIFT + 1, 3))
-    symmetry = int(rng.integers(48))
-    return cube_symmetry(hu[cut], symmetry), cube_symmetry(mask[cut], symmetry)
+def _variant(voxels: np.ndarray, size: int, rng: np.random.Generator | None) -> np.ndarray:
+    """The middle of (k, D, D, D) crops, or (with a generator) a shifted, turned and mirrored part that holds some of the lesion."""
+    middle = (voxels.shape[1] - size) // 2
+    shift = 0 if rng is None else rng.integers(-SHIFT, SHIFT + 1, 3)
+    start = np.broadcast_to(middle + shift, 3)
+    cut = voxels[(slice(None), *(slice(a, a + size) for a in start))]
+    return cut if rng is None else cube_symmetry(cut, int(rng.integers(48)))
 
 
 def mask_tensor(mask: np.ndarray) -> Tensor:

@@ -19,19 +19,19 @@ from hrldm.config import Profile
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.diffusion import Schedule, noisy_input, training_pair
 from hrldm.model.losses import inpainting_loss, total_loss
-from hrldm.model.unet import ConditionalUNet, latent_masks
-from hrldm.model.window import by_side
+from hrldm.model.unet import ConditionalUNet
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import autocast
 from hrldm.train.hist_term import HistogramTerm
-from hrldm.train.latents import LatentCache, take, windows
+from hrldm.train.latents import LatentCache, windowed
 from hrldm.train.linear_start import fit_linear
 from hrldm.train.steps import StepState, require_finite
 
 STAGE = "ldm"
+CHECK_EVERY = 50  # steps between two looks at the losses on a GPU, which has to wait for each
 RUN_FIELDS = (  # what a trained U-Net depends on
     "ae_latent_channels", "unet_channels", "unet_attention", "unet_res_blocks", "unet_head_channels", "unet_norm_groups", "unet_linear_skip",
-    "ctx_dim", "hist_tokens", "mask_channels", "mask_detail", "ldm_steps", "ldm_batch", "ldm_lr", "ldm_lr_power", "ldm_ema",
+    "ctx_dim", "hist_tokens", "histogram_template", "mask_channels", "mask_detail", "ldm_steps", "ldm_batch", "ldm_lr", "ldm_lr_power", "ldm_ema",
     "mixed_precision", "num_train_timesteps", "beta_start", "beta_end", "objective", "prediction", "background", "use_c_hist",
     "lambda_hist", "hist_bins", "hist_space", "hist_t_max", "hist_max_voxels", "inpaint_norm", "latent_sample",
     "lesion_context",
@@ -39,24 +39,29 @@ RUN_FIELDS = (  # what a trained U-Net depends on
 
 
 class Batches:
-    """Random batches out of a latent cache. The nodules of one batch have windows of one side; over many batches every
-    nodule and variant is drawn equally often."""
+    """Random batches out of a latent cache, all of it kept on the device. The nodules of one batch have windows of one side;
+    over many batches every nodule and variant is drawn equally often."""
 
-    def __init__(self, cache: LatentCache, profile: Profile) -> None:
-        self.cache, self.profile, self.windows = cache, profile, windows(cache, profile)
-        keys = np.array(list(self.windows))
-        self.groups = [keys[rows] for rows in by_side(self.windows.values())]
+    def __init__(self, cache: LatentCache, profile: Profile, device: torch.device | str = "cpu") -> None:
+        self.profile, self.device = profile, torch.device(device)
+        self.groups = list(windowed(cache, profile, device))
         sizes = np.array([len(g) for g in self.groups])
         self.shares = sizes / sizes.sum()
 
     def draw(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        """One batch, see `latents.take`; with `latent_sample` z0 is drawn from the posterior."""
-        group = self.groups[rng.choice(len(self.groups), p=self.shares)]
-        index = group[rng.integers(len(group), size=self.profile.ldm_batch)]
-        batch = take(self.cache, index, self.windows)
-        std = batch.pop("std")
-        if self.profile.latent_sample:
-            batch["z0"] += std * torch.from_numpy(rng.standard_normal(std.shape, np.float32))
+        """One batch, see `Windowed.take`, with its times t (B,) and noise eps like z0; with `latent_sample` z0 is drawn from the
+        posterior. Each t is uniform on 0..T-1, one from each B-th of it: smallest first, and less chance in the gradient."""
+        p, group = self.profile, self.groups[rng.choice(len(self.groups), p=self.shares)]
+        g = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
+        rows = torch.randint(len(group), (p.ldm_batch,), generator=g, device=self.device)
+        batch = group.take(rows, p.mask_detail) | {"group": group, "rows": rows}
+        z0, std = batch["z0"], batch.pop("std")
+        strata = torch.arange(p.ldm_batch, device=self.device)
+        u = torch.rand(p.ldm_batch, generator=g, device=self.device, dtype=torch.float64)
+        batch["t"] = ((strata + u) * (p.num_train_timesteps / p.ldm_batch)).long().clamp_max(p.num_train_timesteps - 1)
+        batch["eps"] = torch.randn(z0.shape, generator=g, device=self.device)
+        if p.latent_sample:
+            batch["z0"] = z0 + std * torch.randn(z0.shape, generator=g, device=self.device)
         return batch
 
 
@@ -73,7 +78,7 @@ def train_ldm(
     """Train `ldm_steps` steps of Algorithm 1, resuming from `path` when it exists.
 
     autoencoder: frozen decoder for L_hist; may be None when lambda_hist is 0
-    initial:     weights to start from; those of another shape (hist_tokens changed) start afresh
+    initial:     weights to start from, see `started`
 
     Raises:
         CheckpointError: `path` belongs to a run with other settings or other latents.
@@ -85,12 +90,11 @@ def train_ldm(
     torch.manual_seed(seed)
     model = ConditionalUNet(profile)
     if initial is not None:
-        own = model.state_dict()
-        model.load_state_dict(own | {k: v for k, v in initial.items() if own[k].shape == v.shape})
+        model.load_state_dict(started(model.state_dict(), initial))
     elif model.linear is not None and not Path(path).exists():
         fit_linear(model.linear, cache, profile, seed)
     ema = ckpt.Ema(model, profile.ldm_ema)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], profile.ldm_lr)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], profile.ldm_lr, fused=True)
     meta = {
         "stage": STAGE,
         "digest": profile.digest(*RUN_FIELDS),
@@ -99,9 +103,9 @@ def train_ldm(
         "scale": cache.scale,
         "n": len(cache),
     }
-    batches, term = Batches(cache, profile), None
+    batches, term = Batches(cache, profile, device), None
     if profile.lambda_hist > 0 and profile.objective == "ddpm":
-        term = HistogramTerm(autoencoder, cache, profile, device)
+        term = HistogramTerm(autoencoder, batches.groups, cache.scale, profile)
     if Path(path).exists():
         groups, old = ckpt.load(path)
         ckpt.require(old, path, stage=STAGE, digest=meta["digest"], seed=seed, n=len(cache))
@@ -111,30 +115,26 @@ def train_ldm(
         meta = old
     model, optimizer = accelerator.prepare(model, optimizer)
     ema.shadow = {k: v.to(device) for k, v in ema.shadow.items()}
+    check_every = 1 if device.type == "cpu" else CHECK_EVERY
 
     for step in range(meta["step"], profile.ldm_steps):
-        draw = np.random.default_rng((seed, step, accelerator.process_index))
-        batch = {k: v.to(device) for k, v in batches.draw(draw).items()}
-        z0, n = batch["z0"], len(batch["z0"])
-        eps = torch.from_numpy(draw.standard_normal(z0.shape, np.float32)).to(device)
-        t = torch.from_numpy(draw.integers(profile.num_train_timesteps, size=n)).to(device)
-        m, condition = latent_masks(batch["mask"], profile.mask_detail)
+        batch = batches.draw(np.random.default_rng((seed, step, accelerator.process_index)))
+        z0, m, t, eps = batch["z0"], batch["m"], batch["t"], batch["eps"]
+        lr = ckpt.polynomial_lr(profile.ldm_lr, step, profile.ldm_steps, profile.ldm_lr_power)
         for group in optimizer.param_groups:
-            lr = ckpt.polynomial_lr(profile.ldm_lr, step, profile.ldm_steps, profile.ldm_lr_power)
             group["lr"] = lr * min(1.0, (step + 1) / 20)
 
         z_t, target = training_pair(schedule, z0, eps, t, profile.objective, profile.prediction)
         t = t + 1 if profile.objective == "rflow" else t  # as in sampling
         z_in = noisy_input(z0, z_t, m, profile.background)  # line 4
         with autocast(profile, device.type):
-            out = model(z_in, t, condition, batch["subtype"], batch["histogram"])  # lines 5, 6
+            out = model(z_in, t, batch["condition"], batch["subtype"], batch["histogram"])  # lines 5, 6
         out = out.float()
         losses = {"inpaint": inpainting_loss(target, out, m, profile.inpaint_norm)}  # line 9
-        require_finite(losses, step, lr, path)  # before the histogram, which has no bin for NaN
         if term is not None:
             eps_hat = schedule.noise(out, z_t, t, profile.prediction)
-            z0_hat = schedule.predict_z0(z_t, eps_hat, t)  # line 7
-            losses["hist"] = term(z0_hat, z0, m, t, batch["index"], batch["start"])  # lines 8, 10
+            losses["hist"] = term(schedule.predict_z0(z_t, eps_hat, t), batch)  # lines 7, 8, 10
+        if step % check_every == 0 or (step + 1) % save_every == 0:
             require_finite(losses, step, lr, path)
         total = total_loss(losses["inpaint"], losses.get("hist"), profile.lambda_hist)  # line 11
         optimizer.zero_grad()
@@ -150,7 +150,25 @@ def train_ldm(
                 groups["optimizer"] = ckpt.optimizer_tensors(optimizer.optimizer)
             ranges = {} if term is None else {"hist_lo": term.lo.tolist(), "hist_hi": term.hi.tolist()}
             ckpt.save(path, groups, meta | {"step": done} | ranges)
-        yield StepState(done, profile.ldm_steps, {k: float(v.detach()) for k, v in losses.items()})
+        yield StepState(done, profile.ldm_steps, {k: v.detach() for k, v in losses.items()})
+
+
+def started(own: dict[str, Tensor], initial: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights to begin with: `initial` where it fits. Inputs that it does not know (a template's) come last and start at zero;
+    what has another shape (hist_tokens changed) starts afresh."""
+    out = dict(own)
+    for name in own.keys() & initial.keys():
+        new, old = own[name], initial[name]
+        if new.shape == old.shape:
+            out[name] = old
+        elif (
+            new.ndim == old.ndim > 2
+            and new.shape[0] == old.shape[0]
+            and new.shape[2:] == old.shape[2:]
+            and new.shape[1] > old.shape[1]
+        ):
+            out[name] = torch.cat([old.to(new), torch.zeros_like(new[:, old.shape[1] :])], 1)
+    return out
 
 
 def load_unet(path: Path, profile: Profile, device: torch.device | str = "cpu") -> tuple[ConditionalUNet, float]:

@@ -8,9 +8,7 @@ import torch
 from hrldm.config import Profile
 from hrldm.model.diffusion import Schedule, noisy_input, training_pair
 from hrldm.model.linear_denoiser import KNOTS, LinearDenoiser
-from hrldm.model.unet import latent_masks
-from hrldm.model.window import by_side
-from hrldm.train.latents import LatentCache, take, windows
+from hrldm.train.latents import LatentCache, windowed
 
 MOST = 1000  # nodules and variants that the regression sees
 BATCH = 64
@@ -21,21 +19,23 @@ def fit_linear(
     linear: LinearDenoiser, cache: LatentCache, profile: Profile, seed: int, device: torch.device | str = "cpu"
 ) -> None:
     """Ridge regression of the U-Net's target inside M at each of the K times; the same noise at all of them."""
-    schedule, places = Schedule.from_profile(profile), windows(cache, profile)
-    keys = np.array(list(places))
+    schedule = Schedule.from_profile(profile)
+    keys = np.argwhere(np.ones(cache.mask.shape[:2], bool))
     if len(keys) > MOST:
         keys = keys[np.sort(np.random.default_rng(seed).choice(len(keys), MOST, replace=False))]
-    groups = by_side(places[tuple(key)] for key in keys)
     if profile.use_c_hist:
         linear.mean_histogram.copy_(torch.from_numpy(cache.histogram.mean(0)))
     sums = [[0.0, 0.0] for _ in KNOTS]
-    for rows in (group[i : i + BATCH] for group in groups for i in range(0, len(group), BATCH)):
-        batch = {name: value.to(device) for name, value in take(cache, keys[rows], places).items()}
+    for group, rows in (
+        (g, rows) for g in windowed(cache, profile, device, keys) for rows in torch.arange(len(g)).split(BATCH)
+    ):
+        batch = group.take(rows.to(device), profile.mask_detail)
         noise = [
-            np.random.default_rng((seed, *keys[i])).standard_normal(batch["z0"].shape[1:], np.float32) for i in rows
+            np.random.default_rng((seed, *key)).standard_normal(batch["z0"].shape[1:], np.float32)
+            for key in group.index[rows].tolist()
         ]
         eps = torch.from_numpy(np.stack(noise)).to(device)
-        m, masks = latent_masks(batch["mask"], profile.mask_detail)
+        m, masks = batch["m"], batch["condition"]
         histogram = batch["histogram"] if profile.use_c_hist else linear.mean_histogram.expand(len(rows), -1)
         for k, time in enumerate(linear.times):
             t = torch.full((len(rows),), round(float(time)), device=device)

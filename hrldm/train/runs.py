@@ -21,9 +21,9 @@ from hrldm.config import Profile, get_profile
 from hrldm.data import lidc_mini
 from hrldm.data.fetch import LITE0, wheel_file
 from hrldm.data.manifest import load_manifest
-from hrldm.data.patches import Patches, load_patches, manifest_digest
+from hrldm.data.patches import Patches, fitting, load_patches, manifest_digest
 from hrldm.data.split import assert_disjoint
-from hrldm.data.texture import FLOOR_REACH, choose_histogram, histogram_library, lung_floor, size_bin
+from hrldm.data.texture import FLOOR_REACH, choose_histogram, completed, histogram_library, lung_floor, size_bin
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.perceptual import PerceptualLoss
 from hrldm.model.unet import ConditionalUNet
@@ -65,9 +65,11 @@ class Study:
         return load_patches(self.split(split), size or self.profile.patch_mm, image_column)
 
     def backgrounds(self, split: str, size: int | None = None) -> Patches:
-        """The same places without their nodules where the dataset has them, else the images themselves."""
-        column = "background" if "background" in self.frame and self.frame.background.notna().all() else "image"
-        return self.patches(split, size, column)
+        """The same places, without their nodules where the manifest has a background, else the images themselves."""
+        frame = self.split(split)
+        if "background" in frame:
+            frame = frame.assign(image=frame.background.where(frame.background != "", frame.image))
+        return load_patches(frame, size or self.profile.patch_mm)
 
     @functools.cached_property
     def autoencoder(self) -> Autoencoder:
@@ -75,21 +77,27 @@ class Study:
         return obtain_autoencoder(self)
 
     @functools.cached_property
-    def _latents(self) -> dict[str, LatentCache]:
+    def _latents(self) -> dict[tuple[str, bool], LatentCache]:
         return {}
 
-    def latents(self, split: str) -> LatentCache:
-        """The encoded crops of a split, made at the first call; the training split in `latent_variants`."""
-        if split not in self._latents:
-            self._latents[split] = self._encoded(split)
-        return self._latents[split]
+    def latents(self, split: str, templates: bool | None = None) -> LatentCache:
+        """The encoded crops of a split, made at the first call; the training split in `latent_variants`.
 
-    def _encoded(self, split: str) -> LatentCache:
+        templates: with the histograms as pictures; None as the profile says
+        """
+        templates = self.profile.histogram_template if templates is None else templates
+        if (split, templates) not in self._latents:
+            self._latents[split, templates] = self._encoded(split, templates)
+        return self._latents[split, templates]
+
+    def _encoded(self, split: str, templates: bool) -> LatentCache:
         p = self.profile
         enough = -(-p.least_latents // len(self.split(split)))
         variants = max(p.latent_variants, min(enough, SYMMETRIES)) if split == "train" else 1
-        patches = self.patches(split, p.patch_mm + (2 * SHIFT if variants > 1 else 0))
-        return build_latents(self.autoencoder, patches, p.patch_mm, variants, p.hist_bins, self.seed, device())
+        size = p.patch_mm + (2 * SHIFT if variants > 1 else 0)
+        patches, background = self.patches(split, size), self.backgrounds(split, size).hu
+        settings = (p.patch_mm, variants, p.hist_bins, self.seed, device())
+        return build_latents(self.autoencoder, patches, *settings, background, templates)
 
     def unet(self, start: ConditionalUNet | None = None, **changes):
         """A trained U-Net with some settings changed: (network, latent scale, its profile, loss history).
@@ -134,7 +142,7 @@ class Study:
         bins = lesion_histograms(train, self.profile.hist_bins)
         table = train.frame[["nodule_id", "patient_id", "subtype", "diameter_mm"]]
         columns = {f"b{i:02d}": column for i, column in enumerate(bins.T)}
-        return table.assign(size_bin=table.diameter_mm.map(size_bin), **columns)
+        return completed(table.assign(size_bin=table.diameter_mm.map(size_bin), **columns))
 
     def library_histograms(self, places: Patches, seed: int) -> np.ndarray:
         """A training nodule's histogram of the same subtype and about the same size for every row (never its own).
@@ -168,13 +176,9 @@ def open_study(
             lidc-mini also a shape or a place) in two splits, naming what and where.
     """
     p = profile if isinstance(profile, Profile) else get_profile(profile, **overrides)
-    if dataset == "lidc-mini":
-        root = lidc_mini.prepare(p.n_train, p.n_val, p.n_test, seed, n_jobs=os.cpu_count() or 1)
-    elif data_root:
-        root = Path(data_root).expanduser()
-    else:
-        raise ValueError(f"dataset {dataset!r} needs data_root, the folder of its manifest.csv (DATA_ROOT=… with make)")
-    frame = checked_manifest(root)
+    given = paths.check_run(p.name, dataset, data_root)
+    root = Path(given) if given else lidc_mini.prepare(p.n_train, p.n_val, p.n_test, seed, n_jobs=os.cpu_count() or 1)
+    frame = fitting(checked_manifest(root), p.patch_mm)
     assert_disjoint(frame)
     missing = [s for s in ("train", "test") if not (frame.split == s).any()]
     if missing:
@@ -231,7 +235,7 @@ def fit_ldm(study: Study, profile: Profile, path: Path, start: ConditionalUNet |
     """Train Stage II unless `path` is finished (resumes where it stopped); the loss history."""
     if path.exists() and ckpt.load_meta(path)["step"] == profile.ldm_steps:
         return read_history(path.parent)
-    cache = study.latents("train")
+    cache = study.latents("train", profile.histogram_template)
     initial = None if start is None else start.state_dict()
     steps = train_ldm(cache, profile, study.seed, path, study.autoencoder, initial=initial)
     label = f"{profile.objective} lambda={profile.lambda_hist:g}"

@@ -12,11 +12,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepState:
-    """What a training step leaves for its caller."""
+    """What a training step leaves for its caller. Metrics may be tensors of a device that is still at work on them."""
 
     step: int  # steps done, 1-based
     total: int
-    metrics: dict[str, float]
+    metrics: dict[str, float | Tensor]
 
 
 class DivergedError(ArithmeticError):

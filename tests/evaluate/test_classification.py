@@ -352,5 +352,33 @@ def test_curves_go_with_the_areas():
     roc = tables.roc_curves(runs, binary)
     area = np.mean([roc_auc_score(binary.labels, r.probabilities[:, 1]) for r in runs])
     assert np.trapezoid(roc.tpr, roc.fpr) == pytest.approx(area, abs=0.02)
-    with pytest.raises(ValueError, match="all of one class"):
-        tables.roc_curves(runs, replace(binary, labels=np.ones(len(binary), int)))
+
+
+def test_test_nodules_of_one_class_or_none_give_empty_cells_and_no_curve():
+    test = data((40, 0, 0), prefix="t", side=2)
+    runs = [fake_run(arm, scores_for(test, 1.0, 0)) for arm in (jb.REAL_ONLY, jb.REAL_SYNTH)]
+    table = tables.subtype_table(runs, test, 20, 0)
+    assert table["mean"].isna().all() and table.p_bootstrap.isna().all() and (table.n_runs == 1).all()
+    assert tables.pr_curves(runs, test).empty
+    binary = replace(test, labels=np.ones(40, int))
+    runs = [fake_run(jb.SCRATCH, scores_for(binary, 1.0, 0)[:, :2])]
+    assert tables.roc_curves(runs, binary).empty
+    assert tables.malignancy_table(runs, binary, 20, 0).auroc.isna().all()
+    none = tables.malignancy_table([], binary.take(np.zeros(40, bool)), 20, 0)
+    assert none.auroc.isna().all() and (none.n_runs == 0).all() and (none.n_patients == 0).all()
+
+
+def test_a_subtype_without_synthetic_nodules_is_left_as_it_is(sets):
+    real, synthetic, _ = sets
+    part = synthetic.take(synthetic.labels != 2)
+    for job in jb.subtype_jobs(real, part, PROFILE, 0):
+        if job.arm == jb.REAL_SYNTH:
+            counts = np.bincount(real.labels[job.real], minlength=3) + np.bincount(
+                part.labels[job.synthetic], minlength=3
+            )
+            assert counts[0] == counts[1] > counts[2]
+    full = next(j for j in jb.scarcity_jobs(real, part, PROFILE, 0) if j.arm == jb.FULL and j.retention == 0)
+    assert np.bincount(part.labels[full.synthetic], minlength=3)[2] == 0 and len(full.synthetic)
+    assert all(
+        not len(j.synthetic) for j in jb.subtype_jobs(real, synthetic.take(np.zeros(len(synthetic), bool)), PROFILE, 0)
+    )

@@ -16,13 +16,14 @@ from hrldm.evaluate.histogram_term import (
     correlations,
     descend,
     feature_histogram,
+    lesion_histogram,
     losses_by_time,
 )
 from hrldm.model.autoencoder import Autoencoder, normalise_hu
 from hrldm.model.diffusion import Schedule
 from hrldm.model.unet import latent_masks
 from hrldm.train.hist_term import HistogramTerm
-from hrldm.train.latents import LatentCache, encode_patches, lesion_histograms, mask_tensor
+from hrldm.train.latents import LatentCache, encode_patches, lesion_histograms, mask_tensor, windowed
 
 SIDE, N = 16, 4
 
@@ -51,7 +52,8 @@ def term(patches):
         mean[:, None].numpy(), std[:, None].numpy(), patches.mask[:, None], lesion_histograms(patches, 40),
         patches.subtype, 1 / float(mean.square().mean().sqrt()),
     )  # fmt: skip
-    return HistogramTerm(model, cache, get_profile("smoke", hist_t_max=None), torch.device("cpu"))
+    profile = get_profile("smoke", hist_t_max=None, lesion_context=None)
+    return HistogramTerm(model, list(windowed(cache, profile)), cache.scale, profile)
 
 
 def test_change_lesion_is_offset_and_contrast_inside_the_mask_only(patches):
@@ -90,18 +92,15 @@ def test_correlations_are_scipy_s_with_patient_intervals():
 
 
 def test_descent_moves_the_lesion_s_histogram_and_nothing_else(term, patches):
-    z = torch.from_numpy(term.cache.mean[:, 0]) * term.cache.scale
-    m = latent_masks(mask_tensor(patches.mask))[0]
-    crop = term.crop(0, 0)
-    target = term.histogram(z[3:4][(..., *crop.box)], crop)  # the brightest lesion; all share one mask
-    moved, losses = descend(term, z[:1], m[:1], target, crop, steps=20, lr=0.1)
+    z, voxels = term.groups[0].z0, mask_tensor(patches.mask)
+    m = latent_masks(voxels)[0]
+    target = lesion_histogram(term, z[3:4], voxels[3:4])  # the brightest lesion; all share one mask
+    moved, losses = descend(term, z[:1], m[:1], voxels[:1], target, steps=20, lr=0.1)
     assert losses[-1] < 0.5 * losses[0] and len(losses) == 21
     outside = (m[:1] == 0).expand_as(moved)
     torch.testing.assert_close(moved[outside], z[:1][outside], rtol=0, atol=0)
     with torch.no_grad():
-        before, after = (
-            term.decoder.decode(x / term.cache.scale)[0, 0].numpy()[patches.mask[0]] for x in (z[:1], moved)
-        )
+        before, after = (term.decoder.decode(x / term.scale)[0, 0].numpy()[patches.mask[0]] for x in (z[:1], moved))
     assert after.mean() > before.mean() + 0.05  # 100 HU towards the target
 
 
@@ -113,7 +112,7 @@ class _Oracle(torch.nn.Module):
         self.term, self.error = term, error
 
     def forward(self, z_t, t, masks, subtype, histogram):
-        z0 = torch.from_numpy(self.term.cache.mean[: len(z_t), 0]) * self.term.cache.scale
+        z0 = self.term.groups[0].z0[: len(z_t)]
         abar = Schedule.from_profile(self.term.profile).abar(t, z_t)
         eps = (z_t - abar.sqrt() * z0) / (1 - abar).sqrt()
         exact = eps if self.term.profile.prediction == "eps" else abar.sqrt() * eps - (1 - abar).sqrt() * z0
@@ -136,7 +135,7 @@ def test_losses_of_a_perfect_predictor_are_zero_and_errors_of_the_noise_grow_wit
 
 def test_hist_space_hu_reads_the_decoded_hu(term, patches):
     profile = dataclasses.replace(term.profile, hist_space="hu")
-    in_hu = HistogramTerm(term.decoder, term.cache, profile, torch.device("cpu"))
+    in_hu = HistogramTerm(term.decoder, term.groups, term.scale, profile)
     h = feature_histogram(in_hu, patches.hu[2], patches.mask[2])
     assert h.shape == (1, profile.hist_bins)
     centres = torch.linspace(float(in_hu.lo), float(in_hu.hi), profile.hist_bins)

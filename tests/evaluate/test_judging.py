@@ -3,6 +3,7 @@
 import sys
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -91,3 +92,43 @@ def test_command_line_judges_a_manifest(call, tmp_path):
     assert "JSD, n = 12" in call(root, "--split", "all")[1]
     status, said, error = call(root, "--split", "val")
     assert status == 2 and error == f"error: {root}: no nodule of split 'val' in its manifest; choose another, or all\n"
+
+
+def single(root, patients, **columns):
+    """A manifest of one nodule for each name."""
+    tiny.manifest(root, {"test": len(patients)}, size=44)
+    frame = pd.read_csv(root / "manifest.csv").assign(patient_id=patients, **columns)
+    frame.to_csv(root / "manifest.csv", index=False)
+    return root
+
+
+@pytest.mark.parametrize("patients", [["p"], ["p"] * 3])
+def test_one_patient_gives_a_table_without_what_cannot_be_had(call, tmp_path, caplog, patients):
+    status, said, error = call(single(tmp_path, patients), "--out", tmp_path / "judged")
+    assert (status, error) == (0, "") and f"JSD, n = {len(patients)}" in said and "nan" not in said
+    assert "nodules of one patient only: whether features tell" in caplog.text
+    jsd = pd.read_csv(tmp_path / "judged" / "tables" / "lesion_histograms.csv")
+    assert jsd.value.notna().all() and jsd[["ci_low", "ci_high"]].isna().all(axis=None)
+    assert pd.read_csv(tmp_path / "judged" / "tables" / "separability.csv").auroc.isna().all()
+
+
+def test_a_lesion_wider_than_its_crop_is_left_out_and_named(call, tmp_path, caplog):
+    root = single(tmp_path, ["p", "q", "r"], diameter_mm=[12, 46, 12])
+    nib.save(nib.Nifti1Image(tiny.ball(44, 21).astype(np.uint8), np.eye(4)), root / "n1_mask.nii.gz")
+    status, said, _ = call(root)
+    assert status == 0 and "JSD, n = 2" in said and "left out, wider than the crop of 40 mm: n1 (46 mm)" in caplog.text
+    frame = pd.read_csv(root / "manifest.csv")
+    frame[frame.nodule_id == "n1"].to_csv(root / "manifest.csv", index=False)
+    status, said, error = call(root)
+    assert (status, said) == (2, "") and "every nodule of split 'test' is wider than the crop of 40 mm" in error
+    assert "the first, n1, has 46 mm" in error
+
+
+def test_a_lesion_that_leaves_nothing_of_the_lung_to_see_is_judged(call, tmp_path):
+    root = single(tmp_path, ["p", "q"], diameter_mm=[39, 39])
+    for name in ("n0", "n1"):
+        nib.save(nib.Nifti1Image(tiny.ball(60, 26).astype(np.uint8), np.eye(4)), root / f"{name}_mask.nii.gz")
+        hu = np.where(tiny.ball(60, 26), 20, -850) + np.random.default_rng(len(name)).integers(-50, 50, (60,) * 3)
+        for kind in ("image", "background"):
+            nib.save(nib.Nifti1Image(hu.astype(np.int16), np.eye(4)), root / f"{name}_{kind}.nii.gz")
+    assert call(root)[0] == 0

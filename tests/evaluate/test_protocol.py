@@ -83,7 +83,8 @@ def painted(monkeypatch):
 def test_shape_patients_prefer_the_patient_of_the_shape():
     frame = pd.DataFrame({"patient_id": ["a", "b"], "shape_patient_id": ["x", "y"]})
     assert protocol.shape_patients(frame).tolist() == ["x", "y"]
-    assert protocol.shape_patients(frame.assign(shape_patient_id=["x", None])).tolist() == ["a", "b"]
+    assert protocol.shape_patients(frame.assign(shape_patient_id=["x", None])).tolist() == ["x", "b"]
+    assert protocol.shape_patients(frame.assign(shape_patient_id=["x", ""])).tolist() == ["x", "b"]
 
 
 def test_evaluation_nodules_are_the_first_of_the_test_split_with_their_places(study):
@@ -117,10 +118,35 @@ def test_pool_is_balanced_from_training_places_and_repeats_differ(study):
     assert own.all()  # each shape stays in its own place
 
 
-def test_pool_needs_every_subtype():
+def test_pool_has_the_subtypes_of_the_training_split():
     study = FakeStudy(counts={"train": (3, 0, 2), "test": (1, 1, 1)})
-    with pytest.raises(ValueError, match="no part-solid nodule"):
-        protocol.pool_request(study)
+    assert np.bincount(protocol.pool_request(study)[1].subtype, minlength=3).tolist() == [3, 0, 3]
+
+
+def test_without_ratings_nothing_is_learnt_of_malignancy_and_it_is_said(painted):
+    study = FakeStudy()
+    assert not protocol.downstream_data(study).lacks_malignancy(1)
+    del study.frame["malignancy"]
+    data = protocol.downstream_data(study)
+    assert "0 nodules rated benign" in data.lacks_malignancy(2) and "to train on" in data.lacks_malignancy(2)
+    runs, test = protocol.malignancy_runs(study, data)
+    assert runs == [] and len(test) == 0
+
+
+def test_test_nodules_of_one_class_are_said(painted):
+    study = FakeStudy(counts={"train": (6, 0, 3), "test": (0, 0, 6)})
+    study.frame.loc[study.frame.split == "test", "malignancy"] = 5
+    data = protocol.downstream_data(study)
+    assert "0 nodules rated benign (column `malignancy`, 1 or 2) and 6 rated malignant (4 or 5) to test on" in (
+        data.lacks_malignancy(2)
+    )
+    assert "rarer class has nodules of 3 patients to train on; 9 folds" in (
+        replace(data, test_ratings=np.resize([1.0, 5.0], 6)).lacks_malignancy(9)
+    )
+    said = data.lacks_subtypes()
+    for words in ("No part-solid nodule to train on", "No solid nodule to train", "All test nodules are ground-glass"):
+        assert (words in said) is (words != "No solid nodule to train")
+    assert not protocol.downstream_data(FakeStudy()).lacks_subtypes()
 
 
 def test_downstream_data_parts_the_sets_and_cuts_about_the_centre(study, painted):
@@ -201,7 +227,7 @@ def test_spectra_of_white_noise_are_flat_and_read_the_largest_lesions():
         mask[: i // 3 + 1] = True
     loud = rng.normal(0, 1, masks.shape)
     loud[20:] *= 10  # the ten largest
-    spectra = protocol.mean_spectra({"a": loud, "b": 2 * loud}, masks, side=12)
+    spectra = protocol.centre_spectra({"a": loud, "b": 2 * loud}, masks, side=12)
     wide = spectra.pivot(index="cycles_per_mm", columns="system", values="power_hu2")
     assert wide.index[-1] == pytest.approx(0.5)
     assert np.allclose(wide.a[1:], 100, rtol=0.25)

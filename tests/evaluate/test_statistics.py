@@ -128,3 +128,8 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="group each"):
         st.mean_interval(np.ones(3), np.arange(2), 10, 0)
     assert all(np.isnan(st.percentile_interval(np.array([np.nan]))))
+
+
+def test_one_group_has_a_mean_and_no_interval():
+    e = st.mean_interval(np.array([1.0, 2.0]), np.array(["p", "p"]), 50, 0)
+    assert e.value == 1.5 and np.isnan([e.ci_low, e.ci_high, e.p]).all()

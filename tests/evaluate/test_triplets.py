@@ -45,6 +45,17 @@ def test_typical_histogram_is_the_mean_of_the_nearest_in_size():
         triplets.typical_histograms(frame.iloc[rest], own[rest], np.array([8.0]))
 
 
+def test_a_subtype_without_training_nodules_is_asked_for_with_the_shipped_histograms(caplog):
+    study, test = FakeStudy(), tiny.patches(4, seed=1)
+    study.train = study.train[study.train.subtype == 0]
+    _, request = triplets.triplet_request(study, test, test)
+    means = np.array([histogram_moments(h)[0] for h in request.histogram]).reshape(4, 3)
+    assert (np.diff(means, axis=1) > 50).all() and "no part-solid, no ground-glass nodule to train on" in caplog.text
+    caplog.clear()
+    triplets.triplet_request(FakeStudy(), test, test)
+    assert not caplog.text
+
+
 def test_share_in_order_by_hand():
     rows = [
         ("s", nodule, subtype, asked, got)

@@ -93,11 +93,17 @@ def test_detailed_mask_keeps_the_shape_within_a_latent_voxel():
         latent_masks(mask, 3)
 
 
-def test_empty_mask_is_named():
-    mask = torch.zeros(3, 1, 8, 8, 8)
-    mask[1, 0, 2, 2, 2] = 1
-    with pytest.raises(ValueError, match=r"empty lesion mask at position\(s\) \[0, 2\]"):
-        latent_masks(mask)
+def test_template_is_an_input_of_its_own_in_the_network_and_in_its_linear_part():
+    model, base = tiny.unet(histogram_template=True), inputs()
+    picture = torch.randn(2, 4, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    asked = base | {"masks": torch.cat([base["masks"], picture], 1)}
+    other = base | {"masks": torch.cat([base["masks"], picture + 1], 1)}
+    assert model(**asked).shape == base["z_t"].shape
+    assert (model(**asked) - model(**other)).abs().max() > 1e-5
+    model.linear.around.weight.normal_()
+    assert (model.linear(**asked) - model.linear(**other)).abs().max() > 1e-3
+    with pytest.raises(RuntimeError):
+        model(**base)
 
 
 def as_latent(mask: np.ndarray) -> torch.Tensor:

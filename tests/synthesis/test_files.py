@@ -96,6 +96,95 @@ def test_a_former_result_stays_when_the_new_one_cannot_take_its_place(nifti, tmp
     assert sorted(f.name for f in tmp_path.iterdir()) == ["lungs.nii.gz", "out", "scan.nii.gz"]
 
 
+class During(tiny.PaintingGenerator):
+    """Does something while a nodule is made."""
+
+    def __init__(self, what) -> None:
+        super().__init__()
+        self.what = what
+
+    def __call__(self, request, **options):
+        self.what()
+        return super().__call__(request, **options)
+
+
+WISHES = [Wish("solid", 12.0)]
+
+
+def test_a_folder_that_appears_while_a_run_works_stays_and_so_does_the_work(nifti, tmp_path):
+    out = tmp_path / "out"
+
+    def appear():
+        out.mkdir()
+        (out / "thesis.txt").write_text("precious")
+
+    with pytest.raises(ValueError, match=r"out: appeared or changed .* the results are in .*out-\w+$") as error:
+        files.insert_file(nifti, out, WISHES, During(appear))
+    assert [f.name for f in out.iterdir()] == ["thesis.txt"]
+    assert (files.Path(str(error.value).rsplit(" ", 1)[1]) / "ct.nii.gz").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_is_put_into_a_former_result_is_not_overwritten(nifti, tmp_path):
+    out = tmp_path / "out"
+    put(nifti, out)
+    with pytest.raises(ValueError, match="the results are in"):  # put there while the run works
+        files.insert_file(nifti, out, WISHES, During(lambda: (out / "notes.txt").write_text("mine")), overwrite=True)
+    with pytest.raises(ValueError, match="no insertion wrote notes.txt in it"):
+        put(nifti, out, overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine" and (out / "record.json").exists()
+
+
+def test_a_second_run_into_a_folder_is_refused_while_the_first_works(nifti, tmp_path):
+    said = []
+
+    def second():
+        with pytest.raises(ValueError, match="another run is writing it") as error:
+            put(nifti, tmp_path / "out", Wish("solid", 8.0))
+        said.append(error)
+
+    files.insert_file(nifti, tmp_path / "out", WISHES, During(second))
+    assert (
+        said and json.loads((tmp_path / "out" / "record.json").read_text())["nodules"][0]["wish"]["diameter_mm"] == 12
+    )
+
+
+def test_leftovers_of_a_killed_run_are_cleared_and_its_former_result_comes_back(nifti, tmp_path):
+    out = tmp_path / "out"
+    put(nifti, out)
+    before = (out / "record.json").read_bytes()
+    out.rename(tmp_path / ".hrldm-out-former")  # killed between the two moves
+    (tmp_path / ".hrldm-out").mkdir()
+    (tmp_path / ".hrldm-out" / "ct.nii.gz").write_text("half")
+    (tmp_path / ".hrldm-out-lock").touch()
+    with pytest.raises(ValueError, match="exists already"):
+        put(nifti, out)
+    assert (out / "record.json").read_bytes() == before and not list(tmp_path.glob(".*"))
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(nifti, tmp_path):
+    (tmp_path / "file").touch()
+    generator = tiny.PaintingGenerator()
+    with pytest.raises(OSError, match="file/out: cannot be written .*; choose another folder"):
+        files.insert_file(nifti, tmp_path / "file" / "out", WISHES, generator)
+    with pytest.raises(OSError, match="cannot be written"):
+        files.insert_file(nifti, tmp_path / ("x" * 250), WISHES, generator)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="link: exists already"):
+        files.insert_file(nifti, tmp_path / "link", WISHES, generator)
+    with pytest.raises(ValueError, match="no such file"):
+        files.insert_file(tmp_path / "absent.nii", tmp_path / "new" / "deep" / "out", WISHES, generator)
+    assert not generator.asked and not (tmp_path / "new").exists()
+
+
+def test_a_ct_and_its_results_do_not_lie_in_one_another(nifti, tmp_path):
+    put(nifti, tmp_path / "out")
+    for ct, out in ((tmp_path, tmp_path / "in" / "out"), (tmp_path / "out" / "ct.nii.gz", tmp_path / "out")):
+        with pytest.raises(ValueError, match="cannot lie in one another; choose a folder beside"):
+            put(ct, out, overwrite=True)
+    assert (tmp_path / "out" / "ct.nii.gz").exists()
+
+
 def test_a_failed_write_leaves_nothing(nifti, tmp_path, monkeypatch):
     def full(path, *_, **__):
         path.write_bytes(b"half")
@@ -197,9 +286,78 @@ def test_a_folder_of_cts_goes_on_where_it_was_and_one_bad_ct_stops_no_other(nift
         files.insert_folder(tmp_path / "empty", tmp_path / "out", wishes, generator)
 
 
+def test_a_batch_asked_for_otherwise_is_refused_before_anything_is_made(nifti, tmp_path):
+    source, out, generator = tmp_path / "cts", tmp_path / "out", tiny.PaintingGenerator()
+    source.mkdir()
+    (source / "a.nii.gz").write_bytes(nifti.read_bytes())
+    files.insert_folder(source, out, WISHES, generator, retries=0)
+    before = (out / "a" / "record.json").read_bytes()
+    (source / "b.nii.gz").write_bytes(nifti.read_bytes())
+    for wishes, options in (
+        ([Wish("solid", 8.0)], {"retries": 0}),
+        (WISHES, {"retries": 1}),
+        (WISHES * 2, {"retries": 0}),
+    ):
+        with pytest.raises(
+            ValueError, match=r"1 result\(s\) there were made of another request or version, first a; choose"
+        ):
+            files.insert_folder(source, out, wishes, generator, **options)
+    assert (out / "a" / "record.json").read_bytes() == before and not (out / "b").exists()
+    said = files.insert_folder(source, out, WISHES, generator, retries=0)
+    assert said == {"a": "there already", "b": "done"}
+    (out / "a" / "record.json").write_text("{")
+    with pytest.raises(ValueError, match="another request or version, first a"):
+        files.insert_folder(source, out, WISHES, generator, retries=0)
+    said = []
+
+    def second():
+        with pytest.raises(ValueError, match="another run is writing it"):
+            files.insert_folder(source, out, WISHES, tiny.PaintingGenerator())
+        said.append(1)
+
+    files.insert_folder(source, out, WISHES, During(second), overwrite=True)
+    assert said and json.loads((out / "a" / "record.json").read_text())["seeds"] == files.SEED_RULE
+
+
+def test_every_ct_of_a_folder_is_found_and_what_is_not_one_is_said(tmp_path):
+    root = tmp_path / "in"
+    for name in ("a.nii", "B.NII.GZ", "c.zip", "site1/ct.nii.gz", "site2/ct.nii.gz", "notes.txt", ".hidden.nii", ".nii.gz",
+                 "old/record.json", "out/x/record.json", "mixed/lungs.nii", "plain/readme"):  # fmt: skip
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    for name in ("disc/IM00001", "mixed/deep/1.dcm"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(bytes(128) + b"DICM")
+    (root / "empty").mkdir()
+    (root / "loop").mkdir()
+    (root / "loop" / "again").symlink_to(root)
+    (root / "loop" / "z.nii").touch()
+    found, passed = files.find_cts(root, root / "out")
+    assert sorted(found) == ["B", "a", "c", "disc", "loop/z", "mixed", "plain", "site1/ct", "site2/ct"]
+    assert found["site1/ct"] == root / "site1" / "ct.nii.gz" and found["disc"] == root / "disc"
+    assert sorted(passed) == [
+        ".hidden.nii",
+        ".nii.gz",
+        "empty",
+        "loop/again",
+        "mixed/lungs.nii",
+        "notes.txt",
+        "old",
+        "out",
+    ]
+    (root / "a.nii.gz").touch()
+    with pytest.raises(
+        ValueError, match=r"a.nii.gz and a.nii would have one result, a; rename|a.nii and a.nii.gz would"
+    ):
+        files.find_cts(root)
+    (root / "a.nii.gz").rename(root / "site1.nii.gz")
+    with pytest.raises(ValueError, match="the result of site1/ct would lie within another's"):
+        files.find_cts(root)
+
+
 @pytest.fixture
 def call(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "released", lambda **changes: tiny.PaintingGenerator())
+    monkeypatch.setattr("hrldm.synthesis.released.released", lambda **changes: tiny.PaintingGenerator())
 
     def _call(*arguments):
         monkeypatch.setattr(sys, "argv", ["hrldm", *map(str, arguments)])
@@ -232,16 +390,36 @@ def test_command_line_inserts_and_says_what_came(call, nifti, tmp_path):
         (["--at", "1,2"], "three numbers"),
         (["--at", "here"], "--at 'here'"),
         (["--at", "500,0,0"], "would leave the lungs; the nearest place"),
-        (["--lobe", "RUL"], "do not tell lobes"),
+        (["--lobe", "RUL"], "do not tell lobes; give a TotalSegmentator map (--lungs)"),
         (["--histogram", "absent.txt"], "absent.txt: not a histogram"),
         (["--lungs", "absent.nii.gz"], "absent.nii.gz: no such file"),
         (["--count", "0"], "count must be at least 1"),
+        (["--retries", "-1"], "--retries -1: give 0 to 100"),
     ],
 )
 def test_wrong_arguments_end_with_a_sentence_and_no_output(call, nifti, tmp_path, arguments, message):
     status, _, error = call("insert", nifti, tmp_path / "o", *arguments)
     assert status == 2 and error.startswith("error: ") and message in error and "Traceback" not in error
     assert not (tmp_path / "o").exists()
+
+
+def test_hints_name_the_options_of_the_command_line(call, nifti, tmp_path):
+    status, _, error = call("insert", nifti, tmp_path)
+    assert status == 2 and "ask to overwrite it (--overwrite)" in error
+    assert cli._as_options("leave out on=cuda; give lungs=... or a/lungs=3/b") == (
+        "leave out --device cuda; give --lungs or a/lungs=3/b"
+    )
+
+
+def test_an_interrupted_run_ends_with_a_sentence_and_leaves_nothing(call, nifti, tmp_path, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hrldm.synthesis.released.released", lambda **changes: During(interrupted))
+    before = sorted(tmp_path.iterdir())
+    status, _, error = call("insert", nifti, tmp_path / "new" / "o")
+    assert status == 130 and error.startswith("interrupted") and "Traceback" not in error
+    assert sorted(tmp_path.iterdir()) == before
 
 
 # -- what a DICOM series can hold ----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A nodule in a CT of any geometry: the background keeps its bits, the lesion lies in the lung and is what was asked for."""
 
 import dataclasses
+import json
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,7 @@ from hrldm.data.ct import CT
 from hrldm.data.geometry import to_world
 from hrldm.data.shapes import ShapeLibrary
 from hrldm.synthesis.insert import insert
+from hrldm.synthesis.placing import Nodule
 from hrldm.synthesis.plan import Wish
 from hrldm.synthesis.quality import LIMITS, assess, faults
 from tests import tiny
@@ -172,6 +174,39 @@ def test_what_misses_its_wish_is_made_again_with_another_noise():
     assert all("jsd" in " ".join(r["missed"]) for r in none.records)
 
 
+def test_more_nodules_than_a_byte_counts(monkeypatch):
+    inside = []
+
+    def placed(space, wish, number):
+        """A ball at a place of its own; searching and measuring so many takes a minute."""
+        if not inside:
+            inside.extend(np.flatnonzero(space.labels).tolist())
+        index = np.array(np.unravel_index(inside[number * 7000], space.labels.shape))
+        histogram = np.eye(40)[25]
+        return Nodule(
+            wish, to_world(space.affine, index), tiny.ball(7, 2), None, histogram, 1, {"shape": "", "histogram": ""}
+        )
+
+    good = {"jsd": 0.0, "mean_error_hu": 0.0, "halo_hu": 0.0, "fill": 1.0}
+    for name, stand_in in (
+        ("place_nodule", lambda space, wish, library, number: placed(space, wish, number)),
+        ("feathered", lambda background, decoded, mask: decoded),
+        ("assess", lambda *_: dict(good)),
+    ):
+        monkeypatch.setattr(f"hrldm.synthesis.insert.{name}", stand_in)
+    ct, labels = scan()
+    out = put(ct, labels, *[Wish("solid", 6.0, seed=k) for k in range(257)], retries=0)
+    assert out.mask.dtype == np.uint16 and len(out.records) == 257
+    assert {1, 255, 256, 257} <= set(np.unique(out.mask).tolist())
+    assert put(ct, labels, Wish("solid", 6.0), retries=0).mask.dtype == np.uint8
+
+
+def test_retries_below_none_are_refused():
+    ct, labels = scan()
+    with pytest.raises(ValueError, match="retries=-1: give 0 to 100"):
+        put(ct, labels, Wish(), retries=-1)
+
+
 def test_quality_by_hand():
     before = np.full((24, 24, 24), -850.0)
     mask = tiny.ball(24, 5)
@@ -233,6 +268,14 @@ def test_a_lesion_drawn_by_the_user_is_filled_where_it_is(tmp_path):
     again = Wish("part-solid", mask=own_mask(tmp_path, at, 9.0))
     with pytest.raises(ValueError, match=r"nodule 2 \(part-solid, mask own.nii.gz\): .*another lesion at this place"):
         put(ct, labels, again, again)
+
+
+def test_a_mask_that_is_all_core_has_no_rim_and_no_nan(tmp_path, recwarn):
+    ct, labels = scan()
+    record = put(ct, labels, Wish("part-solid", mask=own_mask(tmp_path, (-72.3, 6.1, 11.7), 6.0, core=6.0))).records[0]
+    assert "core_mean_hu" in record["quality"] and "rim_mean_hu" not in record["quality"]
+    json.dumps(record, allow_nan=False)
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
 
 
 def test_a_wrong_mask_of_the_user_is_named(tmp_path):

@@ -64,12 +64,16 @@ def test_all_wrong_rows_are_named_at_once(tmp_path):
         read_plan(tmp_path / "absent.csv")
 
 
-def test_copies_have_seeds_of_their_own():
-    assert [w.seed for w in copies(Wish(seed=5), 3)] == [5, 6, 7]
+def test_copies_have_seeds_of_their_own_and_two_seeds_share_none():
+    seeds = [[w.seed for w in copies(Wish(seed=s), 300)] for s in (5, 6)]
+    assert [run[0] for run in seeds] == [5, 6] and len({*seeds[0], *seeds[1]}) == 600
+    assert seeds[0][:3] == [w.seed for w in copies(Wish(seed=5), 3)]  # more of them leave the first as they are
+    assert max(seeds[0]) < 2**53  # whole numbers in every reader of JSON
     with pytest.raises(ValueError, match="one place"):
         copies(Wish(at=(0, 0, 0)), 2)
-    with pytest.raises(ValueError, match="at least 1"):
-        copies(Wish(), 0)
+    for count in (0, 10**9):
+        with pytest.raises(ValueError, match="at least 1 and at most 10000"):
+            copies(Wish(), count)
 
 
 def test_a_record_is_a_plan_and_anything_else_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """Released weights: loaded with their own profile, tied to their autoencoder; the shipped ones obey what is asked for."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -38,6 +39,9 @@ def test_files_give_back_the_networks_profile_and_scale(shipped):
     assert all(
         torch.equal(a, b) for a, b in zip(made.unet.state_dict().values(), unet.state_dict().values(), strict=True)
     )
+    for steps in (0, -3, 10**6):
+        with pytest.raises(ValueError, match=f"sample_steps={steps}: give 1 to 1000"):
+            released(folder / "unet.safetensors", folder / "ae.safetensors", sample_steps=steps)
     with pytest.raises(ValueError, match=r"unknown profile field\(s\) \['stepps'\]"):
         released(folder / "unet.safetensors", folder / "ae.safetensors", stepps=2)
 
@@ -50,6 +54,27 @@ def test_wrong_files_are_named(shipped):
         released(folder / "ae.safetensors", folder / "ae.safetensors")
     with pytest.raises(ckpt.CheckpointError, match=r"made for another run \(autoencoder is"):
         released(folder / "unet.safetensors")  # the shipped autoencoder is another
+
+
+@pytest.mark.parametrize("name", ["unet", "ae"])
+def test_weights_with_a_flipped_bit_are_refused_by_their_card(shipped, name):
+    folder = shipped[0]
+    files = folder / "unet.safetensors", folder / "ae.safetensors"
+    made = released(*files)
+    for stem, model in (("unet", made.unet), ("ae", made.autoencoder)):
+        (folder / f"{stem}.json").write_text(json.dumps({"weights_sha256_16": weights_digest(model)}))
+    released(*files)
+    path = folder / f"{name}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        ckpt.CheckpointError, match=rf"{name}.safetensors: damaged, its weights are .* fetch both again"
+    ):
+        released(*files)
+    (folder / f"{name}.json").write_text("[]")
+    with pytest.raises(ckpt.CheckpointError, match=rf"{name}.json: not the card"):
+        released(*files)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

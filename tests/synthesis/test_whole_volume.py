@@ -85,5 +85,5 @@ def test_what_it_cannot_do_is_said(both, monkeypatch):
     with pytest.raises(ValueError, match="one nodule at a time, 2 are asked for"):
         whole_volume.insert_whole(ct, [WISH, dataclasses.replace(WISH, seed=9)], generator, labels, library=LIBRARY)
     monkeypatch.setattr(whole_volume, "free_memory_mb", lambda: 1.0)
-    with pytest.raises(ValueError, match=r"takes about \d+ GB of memory, 0 are free; leave out --whole-volume"):
+    with pytest.raises(ValueError, match=r"takes about \d+ GB of memory, 0 are free; leave out whole_volume=True"):
         whole_volume.insert_whole(ct, [WISH], generator, labels, library=LIBRARY)

@@ -18,8 +18,8 @@ from hrldm.model.histogram import hu_histogram
 from hrldm.model.unet import ConditionalUNet
 from hrldm.train import checkpoint as ckpt
 from hrldm.train import ldm
-from hrldm.train.hist_term import HistogramTerm, lesion_crop
-from hrldm.train.latents import LatentCache, build_latents, encode_patches, mask_tensor
+from hrldm.train.hist_term import HistogramTerm, lesion_cubes
+from hrldm.train.latents import LatentCache, build_latents, encode_patches, mask_tensor, windowed
 from hrldm.train.steps import DivergedError
 from tests import tiny
 
@@ -144,15 +144,13 @@ def reference_ddpm(cache, profile, seed, steps) -> dict:
     """MAISI-DDPM written out: noise, Eq. 4, U-Net, masked L1 (Eq. 5), Adam. No histogram anywhere."""
     torch.manual_seed(seed)
     model = ConditionalUNet(profile)
-    optimizer = torch.optim.Adam(model.parameters(), profile.ldm_lr)
+    optimizer = torch.optim.Adam(model.parameters(), profile.ldm_lr, fused=True)
     root = torch.linspace(profile.beta_start**0.5, profile.beta_end**0.5, 1000, dtype=torch.float64)
     abar = torch.cumprod(1 - root**2, 0)
     for step in range(steps):
         rng = np.random.default_rng((seed, step, 0))
         batch = ldm.Batches(cache, profile).draw(rng)
-        z0 = batch["z0"]
-        eps = torch.from_numpy(rng.standard_normal(z0.shape, np.float32))
-        t = torch.from_numpy(rng.integers(1000, size=len(z0)))
+        z0, eps, t = batch["z0"], batch["eps"], batch["t"]
         a = abar[t].float().view(-1, 1, 1, 1, 1)
         m = torch.nn.functional.max_pool3d(batch["mask"], 4)
         z_in = m * (a.sqrt() * z0 + (1 - a).sqrt() * eps) + (1 - m) * z0
@@ -216,29 +214,36 @@ def test_training_lowers_the_noise_error(cache, tmp_path):
 # -- the histogram term ----------------------------------------------------------------------------------------------------
 
 
-def term_and_batch(cache, n=2, **changes):
-    term = HistogramTerm(tiny.autoencoder(), cache, tiny.profile(**changes), DEVICE)
-    index = torch.tensor([[i, i % 2] for i in range(n)])
-    z0 = torch.stack([torch.from_numpy(cache.mean[i, v].copy()) for i, v in index]) * cache.scale
-    mask = torch.stack([torch.from_numpy(cache.mask[i, v].copy()) for i, v in index]).float()[:, None]
-    return term, z0, torch.nn.functional.max_pool3d(mask, 4), index
+def term_and_batch(cache, rows=(0, 3), **changes):
+    """L_hist and a batch as `Batches.draw` makes it, of two nodules at t = 0."""
+    profile = tiny.profile(**changes)
+    groups = list(windowed(cache, profile))
+    term, group = HistogramTerm(tiny.autoencoder(), groups, cache.scale, profile), groups[-1]
+    rows = torch.tensor(rows)
+    batch = group.take(rows, profile.mask_detail) | {"group": group, "rows": rows}
+    return term, batch | {"t": torch.zeros(len(rows), dtype=torch.long)}
 
 
 @pytest.mark.parametrize("space", ["feature", "hu"])
 def test_true_latent_has_no_histogram_loss_and_another_one_has(cache, space):
-    term, z0, m, index = term_and_batch(cache, hist_space=space)
-    t = torch.zeros(2, dtype=torch.long)
-    assert term(z0, z0, m, t, index).item() == pytest.approx(0, abs=1e-6)
-    assert term(z0.flip(0) + 1, z0, m, t, index) > 0.01
+    term, batch = term_and_batch(cache, hist_space=space)
+    assert term(batch["z0"], batch).item() == pytest.approx(0, abs=1e-6)
+    assert term(batch["z0"].flip(0) + 1, batch) > 0.01
+
+
+def test_loss_is_the_mean_over_nodules_decoded_one_by_one(cache):
+    term, batch = term_and_batch(cache, rows=(0, 3, 5, 8))
+    moved = batch["z0"] + 0.5
+    alone = [term(moved[[i]], {k: v if k == "group" else v[[i]] for k, v in batch.items()}) for i in range(4)]
+    assert term(moved, batch).item() == pytest.approx(float(sum(alone)) / 4, rel=1e-4)
 
 
 def test_loss_reads_the_lesion_only_and_its_gradient_stays_inside(cache):
-    term, z0, m, index = term_and_batch(cache)
-    t = torch.zeros(2, dtype=torch.long)
-    outside = (z0 + 5 * (1 - m)).requires_grad_()
-    assert term(outside, z0, m, t, index).item() == pytest.approx(0, abs=1e-6)
+    term, batch = term_and_batch(cache)
+    z0, m = batch["z0"], batch["m"]
+    assert term((z0 + 5 * (1 - m)).requires_grad_(), batch).item() == pytest.approx(0, abs=1e-6)
     inside = (z0 + 0.3 * m).requires_grad_()
-    term(inside, z0, m, t, index).backward()
+    term(inside, batch).backward()
     assert inside.grad.isfinite().all() and inside.grad.any()
     assert inside.grad[m.expand_as(z0) == 0].eq(0).all()
 
@@ -247,42 +252,62 @@ def test_loss_reads_the_lesion_only_and_its_gradient_stays_inside(cache):
 def test_gradient_through_the_frozen_decoder_is_finite_at_every_t(cache, t):
     from hrldm.model.diffusion import Schedule
 
-    term, z0, m, index = term_and_batch(cache)
-    times, schedule = torch.full((2,), t), Schedule()
+    term, batch = term_and_batch(cache)
+    times, schedule, z0 = torch.full((2,), t), Schedule(), batch["z0"]
     g = torch.Generator().manual_seed(t)
     z_t = schedule.add_noise(z0, torch.randn(z0.shape, generator=g), times)
     eps_hat = torch.randn(z0.shape, generator=g).requires_grad_()
-    term(schedule.predict_z0(z_t, eps_hat, times), z0, m, times, index).backward()
+    term(schedule.predict_z0(z_t, eps_hat, times), batch | {"t": times}).backward()
     assert eps_hat.grad.isfinite().all()
 
 
 def test_nodules_beyond_hist_t_max_count_zero(cache):
-    term, z0, m, index = term_and_batch(cache, hist_t_max=400)
-    z0_hat = z0 + m
-    both = term(z0_hat, z0, m, torch.tensor([400, 0]), index)
-    first = term(z0_hat, z0, m, torch.tensor([400, 401]), index)
-    second = term(z0_hat, z0, m, torch.tensor([401, 400]), index)
+    term, batch = term_and_batch(cache, rows=(0, 3, 4, 5), hist_t_max=400)
+    z0_hat = batch["z0"] + batch["m"]
+
+    def loss(*t: int) -> torch.Tensor:
+        return term(z0_hat, batch | {"t": torch.tensor(t)})
+
+    both, first, second = loss(0, 400, 501, 999), loss(0, 401, 501, 999), loss(401, 400, 501, 999)
     assert first > 0 and second > 0
     assert both.item() == pytest.approx((first + second).item(), rel=1e-5)
-    assert term(z0_hat, z0, m, torch.tensor([401, 999]), index) == 0
+    assert loss(401, 402, 501, 999) == 0
+
+
+def test_what_is_decoded_holds_every_nodule_that_counts(cache):
+    """The times of a batch ascend by strata, so the first share of it is all that can lie below `hist_t_max`."""
+    for t_max in (0, 124, 125, 400, 874, 999):
+        profile = tiny.profile(ldm_batch=8, hist_t_max=t_max)
+        batches = ldm.Batches(cache, profile)
+        for seed in range(20):
+            t = batches.draw(np.random.default_rng(seed))["t"]
+            assert ((t >= 0) & (t < 1000)).all() and (t // 125 == torch.arange(8)).all()
+            assert (t[-(-8 * (t_max + 1) // 1000) :] > t_max).all()
+
+
+def test_times_are_uniform_in_each_batch_size(cache):
+    batches = ldm.Batches(cache, tiny.profile(ldm_batch=3))
+    t = torch.cat([batches.draw(np.random.default_rng(seed))["t"] for seed in range(1500)]).double()
+    assert t.mean() == pytest.approx(499.5, abs=10) and t.std() == pytest.approx(1000 / 12**0.5, abs=8)
+    assert t.min() < 5 and t.max() > 994
 
 
 def test_ranges_hold_the_training_features_of_each_channel(cache):
-    term, *_ = term_and_batch(cache)
+    term, batch = term_and_batch(cache)
     assert term.lo.shape == term.hi.shape == (tiny.autoencoder().feature_channels,)
     assert (term.hi > term.lo).all()
-    crop = term.crop(0, 0)
-    features = term.features(torch.from_numpy(cache.mean[0, 0].copy())[None][(..., *crop.box)] * cache.scale)
-    inside = features[0][:, crop.mask[0, 0] > 0]
+    cube = term.cubes[id(batch["group"])][batch["rows"]]
+    inside = term.features(cube.of(batch["z0"])).movedim(1, 0)[:, cube.of(batch["mask"], 4)[:, 0] > 0]
     within = (inside >= term.lo[:, None]) & (inside <= term.hi[:, None])
     assert within.float().mean() > 0.98
 
 
 def test_histogram_in_hu_space_is_the_reconstructed_lesions(cache):
-    term, z0, _, _ = term_and_batch(cache, hist_space="hu", hist_bins=10)
-    crop = term.crop(0, 0)
-    hu = term.features(z0[:1][(..., *crop.box)])[0, 0][crop.mask[0, 0] > 0].numpy()
-    soft = term.histogram(z0[:1][(..., *crop.box)], crop)[0, 0].numpy()
+    term, batch = term_and_batch(cache, hist_space="hu", hist_bins=10)
+    cube = term.cubes[id(batch["group"])][batch["rows"]]
+    z, mask = cube.of(batch["z0"])[:1], cube.of(batch["mask"], 4)[:1]
+    hu = term.features(z)[0, 0][mask[0, 0] > 0].numpy()
+    soft = term.histogram(z, mask)[0, 0].numpy()
     lo, hi = term.lo.item(), term.hi.item()
     half = (hi - lo) / 9 / 2  # hard bins around the soft ones' centres
     hard = hu_histogram(hu.clip(lo, hi), 10, lo - half, hi + half)
@@ -293,26 +318,30 @@ def test_histogram_in_hu_space_is_the_reconstructed_lesions(cache):
 @pytest.mark.parametrize(
     ("size", "radius", "widest"), [(32, 3, 24), (40, 15, 24), (40, 15, 8), (24, 11, 64), (16, 0, 4)]
 )
-def test_lesion_crop_is_tight_within_bounds_and_never_empty(size, radius, widest):
+def test_lesion_cubes_cut_the_grid_about_the_lesion_and_are_never_empty(size, radius, widest):
     rng = np.random.default_rng(size + radius)
-    for _ in range(5):
-        shift = rng.integers(-(size // 2 - radius - 1) // 2, (size // 2 - radius - 1) // 2 + 1, 3)
-        mask = np.roll(tiny.ball(size, radius), shift, (0, 1, 2))
-        crop = lesion_crop(mask, widest)
-        sides = [b.stop - b.start for b in crop.box]
-        assert all(0 <= b.start < b.stop <= size // 4 for b in crop.box)
-        assert max(sides) <= max(widest // 4, 1)
-        cut = mask[tuple(slice(4 * b.start, 4 * b.stop) for b in crop.box)]
-        np.testing.assert_array_equal(crop.mask[0, 0].numpy(), cut)
+    limit = (size // 2 - radius - 1) // 2
+    masks = np.stack(
+        [np.roll(tiny.ball(size, radius), rng.integers(-limit, limit + 1, 3), (0, 1, 2)) for _ in range(5)]
+    )
+    voxels, z = mask_tensor(masks), torch.randn(5, 3, *[size // 4] * 3)
+    cubes = lesion_cubes(voxels, widest)
+    side = min(max(widest // 4, 1), size // 4)
+    assert cubes.side == side
+    for i, start in enumerate(cubes.start.tolist()):
+        box = tuple(slice(a, a + side) for a in start)
+        assert all(0 <= b.start and b.stop <= size // 4 for b in box)
+        assert torch.equal(cubes.of(z)[i], z[(i, slice(None), *box)])
+        cut = masks[i][tuple(slice(4 * b.start, 4 * b.stop) for b in box)]
+        np.testing.assert_array_equal(cubes.of(voxels, 4)[i, 0].numpy(), cut)
         assert cut.any()
-        if 2 * radius + 1 + 16 <= widest:
-            assert cut.sum() == mask.sum()
-            assert max(sides) <= -(-(2 * radius + 1) // 4) + 3
+        if 2 * radius + 1 + 8 <= widest:
+            assert cut.sum() == masks[i].sum()
 
 
-def test_crop_of_a_hollow_lesion_still_holds_lesion():
-    shell = tiny.ball(40, 16) & ~tiny.ball(40, 14)
-    assert lesion_crop(shell, 8).mask.any()
+def test_cube_of_a_hollow_lesion_still_holds_lesion():
+    shell = mask_tensor((tiny.ball(40, 16) & ~tiny.ball(40, 14))[None])
+    assert lesion_cubes(shell, 8).of(shell, 4).any()
 
 
 def test_bad_histogram_settings_are_named_before_training(cache, tmp_path):
@@ -330,13 +359,13 @@ def test_bad_histogram_settings_are_named_before_training(cache, tmp_path):
 
 def test_batches_are_scaled_latents_with_their_conditions(cache):
     batch = ldm.Batches(cache, tiny.profile(ldm_batch=5)).draw(np.random.default_rng(0))
-    for b, (i, v) in enumerate(batch["index"].tolist()):
+    for b, (i, v) in enumerate(batch["group"].index[batch["rows"]].tolist()):
         np.testing.assert_allclose(batch["z0"][b], cache.mean[i, v] * cache.scale, rtol=1e-6)
         np.testing.assert_array_equal(batch["mask"][b, 0], cache.mask[i, v])
         np.testing.assert_allclose(batch["histogram"][b], cache.histogram[i], rtol=1e-6)
         assert batch["subtype"][b] == cache.subtype[i]
     sampled = ldm.Batches(cache, tiny.profile(ldm_batch=5, latent_sample=True)).draw(np.random.default_rng(0))
-    assert torch.equal(sampled["index"], batch["index"])
+    assert all(torch.equal(sampled[k], batch[k]) for k in ("rows", "t", "eps"))
     assert not torch.equal(sampled["z0"], batch["z0"])
 
 
@@ -354,12 +383,12 @@ def test_batches_hold_windows_of_one_side_and_every_nodule_equally_often(wide):
     rng, seen = np.random.default_rng(0), np.zeros(wide.mask.shape[:2])
     for _ in range(600):
         batch = batches.draw(rng)
-        np.add.at(seen, tuple(batch["index"].numpy().T), 1)
+        np.add.at(seen, tuple(batch["group"].index[batch["rows"]].numpy().T), 1)
     assert seen.std() / seen.mean() < 0.12 and seen.sum() == 2400
-    sides = {w.side for w in batches.windows.values()}
-    assert sides == {6, 10}
+    assert [g.z0.shape[-1] for g in batches.groups] == [6, 10]
+    group, rows = batch["group"], batch["rows"]
     for (i, v), (a, b, c), z0, mask in zip(
-        *(batch[k].tolist() for k in ("index", "start")), batch["z0"], batch["mask"], strict=True
+        group.index[rows].tolist(), group.start[rows].tolist(), batch["z0"], batch["mask"], strict=True
     ):
         n = z0.shape[-1]
         cut = (slice(a, a + n), slice(b, b + n), slice(c, c + n))
@@ -368,24 +397,14 @@ def test_batches_hold_windows_of_one_side_and_every_nodule_equally_often(wide):
 
 
 def test_histogram_term_reads_the_same_through_a_window_as_in_the_whole_grid(wide):
-    term = HistogramTerm(tiny.autoencoder(), wide, tiny.profile(), DEVICE)
-    for group in ldm.Batches(wide, tiny.profile()).groups:
-        windows = {tuple(k): ldm.windows(wide, tiny.profile())[tuple(k)] for k in group.tolist()}
-        part = ldm.take(wide, group, windows)
-        whole = {"z0": torch.stack([torch.from_numpy(np.array(wide.mean[i, v])) for i, v in group]) * wide.scale}
-        m = torch.nn.functional.max_pool3d(mask_tensor(np.stack([wide.mask[i, v] for i, v in group])), 4)
-        m_part = torch.nn.functional.max_pool3d(part["mask"], 4)
-        t = torch.zeros(len(group), dtype=torch.long)
-        inside = term(part["z0"] + 0.3, part["z0"], m_part, t, part["index"], part["start"])
-        assert inside.item() == pytest.approx(
-            term(whole["z0"] + 0.3, whole["z0"], m, t, part["index"]).item(), rel=1e-5
-        )
-        assert inside > 0.001
-
-
-def test_context_less_than_the_halo_is_refused(cache, tmp_path):
-    with pytest.raises(ValueError, match="lesion_context must be at least 1"):
-        next(train(cache, tmp_path / "a", lesion_context=0))
+    windowed_term, batch = term_and_batch(wide, rows=(0, 1))
+    whole_term, whole = term_and_batch(wide, rows=(0, 1), lesion_context=None)
+    index = batch["group"].index[batch["rows"]]
+    whole["rows"] = torch.stack([(whole["group"].index == i).all(1).nonzero()[0, 0] for i in index])
+    whole |= whole["group"].take(whole["rows"], 4)
+    inside = windowed_term(batch["z0"] + 0.3, batch)
+    assert inside.item() == pytest.approx(whole_term(whole["z0"] + 0.3, whole).item(), rel=1e-4)
+    assert inside > 0.001
 
 
 def test_loaded_network_has_ema_weights_and_the_scale_of_its_training(cache, tmp_path):
@@ -398,6 +417,19 @@ def test_loaded_network_has_ema_weights_and_the_scale_of_its_training(cache, tmp
         ldm.load_unet(tmp_path / "a", tiny.profile(unet_channels=(32, 32)))
     finish(train(cache, tmp_path / "b", initial=dict(model.state_dict()), ldm_steps=1, ldm_lr=0.0))
     assert same(weights(tmp_path / "b"), model.state_dict())
+
+
+def test_new_inputs_start_at_zero_and_the_network_as_it_was():
+    old, new = tiny.unet(), tiny.unet(seed=1, histogram_template=True)
+    new.load_state_dict(ldm.started(new.state_dict(), old.state_dict()))
+    g = torch.Generator().manual_seed(0)
+    z, masks, picture = (torch.randn(2, c, 4, 4, 4, generator=g) for c in (4, 65, 4))
+    rest = (torch.tensor([0, 1]), torch.rand(2, 40, generator=g))
+    t = torch.tensor([5, 700])
+    torch.testing.assert_close(new(z, t, torch.cat([masks, picture], 1), *rest), old(z, t, masks, *rest))
+    other = tiny.unet(hist_tokens=40).state_dict()
+    kept = ldm.started(other, old.state_dict())
+    assert kept["c_hist.mlp.0.weight"] is other["c_hist.mlp.0.weight"]
 
 
 @pytest.mark.slow

@@ -37,6 +37,23 @@ def test_study_splits_patches_and_backgrounds(study):
     assert study.results.parts[-2:] == ("mine", "smoke")
 
 
+def test_a_place_without_background_is_the_image_and_only_that_one(study):
+    frame = study.frame.assign(background=study.frame.background.where(study.frame.nodule_id != "n1", ""))
+    places = runs.Study(study.profile, "mine", study.root, 0, frame).backgrounds("train")
+    whole, clean = study.patches("train").hu, study.backgrounds("train").hu
+    np.testing.assert_array_equal(places.hu[1], whole[1])
+    np.testing.assert_array_equal(np.delete(places.hu, 1, 0), np.delete(clean, 1, 0))
+
+
+def test_a_nodule_wider_than_the_crop_is_left_out_and_named(study, caplog):
+    table = (study.root / "manifest.csv").read_text(encoding="utf-8")
+    wide = study.frame.diameter_mm[2]
+    (study.root / "manifest.csv").write_text(table.replace(str(wide), "17"), encoding="utf-8")
+    again = runs.open_study(study.profile, "mine", str(study.root))
+    assert again.frame.nodule_id.tolist() == [f"n{i}" for i in range(9) if i != 2]
+    assert "left out, wider than the crop of 16 mm: n2 (17 mm)" in caplog.text
+
+
 def test_images_are_read_once_and_again_when_one_changes(study, monkeypatch):
     asked = []
     real = runs.load_manifest
@@ -235,7 +252,7 @@ def test_wrong_studies_are_named(tmp_path, monkeypatch):
         runs.open_study("tiny")
     with pytest.raises(ValueError, match="unknown profile field"):
         runs.open_study("smoke", lamda_hist=0.0)
-    with pytest.raises(ValueError, match="'mine' needs data_root"):
+    with pytest.raises(ValueError, match=r"'mine' is not embedded: give DATA_ROOT \(data_root\)"):
         runs.open_study("smoke", "mine")
     with pytest.raises(ValueError, match="manifest.csv"):
         runs.open_study("smoke", "mine", str(tmp_path / "nowhere"))
