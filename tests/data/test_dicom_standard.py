@@ -226,6 +226,6 @@ def test_an_element_that_cannot_be_written_is_found_by_the_check(tmp_path, monke
     check_source(folder)
     monkeypatch.setattr(pydicom.Dataset, "save_as", odd)
     with pytest.raises(
-        ValueError, match=r"000.dcm cannot be derived from \(odd element\); write NIfTI only \(--format nifti"
+        ValueError, match=r"000.dcm cannot be derived from \(odd element\); write NIfTI only: format='nifti'"
     ):
         check_source(folder)

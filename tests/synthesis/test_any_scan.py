@@ -55,7 +55,7 @@ DICOM = [
 
 def write_scan(folder, hu, affine, rng):
     """The scan in one of many formats; its path and a few words for it."""
-    if rng.random() < 0.5:
+    if rng.random() < 0.35:  # of more than a hundred files each
         kind = DICOM[rng.integers(len(DICOM))]
         syntax = (pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian)[rng.integers(2)]
         name = ("{:04d}.dcm", "IM{:04d}", "1.2.3.{:d}")[rng.integers(3)]
@@ -157,3 +157,4 @@ def test_any_scan(tmp_path, monkeypatch, seed):
         change = before.array[tuple(at.T)].astype(float).mean()
         new = after[0][tuple(at.T)].astype(float).mean() * before.slope + before.inter
         assert new > change - 15 or nodule["wish"]["subtype"] == "ground-glass"
+    shutil.rmtree(tmp_path)  # of ten thousand cases those stay that failed
