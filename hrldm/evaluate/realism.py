@@ -28,10 +28,10 @@ LAGS = (1, 2, 3)  # voxels of 1 mm
 PROFILE_MM = ((-3, -2), (-2, -1), (-1, 0), (0, 1), (1, 2), (2, 3))  # distance from the surface, inside negative
 SURROUNDINGS_MM = (3.0, 7.0)  # beyond partial volume and feather
 LUNG_HU = -700.0  # aerated lung, whose variation is mostly the scanner's noise
-FOLDS, REPEATS = 5, 4
+FOLDS, REPEATS = 5, 2
 MODELS = {
     "logistic": lambda seed: make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)),
-    "forest": lambda seed: RandomForestClassifier(300, min_samples_leaf=2, random_state=seed, n_jobs=1),
+    "forest": lambda seed: RandomForestClassifier(100, min_samples_leaf=2, random_state=seed, n_jobs=1),
 }
 REFERENCE = "texture"  # what no training made: a network has to be better
 
