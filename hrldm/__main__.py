@@ -239,7 +239,7 @@ def _as_options(text: str) -> str:
         return f"--{name.replace('_', '-')}{value}"
 
     names = r"overwrite|retries|lungs|avoid|whole_volume|match_t_max|sample_steps|on|series_uid|private|format|mask"
-    return re.sub(rf"(?<=[ (])({names})=(\.\.\.|'?[\w.+-]+'?)", option, text)
+    return re.sub(rf"(?<![^ (])({names})=(\.\.\.|'?[\w.+-]+'?)", option, text)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+from torch import Tensor
 
 from hrldm import paths
 from hrldm.atomic import atomic, write_text
@@ -140,14 +141,26 @@ def with_snapshots(steps: Iterator, path: Path, total: int) -> Iterator:
         yield state
 
 
-def train(study: Study, minutes: float) -> tuple[Study, Path]:
+def start_weights(file: Path | None) -> dict[str, Tensor] | None:
+    """Weights of a former run to begin with, rounded to 8 bits with a scale for each output channel."""
+    if file is None:
+        return None
+    groups, _ = ckpt.load(file)
+    return groups["exact"] | {k: v.float() * groups["scale"][k] for k, v in groups["int8"].items()}
+
+
+def train(study: Study, minutes: float, start: Path | None) -> tuple[Study, Path]:
     """The study with its number of steps, and the finished checkpoint."""
-    folder = paths.cache_dir() / "release" / "runs" / f"{study.data_hash}-{study.profile.digest()}-s{study.seed}"
+    begun = "fresh" if start is None else start.stem
+    folder = (
+        paths.cache_dir() / "release" / "runs" / f"{study.data_hash}-{study.profile.digest()}-{begun}-s{study.seed}"
+    )
     path = folder / "ldm.safetensors"
     profile = dataclasses.replace(study.profile, ldm_steps=planned(study, minutes, folder))
     study = dataclasses.replace(study, profile=profile)
     if not path.exists() or ckpt.load_meta(path)["step"] < profile.ldm_steps:
-        steps = train_ldm(study.latents("train"), profile, study.seed, path, save_every=SAVE_EVERY)
+        initial = start_weights(start)
+        steps = train_ldm(study.latents("train"), profile, study.seed, path, save_every=SAVE_EVERY, initial=initial)
         follow(with_snapshots(steps, path, profile.ldm_steps), folder, profile.ldm_steps, path, "release")
     return study, path
 
@@ -272,12 +285,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path)
     parser.add_argument("--minutes", type=float, default=90.0, help="of training")
+    parser.add_argument("--start", type=Path, help="weights of a former run (results/released/start.safetensors)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=device(), help="must be the one there is")
     args = parser.parse_args()
     if args.device != device():
         raise SystemExit(f"--device {args.device}: this machine trains on {device()}")
     started = time.perf_counter()
-    study, path = train(open_study("quick", "release", str(release_data(args.root)), 0, **SETTINGS), args.minutes)
+    study, path = train(
+        open_study("quick", "release", str(release_data(args.root)), 0, **SETTINGS), args.minutes, args.start
+    )
     OUT.mkdir(parents=True, exist_ok=True)
     ship(study, path)
     training_curve(study, path)

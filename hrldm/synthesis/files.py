@@ -171,10 +171,9 @@ def find_cts(folder: str | Path, out: Path | None = None) -> tuple[dict[str, Pat
     passed = []
     for path, is_ct in _entries(root, (None if out is None else out.resolve(), root.resolve())):
         inner = path.relative_to(root)
-        name = str(inner.with_name(_SUFFIX.sub("", path.name)))
         if not is_ct:
             passed.append(str(inner))
-        elif name in found:
+        elif (name := str(inner.with_name(_SUFFIX.sub("", path.name)))) in found:
             raise ValueError(
                 f"{root}: {inner} and {found[name].relative_to(root)} would have one result, {name}; rename or move one"
             )

@@ -88,8 +88,9 @@ def test_nothing_inside_reads_beyond_the_mask_but_the_noise_of_the_surroundings(
 def test_a_lesion_of_a_few_voxels_has_features_and_one_patient_is_refused():
     mask = np.zeros((SIDE,) * 3, bool)
     mask[12, 12, 12] = mask[12, 12, 13] = True
-    found = realism.lesion_features(np.random.default_rng(0).normal(-800, 20, mask.shape), mask)
-    assert np.isfinite(list(found.values())).all()
+    for hu in (np.random.default_rng(0).normal(-800, 20, mask.shape), np.full(mask.shape, -400.0)):
+        assert np.isfinite(list(realism.lesion_features(hu, mask).values())).all()
+        assert np.isfinite(list(realism.lesion_features(hu, tiny.ball(SIDE, 6)).values())).all()
     table = realism.feature_table(*lesions(6, n=4))
     with pytest.raises(ValueError, match="at least two"):
         realism.realism(table, {"a": table}, np.zeros(4), np.zeros(4), "displaced", 10, 0)
