@@ -218,6 +218,18 @@ def test_what_the_check_finds_good_is_written_in_any_number_of_bits(tmp_path):
         assert (data.BitsAllocated, data.BitsStored, data.PixelRepresentation) == (allocated, bits, int(signed))
 
 
+def test_of_slices_that_differ_in_their_rescale_the_range_is_what_all_can_store(tmp_path):
+    folder = source(tmp_path / "s")
+    d = pydicom.dcmread(folder / "002.dcm")
+    d.RescaleIntercept = -1000
+    d.save_as(folder / "002.dcm")
+    read, _, _, levels = read_series(folder)
+    changed = levels.nearest(np.where(np.indices(read.shape)[0] == 3, -1017, read))
+    assert (changed[3] == -1000).all() and changed.min() == -1000 > read.min()
+    changed = np.where(np.indices(read.shape)[0] == 3, changed, read)
+    np.testing.assert_array_equal(read_series(write_series(folder, changed, tmp_path / "out", "key"))[0], changed)
+
+
 def test_an_element_that_cannot_be_written_is_found_by_the_check(tmp_path, monkeypatch):
     def odd(*_, **__):
         raise TypeError("odd element")
