@@ -19,13 +19,13 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from pydicom.misc import is_dicom
 from tqdm import tqdm
 
 from hrldm import __version__
 from hrldm.atomic import held, new_folder, write_text
 from hrldm.data.beside import read_avoided
 from hrldm.data.ct import CT, read_ct, write_nifti
+from hrldm.data.dicom_headers import holds_dicom
 from hrldm.data.dicom_write import NOTE, PRIVATE, check_source, write_series
 from hrldm.data.lungs import lung_labels
 from hrldm.synthesis.generate import Generator
@@ -194,7 +194,7 @@ def _entries(folder: Path, known: tuple) -> Iterator[tuple[Path, bool]]:
         else:
             files = [f for f in path.rglob("*") if f.is_file()]
             volumes = [f for f in files if _SUFFIX.search(f.name)]
-            if volumes and not any(is_dicom(f) for f in files):
+            if volumes and not holds_dicom(path):
                 yield from _entries(path, (*known, path.resolve()))
             else:
                 yield path, bool(files)
