@@ -28,8 +28,9 @@ from torch import Tensor
 from hrldm import paths
 from hrldm.atomic import atomic, write_text
 from hrldm.baselines.systems import request_for
+from hrldm.config import get_profile
 from hrldm.data.manifest import load_manifest, write_manifest
-from hrldm.data.patches import manifest_digest
+from hrldm.data.patches import load_patches, manifest_digest
 from hrldm.data.transplant import HOST, Host, embedded_hosts, givers, read_host, transplant
 from hrldm.evaluate import intensity, judging
 from hrldm.evaluate.realism import feature_table
@@ -44,14 +45,14 @@ from hrldm.train.device import device
 from hrldm.train.history import follow, read_history
 from hrldm.train.latents import weights_digest
 from hrldm.train.ldm import load_unet, train_ldm
-from hrldm.train.runs import Study, open_study
+from hrldm.train.runs import Study, library_of, open_study
 
 SETTINGS = {  # of the network and its training, over `quick`
     "unet_channels": (64, 128), "unet_res_blocks": 2, "lesion_context": 2, "histogram_template": True,
-    "lambda_hist": 0.0, "pretrain_steps": 0, "ldm_lr": 5e-4, "ldm_ema": 0.9995, "latent_variants": 2, "least_latents": 1,
+    "lambda_hist": 0.0, "pretrain_steps": 0, "ldm_lr": 5e-4, "ldm_ema": 0.999, "latent_variants": 2, "least_latents": 1,
 }  # fmt: skip
 SAMPLING = {"sample_steps": 4, "match_t_max": 400}  # as shipped: the fewest steps without measurable loss (steps.csv)
-COPIES = {"solid": 2, "part-solid": 5, "ground-glass": 6}  # places for each training nodule: the rare subtypes get more
+COPIES = {"solid": 4, "part-solid": 10, "ground-glass": 12}  # of each training nodule, half of them recast; more of the rare
 NATIVE = 5  # times that a cube stands in the training set in its own place, turned and shifted anew
 SNAPSHOTS = (0.2, 0.5, 0.8)  # of the steps, kept for the curve
 SAVE_EVERY, TIMED = 500, 20
@@ -82,10 +83,14 @@ def release_data(root: Path) -> Path:
             f"{root}: needs */manifest.csv, and */ct.nii.gz with lung.nii.gz beside it to take test nodules"
         )
     known = [f[~f.patient_id.str.startswith("unknown")] for f in frames]
-    target = paths.cache_dir() / "release" / manifest_digest(pd.concat(known, ignore_index=True))
-    parts = []
-    for k, frame in enumerate(known):
-        parts.append(load_manifest(transplant(givers(frame), hosts, target / f"transplants-{k}", COPIES), False))
+    copies = "-".join(map(str, COPIES.values()))
+    target = paths.cache_dir() / "release" / f"{manifest_digest(pd.concat(known, ignore_index=True))}-{copies}"
+    giving, parts = [givers(frame) for frame in known], []
+    train = pd.concat(giving).query("split == 'train'")
+    library = library_of(load_patches(train, get_profile("quick").patch_mm), get_profile("quick").hist_bins)
+    for k, frame in enumerate(giving):
+        folder = transplant(frame, hosts, target / f"transplants-{k}", COPIES, library=library)
+        parts.append(load_manifest(folder, check_images=False))
     cubes = known[0].assign(background=known[0].image)
     train = cubes[cubes.split == "train"]
     parts += [train.assign(nodule_id=train.nodule_id + f"_{k}") for k in range(NATIVE)]

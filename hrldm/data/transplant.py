@@ -6,6 +6,9 @@ healthy ground for tests on real nodules, whose own surroundings still hold thei
 
     image = background + w (nodule - background),   w = 1 in the mask, falling to 0 over `FALL_OFF_MM` beyond it
 
+A copy can be recast (`recast`): the same texture, rank by rank, with the histogram of another nodule of its subtype and
+size, so that a network has to read the histogram that is asked for and cannot know the nodule by it.
+
 Givers are rows of a manifest (cubes, or boxes with hardly a margin), takers are CTs with lung labels (`Host`). Both
 patients are recorded; a nodule goes only into hosts of its own split.
 """
@@ -32,6 +35,7 @@ from hrldm.data.nifti import open_nifti, read_voxels
 from hrldm.data.patches import load_patches
 from hrldm.data.placement import LEFT, RIGHT, LungMap
 from hrldm.data.shapes import load_shapes
+from hrldm.data.texture import choose_histogram, quantiles, ranked
 from hrldm.data.volumes import CUBE_SYMMETRIES, cube_symmetry
 
 # givers
@@ -46,6 +50,7 @@ MIN_LUNG = (
 MAX_MEAN_HU = -700.0  # of all touched voxels: aerated lung, without large vessels or disease
 TRIES = 4000  # places looked at before a nodule is passed over
 SIDE = 64  # voxels of 1 mm of the cubes that are written: the training crop and room to shift it
+LEAST_CONTRAST, MOST_CONTRAST = 50.0, 4.0  # HU and factor of a recast: between them the shell is scaled as the nodule is
 HOST = "host_patient_id"
 
 logger = logging.getLogger(__name__)
@@ -139,6 +144,16 @@ def paste(background: np.ndarray, nodule: np.ndarray, mask: np.ndarray) -> np.nd
     return np.where(w > 0, background + w * (nodule.astype(np.float32) - background), background)
 
 
+def recast(nodule: np.ndarray, mask: np.ndarray, histogram: np.ndarray, lung_hu: float) -> np.ndarray:
+    """A nodule (D, D, D) with another histogram: its voxels, rank by rank, take the histogram's quantiles; the shell of
+    partial volume about it keeps its share of the contrast with the lung, whose level is `lung_hu`."""
+    out = ranked(nodule, mask, quantiles(histogram, int(mask.sum())))
+    contrast = (out.mean() - lung_hu) / max(nodule[mask].mean() - lung_hu, LEAST_CONTRAST)
+    scaled = lung_hu + np.clip(contrast, 0, MOST_CONTRAST) * (nodule.astype(np.float32) - lung_hu)
+    scaled[mask] = out
+    return scaled
+
+
 def transplant(
     nodules: pd.DataFrame,
     hosts: Sequence[Host],
@@ -146,15 +161,18 @@ def transplant(
     copies: Mapping[str, int] | None = None,
     seed: int = 0,
     side: int = SIDE,
+    library: pd.DataFrame | None = None,
 ) -> Path:
     """Write a manifest folder of `nodules`, each set into hosts of its split; made once.
 
     copies:  places for each training nodule by subtype; other nodules, and all where it is None, get one
     nodules: rows of a loaded manifest, filtered by `givers`
     target:  folder to be made; returned as it is when it exists
+    library: rows as in `histogram_library`; every second copy of a training nodule is `recast` to one of them
 
     The manifest has the nodules' own columns, `background`, `host_patient_id` (the taker's; `patient_id` is the giver's),
-    `source_id`, `symmetry` and the centre voxel `i, j, k` in the host. What finds no place is left out and logged.
+    `source_id`, `symmetry`, `histogram_id` (whose
+    histogram a recast one has, else empty) and the centre voxel `i, j, k` in the host. What finds no place is left out and logged.
 
     Raises:
         ValueError: no host for a split, the patient of a test host takes others' nodules too, or no place for any nodule.
@@ -183,7 +201,13 @@ def transplant(
                 if centre is None:
                     homeless.append(row.nodule_id)
                     continue
-                rows.append(_write(part, row, host, hu, mask, centre, copy) | {"symmetry": symmetry})
+                background, chosen = cube_about(host.hu, centre, side), ""
+                if library is not None and copy % 2 and row.split == "train":
+                    chosen, histogram = choose_histogram(row.subtype, row.diameter_mm, rng, library)
+                    hu = recast(hu, mask, histogram, float(background[weight(mask) > 0].mean()))
+                image = np.rint(paste(background, hu, mask)).astype(np.int16)
+                written = _write(part, row, host, image, background, mask, centre, copy)
+                rows.append(written | {"symmetry": symmetry, "histogram_id": chosen})
         if not rows:
             raise ValueError("no nodule found a place in healthy lung; give other host CTs, or check their lung masks")
         write_manifest(pd.DataFrame(rows), part / "manifest.csv")
@@ -204,11 +228,8 @@ def require_unseen_hosts(hosts: Sequence[Host]) -> None:
         )
 
 
-def _write(folder: Path, row: pd.Series, host: Host, hu, mask, centre: np.ndarray, copy: int) -> dict:
-    side = len(mask)
-    background = cube_about(host.hu, centre, side)
-    image = np.rint(paste(background, hu, mask)).astype(np.int16)
-    affine = shifted(host.affine, centre - side // 2)
+def _write(folder: Path, row: pd.Series, host: Host, image, background, mask, centre: np.ndarray, copy: int) -> dict:
+    affine = shifted(host.affine, centre - len(mask) // 2)
     name = f"{row.nodule_id}_at_{host.patient_id}_{copy}"
     arrays = {"image": image, "background": background, "mask": mask.astype(np.uint8)}
     files = {column: f"{column}s/{name}.nii.gz" for column in arrays}

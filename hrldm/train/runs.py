@@ -138,11 +138,7 @@ class Study:
         if self.dataset == "lidc-mini":  # the sources of the test nodules' histograms stay out of reach
             sources = histogram_library()
             return sources[sources.nodule_id.isin(self.split("train").histogram_id)]
-        train = self.patches("train")
-        bins = lesion_histograms(train, self.profile.hist_bins)
-        table = train.frame[["nodule_id", "patient_id", "subtype", "diameter_mm"]]
-        columns = {f"b{i:02d}": column for i, column in enumerate(bins.T)}
-        return completed(table.assign(size_bin=table.diameter_mm.map(size_bin), **columns))
+        return completed(library_of(self.patches("train"), self.profile.hist_bins))
 
     def library_histograms(self, places: Patches, seed: int) -> np.ndarray:
         """A training nodule's histogram of the same subtype and about the same size for every row (never its own).
@@ -151,6 +147,13 @@ class Study:
                 passed over, as `insert` does
         """
         return chosen_histograms(places, self._library, np.random.default_rng((self.seed, seed)))
+
+
+def library_of(patches: Patches, bins: int) -> pd.DataFrame:
+    """The nodules' histograms in the columns of `histogram_library`."""
+    table = patches.frame[["nodule_id", "patient_id", "subtype", "diameter_mm"]]
+    columns = {f"b{i:02d}": column for i, column in enumerate(lesion_histograms(patches, bins).T)}
+    return table.assign(size_bin=table.diameter_mm.map(size_bin), **columns)
 
 
 def chosen_histograms(places: Patches, library: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
