@@ -6,8 +6,8 @@ healthy ground for tests on real nodules, whose own surroundings still hold thei
 
     image = background + w (nodule - background),   w = 1 in the mask, falling to 0 over `FALL_OFF_MM` beyond it
 
-A copy can be recast (`recast`): the same texture, rank by rank, with the histogram of another nodule of its subtype and
-size, so that a network has to read the histogram that is asked for and cannot know the nodule by it.
+A copy can be recast (`recast`): the same texture with mean and spread of another nodule of its subtype and size, so that
+a network has to read the histogram that is asked for and cannot know the nodule by it.
 
 Givers are rows of a manifest (cubes, or boxes with hardly a margin), takers are CTs with lung labels (`Host`). Both
 patients are recorded; a nodule goes only into hosts of its own split.
@@ -35,8 +35,9 @@ from hrldm.data.nifti import open_nifti, read_voxels
 from hrldm.data.patches import load_patches
 from hrldm.data.placement import LEFT, RIGHT, LungMap
 from hrldm.data.shapes import load_shapes
-from hrldm.data.texture import choose_histogram, quantiles, ranked
+from hrldm.data.texture import choose_histogram
 from hrldm.data.volumes import CUBE_SYMMETRIES, cube_symmetry
+from hrldm.model.histogram import histogram_moments
 
 # givers
 MAX_SLICE_MM = 1.6  # thicker slices show steps along z at 1 mm
@@ -50,7 +51,7 @@ MIN_LUNG = (
 MAX_MEAN_HU = -700.0  # of all touched voxels: aerated lung, without large vessels or disease
 TRIES = 4000  # places looked at before a nodule is passed over
 SIDE = 64  # voxels of 1 mm of the cubes that are written: the training crop and room to shift it
-LEAST_CONTRAST, MOST_CONTRAST = 50.0, 4.0  # HU and factor of a recast: between them the shell is scaled as the nodule is
+LEAST_CONTRAST, MOST_CONTRAST, MOST_SPREAD = 50.0, 4.0, 1.25  # of a recast: HU, and factors of the shell's contrast and of the SD
 HOST = "host_patient_id"
 
 logger = logging.getLogger(__name__)
@@ -144,14 +145,15 @@ def paste(background: np.ndarray, nodule: np.ndarray, mask: np.ndarray) -> np.nd
     return np.where(w > 0, background + w * (nodule.astype(np.float32) - background), background)
 
 
-def recast(nodule: np.ndarray, mask: np.ndarray, histogram: np.ndarray, lung_hu: float) -> np.ndarray:
-    """A nodule (D, D, D) with another histogram: its voxels, rank by rank, take the histogram's quantiles; the shell of
-    partial volume about it keeps its share of the contrast with the lung, whose level is `lung_hu`."""
-    out = ranked(nodule, mask, quantiles(histogram, int(mask.sum())))
-    contrast = (out.mean() - lung_hu) / max(nodule[mask].mean() - lung_hu, LEAST_CONTRAST)
-    scaled = lung_hu + np.clip(contrast, 0, MOST_CONTRAST) * (nodule.astype(np.float32) - lung_hu)
-    scaled[mask] = out
-    return scaled
+def recast(nodule: np.ndarray, mask: np.ndarray, mean_hu: float, sd_hu: float, lung_hu: float) -> np.ndarray:
+    """A nodule (D, D, D) of another brightness: mean and SD as given (the SD within a factor of `MOST_SPREAD`, beyond which
+    its noise would be seen); the shell of partial volume about it keeps its share of the contrast with the lung at `lung_hu`."""
+    own = nodule[mask].astype(np.float32)
+    spread = np.clip(sd_hu / max(own.std(), 1), 1 / MOST_SPREAD, MOST_SPREAD)
+    contrast = np.clip((mean_hu - lung_hu) / max(own.mean() - lung_hu, LEAST_CONTRAST), 0, MOST_CONTRAST)
+    out = lung_hu + contrast * (nodule.astype(np.float32) - lung_hu)
+    out[mask] = mean_hu + spread * (own - own.mean())
+    return out.clip(AIR_HU, 3071)
 
 
 def transplant(
@@ -172,7 +174,7 @@ def transplant(
 
     The manifest has the nodules' own columns, `background`, `host_patient_id` (the taker's; `patient_id` is the giver's),
     `source_id`, `symmetry`, `histogram_id` (whose
-    histogram a recast one has, else empty) and the centre voxel `i, j, k` in the host. What finds no place is left out and logged.
+    mean and SD a recast one has, else empty) and the centre voxel `i, j, k` in the host. What finds no place is left out and logged.
 
     Raises:
         ValueError: no host for a split, the patient of a test host takes others' nodules too, or no place for any nodule.
@@ -204,7 +206,7 @@ def transplant(
                 background, chosen = cube_about(host.hu, centre, side), ""
                 if library is not None and copy % 2 and row.split == "train":
                     chosen, histogram = choose_histogram(row.subtype, row.diameter_mm, rng, library)
-                    hu = recast(hu, mask, histogram, float(background[weight(mask) > 0].mean()))
+                    hu = recast(hu, mask, *histogram_moments(histogram), float(background[weight(mask) > 0].mean()))
                 image = np.rint(paste(background, hu, mask)).astype(np.int16)
                 written = _write(part, row, host, image, background, mask, centre, copy)
                 rows.append(written | {"symmetry": symmetry, "histogram_id": chosen})
