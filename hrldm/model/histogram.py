@@ -80,13 +80,16 @@ def soft_histogram(
         raise ValueError(f"a histogram needs at least two bins, got {bins}")
     if not bool((hi > lo).all()):
         raise ValueError("histogram range is empty: the last bin centre must lie above the first")
-    weights = values.new_ones(1, 1) if weights is None else weights.to(values.dtype)
-    weights = weights.expand_as(values)
-    total = weights.sum(1, keepdim=True)
-    if not bool((total > 0).all()):
+    weights = (values.new_ones(1, 1) if weights is None else weights.to(values.dtype)).expand_as(values)
+    if not bool((weights.sum(1) > 0).all()):
         raise ValueError("histogram of an empty lesion: no voxel of the mask lies in the crop")
+    return _normalised(values, lo, hi, bins, weights)
+
+
+def _normalised(values: Tensor, lo: Tensor, hi: Tensor, bins: int, weights: Tensor) -> Tensor:
+    """`soft_histogram` without its checks, each of which makes a GPU wait."""
     sums = _TriangularHistogram.apply(values, weights, lo, (hi - lo) / (bins - 1), bins)
-    return sums / total
+    return sums / weights.sum(1, keepdim=True)
 
 
 def masked_soft_histogram(
@@ -96,13 +99,16 @@ def masked_soft_histogram(
     hi: Float[Tensor, " c"],
     bins: int,
 ) -> Float[Tensor, "b c k"]:
-    """Per-channel histogram of the features inside the mask (B, 1, D, H, W), in float32 whatever autocast says."""
+    """Per-channel histogram of the features inside the mask (B, 1, D, H, W), in float32 whatever autocast says.
+
+    Nothing is checked inside a training step: no mask may be empty, and lo < hi.
+    """
     b, c = features.shape[:2]
     with torch.autocast(features.device.type, enabled=False):
         values = features.float().reshape(b * c, -1)
         weights = mask.float().expand(b, c, *mask.shape[2:]).reshape(b * c, -1)
         rows = (lo.float().repeat(b)[:, None], hi.float().repeat(b)[:, None])
-        return soft_histogram(values, *rows, bins, weights).reshape(b, c, bins)
+        return _normalised(values, *rows, bins, weights).reshape(b, c, bins)
 
 
 def dense_histogram(values: Tensor, lo: float, hi: float, bins: int) -> Tensor:

@@ -8,8 +8,12 @@ from scipy import ndimage
 
 from hrldm.data import transplant as tp
 from hrldm.data.manifest import load_manifest
+from hrldm.data.patches import load_patches
 from hrldm.data.placement import LungMap
+from hrldm.data.texture import bins_of
 from hrldm.data.volumes import cube_symmetry
+from hrldm.model.histogram import histogram_moments
+from hrldm.train.runs import library_of
 from tests import tiny
 
 SIDE = 40
@@ -84,6 +88,46 @@ def test_manifest_has_both_patients_and_the_voxels_of_both(nodules, tmp_path):
     again = tp.transplant(nodules, hosts, tmp_path / "again", {"solid": 2, "ground-glass": 3}, seed=5, side=SIDE)
     assert (again / "manifest.csv").read_bytes() == (target / "manifest.csv").read_bytes()
     assert tp.transplant(nodules, [], target) == target  # made once
+
+
+def test_recast_has_the_mean_and_spread_asked_for_and_the_shell_keeps_its_share_of_the_contrast():
+    rng = np.random.default_rng(0)
+    mask, lung = tiny.ball(SIDE, 6), -850.0
+    share = np.clip(1 - (ndimage.distance_transform_edt(~mask) - 0.5) / 3, 0, 1)  # 1 inside, partial volume about it
+    nodule = lung + share * (900 + rng.normal(0, 40, mask.shape))
+    own = nodule[mask]
+    out = tp.recast(nodule, mask, -400.0, 1.1 * own.std(), lung)
+    assert out[mask].mean() == pytest.approx(-400, abs=0.01) and out[mask].std() == pytest.approx(1.1 * own.std(), rel=1e-4)
+    np.testing.assert_array_equal(np.argsort(out[mask], kind="stable"), np.argsort(own.astype(np.float32), kind="stable"))
+    shell = (share > 0.2) & ~mask
+    np.testing.assert_allclose((out - lung)[shell] / (nodule - lung)[shell], 450 / (own.mean() - lung), rtol=1e-4)
+    np.testing.assert_allclose(out[share == 0], lung, atol=0.01)
+    same = tp.recast(nodule, mask, own.mean(), own.std(), lung)
+    np.testing.assert_allclose(same, nodule, atol=0.01)
+    for asked, had in ((5.0, 1 / tp.MOST_SPREAD), (500.0, tp.MOST_SPREAD)):  # no smoother, no noisier than that
+        assert tp.recast(nodule, mask, 0.0, asked, lung)[mask].std() == pytest.approx(had * own.std(), rel=1e-3)
+    assert tp.recast(np.full_like(nodule, lung), mask, 0.0, 30.0, lung)[mask].mean() == pytest.approx(0)  # no contrast
+
+
+def test_every_second_training_copy_is_recast_and_nothing_that_is_judged(nodules, tmp_path):
+    hosts, library = [host(), host("H2", ("test",), seed=1)], library_of(load_patches(nodules, SIDE), 40)
+    copies = {"solid": 2, "part-solid": 2, "ground-glass": 3}
+    target = tp.transplant(nodules, hosts, tmp_path / "out", copies, side=SIDE, library=library)
+    own, of = nodules.set_index("nodule_id"), library.set_index("nodule_id")
+    made = load_manifest(target)
+    recasts = made.nodule_id.str.endswith("_1") & (made.split == "train")
+    assert recasts.sum() == 3
+    for row in made.itertuples():
+        image, mask = (np.asarray(nib.load(getattr(row, c)).dataobj) for c in ("image", "mask"))
+        source = cube_symmetry(np.asarray(nib.load(own.loc[row.source_id, "image"]).dataobj), int(row.symmetry))
+        inside = mask > 0
+        if not recasts[row.Index]:
+            assert not row.histogram_id or pd.isna(row.histogram_id)
+            np.testing.assert_array_equal(image[inside], source[inside])
+            continue
+        assert of.loc[row.histogram_id, "subtype"] == row.subtype
+        mean, _ = histogram_moments(bins_of(of.loc[row.histogram_id]).to_numpy(float))
+        assert image[inside].mean() == pytest.approx(mean, abs=1)
 
 
 def test_a_test_host_takes_test_nodules_only_and_every_split_needs_a_host(nodules, tmp_path):
