@@ -52,7 +52,11 @@ SETTINGS = {  # of the network and its training, over `quick`
     "lambda_hist": 0.0, "pretrain_steps": 0, "ldm_lr": 5e-4, "ldm_ema": 0.999, "latent_variants": 2, "least_latents": 1,
 }  # fmt: skip
 SAMPLING = {"sample_steps": 4, "match_t_max": 400}  # as shipped: the fewest steps without measurable loss (steps.csv)
-COPIES = {"solid": 4, "part-solid": 10, "ground-glass": 12}  # of each training nodule, half of them recast; more of the rare
+COPIES = {
+    "solid": 4,
+    "part-solid": 10,
+    "ground-glass": 12,
+}  # of each training nodule, half of them recast; more of the rare
 NATIVE = 5  # times that a cube stands in the training set in its own place, turned and shifted anew
 SNAPSHOTS = (0.2, 0.5, 0.8)  # of the steps, kept for the curve
 SAVE_EVERY, TIMED = 500, 20

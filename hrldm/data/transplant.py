@@ -30,8 +30,9 @@ from tqdm import tqdm
 from hrldm.data.ct import read_ct
 from hrldm.data.geometry import resample, sample, shifted
 from hrldm.data.lidc_mini import AIR_HU, PATIENT, atomic_folder, clean_ct, clear_of_nodule, cube_about
+from hrldm.data.lungs import lung_labels
 from hrldm.data.manifest import RATINGS, write_manifest
-from hrldm.data.nifti import open_nifti, read_voxels
+from hrldm.data.nifti import open_nifti
 from hrldm.data.patches import load_patches
 from hrldm.data.placement import LEFT, RIGHT, LungMap
 from hrldm.data.shapes import load_shapes
@@ -51,7 +52,11 @@ MIN_LUNG = (
 MAX_MEAN_HU = -700.0  # of all touched voxels: aerated lung, without large vessels or disease
 TRIES = 4000  # places looked at before a nodule is passed over
 SIDE = 64  # voxels of 1 mm of the cubes that are written: the training crop and room to shift it
-LEAST_CONTRAST, MOST_CONTRAST, MOST_SPREAD = 50.0, 4.0, 1.25  # of a recast: HU, and factors of the shell's contrast and of the SD
+LEAST_CONTRAST, MOST_CONTRAST, MOST_SPREAD = (
+    50.0,
+    4.0,
+    1.25,
+)  # of a recast: HU, and factors of the shell's contrast and of the SD
 HOST = "host_patient_id"
 
 logger = logging.getLogger(__name__)
@@ -81,12 +86,13 @@ def read_host(ct: str | Path, lungs: str | Path, patient_id: str, splits: tuple[
     """A host from a CT and its lung mask or lobe map, both files in any orientation and spacing.
 
     Raises:
-        ValueError: see `read_ct` and `open_nifti`.
+        ValueError: see `read_ct` and `lung_labels`.
     """
-    scan, labels = read_ct(ct), open_nifti(lungs)
+    scan = read_ct(ct)
+    labels, _ = lung_labels(scan, lungs)
     turned = nib.as_closest_canonical(nib.Nifti1Image(scan.array, scan.affine))
     hu, affine = resample(np.asarray(turned.dataobj), turned.affine)
-    at = sample(read_voxels(labels, lungs)[1], labels.affine, hu.shape, affine, order=0, outside=0)
+    at = sample(labels, scan.affine, hu.shape, affine, order=0, outside=0)
     return Host(patient_id, splits, hu.round().clip(AIR_HU, 3071).astype(np.int16), affine, at.astype(np.uint8))
 
 

@@ -15,6 +15,7 @@ plain epochs.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from hrldm.config import Profile
 
+logger = logging.getLogger(__name__)
 REAL_ONLY, REAL_SYNTH = "Real only", "Real + Synth"  # Table 3
 CLINICAL, PROPORTIONAL, FULL = "Clinical (n%)", "Clinical (n%) + Synth (n%)", "Clinical (n%) + Synth (100%)"  # Fig. 7
 SCRATCH, IMBALANCED, BALANCED = "scratch", "subtype-imbalanced", "subtype-balanced"  # Fig. 8
@@ -104,13 +106,18 @@ class Job:
 
 
 def patient_folds(data: ClassifierData, n_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(train, validation) indices of each fold: stratified by label, no patient on both sides.
+    """(train, validation) indices of each fold: stratified by label, no patient on both sides. Where there are fewer
+    patients than folds, each is a fold, and a warning says so.
 
     Raises:
-        ValueError: fewer patients than folds.
+        ValueError: a single patient.
     """
-    if len(set(data.groups.tolist())) < n_folds:
-        raise ValueError(f"{len(set(data.groups.tolist()))} patients cannot make {n_folds} folds; lower `cls_folds`")
+    patients = len(np.unique(data.groups))
+    if patients < 2:
+        raise ValueError("all nodules to train on are of one patient; a fold to validate needs another")
+    if patients < n_folds:
+        logger.warning("%d folds instead of %d: there are no more patients to train on", patients, n_folds)
+        n_folds = patients
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     return list(splitter.split(np.zeros(len(data)), data.labels, data.groups))
 

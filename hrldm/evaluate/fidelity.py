@@ -72,9 +72,21 @@ def fidelity_rows(
         groups_by_system: name -> (N',) group labels; a label shared with the real set is the same patient.
 
     Raises:
-        ValueError: planes, shapes or labels that do not fit, non-finite features, or fewer than four groups.
+        ValueError: planes, shapes or labels that do not fit, or non-finite features.
+
+    With fewer than `MIN_GROUPS` groups, too few to halve and resample, all is NaN and a warning says so.
     """
     _check(real, systems, groups_real, groups_by_system)
+    sizes = {FLOOR: groups_real, **{name: groups_by_system[name] for name in systems}}
+    if (fewest := min(np.unique(g).size for g in sizes.values())) < MIN_GROUPS:
+        logger.warning(
+            "FID, KID and MMD are left empty: %d patients, and to halve and resample them takes %d", fewest, MIN_GROUPS
+        )
+        none = np.full(n_boot, np.nan)
+        return with_averages([
+            Row(name, metric, plane, np.nan, none, len(groups_real), len(groups))
+            for plane in real for name, groups in sizes.items() for metric in METRICS
+        ])  # fmt: skip
     rng = np.random.default_rng(seed)
     labels = {FLOOR: np.asarray(groups_real), **{name: np.asarray(groups_by_system[name]) for name in systems}}
     union, flat = np.unique(np.concatenate(list(labels.values())), return_inverse=True)
@@ -90,24 +102,7 @@ def fidelity_rows(
             value, h = _fid_over_splits(sets, codes, picks, name, len(union))
             rows.append(Row(name, "fid", plane, value, value + (weights - 1) @ h, m, m))
         rows += _kernel_rows(sets, codes, splits, weights, plane)
-    return rows + _averages(rows)
-
-
-def fidelity_table(
-    real: Features,
-    systems: dict[str, Features],
-    groups_real: np.ndarray,
-    groups_by_system: dict[str, np.ndarray],
-    extractor: str,
-    n_boot: int = 200,
-    seed: int = 0,
-    n_splits: int = 4,
-) -> pd.DataFrame:
-    """`table1_fidelity.csv`: system, extractor, metric, plane, value, ci_low, ci_high, n_real, n_synthetic (95 %).
-
-    Arguments and errors as :func:`fidelity_rows`; `extractor` is the name of the feature space.
-    """
-    return as_table(fidelity_rows(real, systems, groups_real, groups_by_system, n_boot, seed, n_splits), extractor)
+    return with_averages(rows)
 
 
 def as_table(rows: list[Row], extractor: str) -> pd.DataFrame:
@@ -205,8 +200,6 @@ def _check(real: Features, systems: dict[str, Features], groups_real, groups_by_
                 raise ValueError(f"{name}, {plane}: features {shape} do not fit the real ones or {len(groups)} groups")
             if not np.isfinite(x).all():
                 raise ValueError(f"{name}, {plane}: features hold values that are not finite")
-        if (found := np.unique(groups).size) < MIN_GROUPS:
-            raise ValueError(f"{name}: {found} groups; fidelity needs at least {MIN_GROUPS} to halve and resample")
 
 
 def _splits(codes: dict[str, np.ndarray], n_groups: int, n_splits: int, rng: np.random.Generator) -> np.ndarray:
@@ -269,12 +262,12 @@ def _kernel_rows(sets, codes, splits, weights: np.ndarray, plane: str) -> list[R
     return rows
 
 
-def _averages(rows: list[Row]) -> list[Row]:
-    """The mean over planes of each system and metric (column Avg of Table 1)."""
+def with_averages(rows: list[Row]) -> list[Row]:
+    """The rows, and the mean over planes of each system and metric (column Avg of Table 1)."""
     keys = dict.fromkeys((r.system, r.metric) for r in rows)
     out = []
     for system, metric in keys:
         cell = [r for r in rows if (r.system, r.metric) == (system, metric)]
         value, draws = np.mean([r.value for r in cell]), np.mean([r.draws for r in cell], axis=0)
         out.append(Row(system, metric, "average", float(value), draws, cell[0].n_real, cell[0].n_synthetic))
-    return out
+    return rows + out

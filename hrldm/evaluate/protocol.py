@@ -105,6 +105,8 @@ def centre_spectra(
 
 def difference_sentence(measure: str, first: str, second: str, e: Estimate, unit: str = "") -> str:
     """`first` minus `second` in words, where lower is better: value, 95 % interval, p, n, and who is closer to real."""
+    if not np.isfinite(e.value):
+        return f"{measure}, {first} minus {second}: not computed, too few patients."
     if e.ci_high < 0:
         verdict = f"{first} is closer"
     elif e.ci_low > 0:

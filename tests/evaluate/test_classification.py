@@ -73,8 +73,16 @@ def test_folds_part_patients_and_cover_everything(sets):
     assert np.array_equal(np.sort(np.concatenate([val for _, val in folds])), np.arange(len(sets[0])))
     for train, val in folds:
         assert not set(sets[0].groups[train]) & set(sets[0].groups[val])
-    with pytest.raises(ValueError, match="cannot make 50 folds"):
-        jb.patient_folds(sets[0], 50, 0)
+
+
+def test_fewer_patients_than_folds_are_a_fold_each_and_one_patient_is_none(sets, caplog):
+    data = sets[0]
+    two = data.take(np.flatnonzero(np.isin(data.groups, np.unique(data.groups)[:2])))
+    folds = jb.patient_folds(two, 50, 0)
+    assert [len(np.unique(two.groups[val])) for _, val in folds] == [1, 1]
+    assert "2 folds instead of 50" in caplog.text
+    with pytest.raises(ValueError, match="of one patient"):
+        jb.patient_folds(two.take(np.flatnonzero(two.groups == two.groups[0])), 2, 0)
 
 
 def test_augmented_arm_is_balanced_to_the_largest_subtype(sets):

@@ -103,7 +103,9 @@ def test_pairs_of_one_group_do_not_count():
 def test_table_has_the_columns_of_the_design_and_orders_damage():
     real, groups = planes(0), np.arange(40)
     systems = {"copy": planes(100), "off": planes(200, mean=0.5), "far": planes(300, mean=1.5)}
-    table = fi.fidelity_table(real, systems, groups, dict.fromkeys(systems, groups), "test", n_boot=50, seed=0)
+    table = fi.as_table(
+        fi.fidelity_rows(real, systems, groups, dict.fromkeys(systems, groups), n_boot=50, seed=0), "test"
+    )
     assert list(table.columns) == "system extractor metric plane value ci_low ci_high n_real n_synthetic".split()
     assert len(table) == 4 * 3 * 4 and set(table["extractor"]) == {"test"}
     assert (table["ci_low"] <= table["value"]).all() and (table["value"] <= table["ci_high"]).all()
@@ -115,7 +117,9 @@ def test_table_has_the_columns_of_the_design_and_orders_damage():
         assert average[metric, "off"] == pytest.approx(mean)
     fid = table[table["metric"] == "fid"]
     assert set(fid["n_real"]) == set(fid["n_synthetic"]) == {20}  # the same number of nodules for every system
-    again = fi.fidelity_table(real, systems, groups, dict.fromkeys(systems, groups), "test", n_boot=50, seed=0)
+    again = fi.as_table(
+        fi.fidelity_rows(real, systems, groups, dict.fromkeys(systems, groups), n_boot=50, seed=0), "test"
+    )
     assert table.equals(again)
 
 
@@ -173,10 +177,19 @@ def test_systems_on_other_patients_and_of_other_size_are_compared_at_equal_n():
     real = planes(0, n=40)
     systems = {"few": planes(100, n=24), "other": planes(200, n=60)}
     groups = {"few": np.arange(24), "other": np.array([f"q{i}" for i in range(60)])}
-    table = fi.fidelity_table(real, systems, np.arange(40).astype(str), groups, "x", n_boot=10, seed=0)
+    table = fi.as_table(fi.fidelity_rows(real, systems, np.arange(40).astype(str), groups, n_boot=10, seed=0), "x")
     fid = table[table["metric"] == "fid"]
     assert fid["n_real"].nunique() == 1 and fid["n_real"].iloc[0] == 12
     assert table["value"].notna().all()
+
+
+def test_too_few_patients_leave_the_table_empty_and_say_so(caplog):
+    real, groups = planes(0), np.arange(40) % (fi.MIN_GROUPS - 1)
+    rows = fi.fidelity_rows(real, {"a": planes(1), "b": planes(2)}, groups, {"a": groups, "b": np.arange(40)}, 5, 0)
+    assert "3 patients, and to halve and resample them takes 4" in caplog.text
+    table = fi.as_table(rows, "x")
+    assert len(table) == 3 * 3 * 4 and table[["value", "ci_low", "ci_high"]].isna().all(axis=None)
+    assert fi.fidelity_difference(rows, "a", "b")[["difference", "ci_low", "p"]].isna().all(axis=None)
 
 
 def test_bad_input_is_named():
@@ -195,8 +208,6 @@ def test_bad_input_is_named():
     broken["coronal"][3, 0, 0] = np.nan
     with pytest.raises(ValueError, match="a, coronal.*not finite"):
         call({"a": broken})
-    with pytest.raises(ValueError, match="groups; fidelity needs"):
-        call({"a": planes(1)}, groups_real=np.zeros(40))
     with pytest.raises(ValueError, match="variety"):
         di.median_distance(di.Sample(np.ones((5, 3)), np.arange(5), 5))
 
