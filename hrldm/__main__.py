@@ -7,10 +7,14 @@ import os
 import re
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from hrldm.synthesis.plan import Wish
 
 Subtype = Literal["solid", "part-solid", "ground-glass"]
 Lobe = Literal["LUL", "LLL", "RUL", "RML", "RLL"]
@@ -61,7 +65,7 @@ def insert(
         mask: NIfTI file of the lesion on this CT (1 lesion, 2 solid core) instead of shape, size and place.
         seed: of shape, place, histogram and noise.
         plan: CSV of wishes instead (columns subtype, diameter_mm, lobe, location, at, histogram, spiculation, core_mm, mask,
-            seed), or the record.json of a former insertion to make it again.
+            seed; blank: the default, for a seed the row's own), or the record.json of a former insertion to make it again.
         lungs: lung mask or lobe map of this CT.
         avoid: mask that no nodule may touch.
         steps: of the sampler; default as trained.
@@ -77,23 +81,24 @@ def insert(
     """
     from hrldm.atomic import held
     from hrldm.synthesis.files import check_output, described, insert_file
-    from hrldm.synthesis.plan import Wish, copies, read_plan
+    from hrldm.synthesis.plan import Wish
 
     out = Path(os.path.abspath(out))
     with held(out):
         check_output(out, overwrite)
-    wish = {
-        "subtype": subtype,
-        "diameter_mm": diameter,
-        "lobe": lobe,
-        "location": location,
-        "spiculation": spiculation,
-        "core_mm": core,
-        "mask": mask and str(mask),
-        "histogram": histogram and str(histogram),
-        "seed": seed,
-    }
-    wishes = read_plan(plan) if plan else copies(Wish(**wish, at=_point(at)), count)
+    wish = Wish(
+        subtype=subtype,
+        diameter_mm=diameter,
+        lobe=lobe,
+        location=location,
+        at=_point(at),
+        histogram=histogram and str(histogram),
+        spiculation=spiculation,
+        core_mm=core,
+        mask=mask and str(mask),
+        seed=seed,
+    )
+    wishes = _wishes(plan, wish, count)
     options = {
         "lungs": lungs,
         "avoid": avoid,
@@ -147,9 +152,9 @@ def batch(
         overwrite: make again what is there.
     """
     from hrldm.synthesis.files import insert_folder
-    from hrldm.synthesis.plan import Wish, copies, read_plan
+    from hrldm.synthesis.plan import Wish
 
-    wishes = read_plan(plan) if plan else copies(Wish(subtype=subtype, diameter_mm=diameter, seed=seed), count)
+    wishes = _wishes(plan, Wish(subtype=subtype, diameter_mm=diameter, seed=seed), count)
     options = {"retries": retries, "private": private, "format": format, "overwrite": overwrite}
     said = insert_folder(folder, out, wishes, _generator(steps, matching, grain, device), lungs, **options)
     for name, what in said.items():
@@ -203,6 +208,23 @@ def _generator(steps: int | None, matching: bool, grain: bool, device: str | Non
 
     changes = {} if steps is None else {"sample_steps": steps}
     return released(on=device, grain=grain, **changes, **({} if matching else {"match_t_max": None}))
+
+
+def _wishes(plan: Path | None, wish: Wish, count: int) -> list[Wish]:
+    """Those of a plan, beside which nothing may be said but the seed of rows without one; else `count` after one wish."""
+    from hrldm.synthesis.plan import Wish, copies, read_plan
+
+    if plan is None:
+        return copies(wish, count)
+    taken = () if plan.suffix.lower() == ".json" else ("seed",)  # a record has all seeds
+    own, options = Wish(), {"diameter_mm": "diameter", "core_mm": "core"}
+    said = [f.name for f in fields(Wish) if f.name not in taken and getattr(wish, f.name) != getattr(own, f.name)]
+    said = [options.get(name, name) for name in said] + ["count"] * (count != 1)
+    if said:
+        raise ValueError(
+            f"--plan says what nodules there are; leave out --{', --'.join(said)}, or write it into the plan"
+        )
+    return read_plan(plan, wish.seed)
 
 
 def _point(text: str | None) -> tuple[float, ...] | None:

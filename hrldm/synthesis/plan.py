@@ -110,9 +110,11 @@ def read_histogram(path: str | Path, bins: int = 40) -> np.ndarray:
     return values / values.sum()
 
 
-def read_plan(path: str | Path) -> list[Wish]:
+def read_plan(path: str | Path, seed: int = 0) -> list[Wish]:
     """Wishes from a CSV: a header with names of `Wish`'s fields (any of them, blank: default; `at` as "x y z"), a row each;
     or those of the record.json of a former insertion, which makes the same nodules again.
+
+    seed: of rows without one: the first row's, and what the others' own are made from (as in `copies`)
 
     Raises:
         ValueError: unreadable, unknown column, no rows, or wrong rows, all of them named with their number.
@@ -134,7 +136,7 @@ def read_plan(path: str | Path) -> list[Wish]:
     wishes, problems = [], []
     for number, row in enumerate(rows, start=2):  # the header is row 1
         try:
-            wishes.append(_wish(row))
+            wishes.append(_wish(row, seed if number == 2 else own_seed(seed, number - 2)))
         except ValueError as error:
             problems.append(f"row {number}: {error}")
     if problems:
@@ -153,12 +155,12 @@ def _recorded(path: Path) -> list[Wish]:
         ) from error
 
 
-def _wish(row: dict[str, str]) -> Wish:
+def _wish(row: dict[str, str], seed: int) -> Wish:
     if None in row or None in row.values():
         raise ValueError("another number of cells than the header has")
     given = {k: v.strip() for k, v in row.items() if v.strip()}
     numbers = {"diameter_mm": float, "spiculation": float, "core_mm": float, "seed": int, "at": point}
-    return Wish(**{k: numbers[k](v) if k in numbers else v for k, v in given.items()})
+    return Wish(**{"seed": seed} | {k: numbers[k](v) if k in numbers else v for k, v in given.items()})
 
 
 def point(text: str) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import hrldm.__main__ as cli
 from hrldm.synthesis import insert, released
+from hrldm.synthesis.plan import Wish, copies
 from tests import tiny
 from tests.synthesis.test_insert import LIBRARY, scan
 
@@ -92,3 +93,19 @@ def test_any_command_line_ends_with_a_result_or_a_sentence(place, monkeypatch, c
         assert err.splitlines()[-1].strip()
     assert {name: (place / name).read_bytes() for name in kept} == kept
     assert not [f for f in os.listdir(place) if f.startswith(".")]
+
+
+def test_nothing_said_beside_a_plan_is_dropped(tmp_path):
+    plan, record = tmp_path / "plan.csv", tmp_path / "record.json"
+    plan.write_text("subtype\nsolid\nsolid\n")
+    record.write_text('{"nodules": [{"wish": {"subtype": "solid", "seed": 9}}]}')
+    assert cli._wishes(plan, Wish(seed=4), 1) == copies(Wish(seed=4), 2)
+    assert cli._wishes(record, Wish(), 1) == [Wish(seed=9)]
+    refused = (
+        (plan, Wish(diameter_mm=12.0, lobe="RUL"), 1, "--diameter, --lobe"),
+        (plan, Wish(), 3, "--count"),
+        (record, Wish(seed=4), 1, "--seed"),
+    )
+    for given_plan, wish, count, named in refused:
+        with pytest.raises(ValueError, match=f"leave out {named}, or write it"):
+            cli._wishes(given_plan, wish, count)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from hrldm.synthesis.plan import Wish, copies, read_histogram, read_plan
+from hrldm.synthesis.plan import Wish, copies, own_seed, read_histogram, read_plan
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,14 @@ def test_plan_rows_become_wishes_and_blanks_are_defaults(tmp_path):
     file.write_text("subtype,diameter_mm,lobe,at,seed\npart-solid,12.5,RUL,,3\n,,,-40 10 100,\n")
     assert read_plan(file) == [
         Wish("part-solid", 12.5, "RUL", seed=3),
-        Wish(at=(-40.0, 10.0, 100.0)),
+        Wish(at=(-40.0, 10.0, 100.0), seed=own_seed(0, 1)),
     ]
+
+
+def test_rows_without_a_seed_have_seeds_of_their_own_as_copies_have(tmp_path):
+    file = tmp_path / "plan.csv"
+    file.write_text("subtype\nsolid\nsolid\nsolid\n")
+    assert read_plan(file, 5) == copies(Wish(seed=5), 3) and len({w.seed for w in read_plan(file)}) == 3
 
 
 def test_all_wrong_rows_are_named_at_once(tmp_path):
