@@ -68,7 +68,8 @@ def insert(
     library = library or load_shapes()
     space = LungSpace.of(ct, labels, avoid)
     nodules = [place_nodule(space, wish, library, i) for i, wish in enumerate(wishes, start=1)]
-    logger.info("places: %s", space.report)
+    if space.report.tried:  # a place that was given is none that was looked for
+        logger.info("places: %s", space.report)
     request, crops = requested(ct, nodules)
     made, found, tries = _made(generator, request, retries)
 
