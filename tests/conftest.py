@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("HRLDM_DETERMINISTIC", "1")  # before hrldm is imported: tests compare bits, on a GPU too
 ROOT = Path(__file__).resolve().parents[1]
 
 
