@@ -121,7 +121,7 @@ def windowed(
             std=cut(cache.std),
             template=cut(cache.template) if profile.histogram_template else None,
             mask=torch.from_numpy(np.stack([cache.mask[i, v][w.voxels] for i, v, w in own]))[:, None].to(device),
-            subtype=torch.from_numpy(cache.subtype)[i].to(device),
+            subtype=torch.tensor(cache.subtype)[i].to(device),
             histogram=torch.from_numpy(cache.histogram)[i].float().to(device),
         )
 

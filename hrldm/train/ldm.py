@@ -89,9 +89,11 @@ def train_ldm(
     device, schedule = accelerator.device, Schedule.from_profile(profile)
     torch.manual_seed(seed)
     model = ConditionalUNet(profile)
+    own = model.state_dict()
     if initial is not None:
-        model.load_state_dict(started(model.state_dict(), initial))
-    elif model.linear is not None and not Path(path).exists():
+        model.load_state_dict(started(own, initial))
+    lost = initial is not None and any(k in initial and initial[k].numel() > own[k].numel() for k in own)  # inputs
+    if model.linear is not None and (initial is None or lost) and not Path(path).exists():
         fit_linear(model.linear, cache, profile, seed)
     ema = ckpt.Ema(model, profile.ldm_ema)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], profile.ldm_lr, fused=True)
@@ -154,20 +156,16 @@ def train_ldm(
 
 
 def started(own: dict[str, Tensor], initial: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights to begin with: `initial` where it fits. Inputs that it does not know (a template's) come last and start at zero;
-    what has another shape (hist_tokens changed) starts afresh."""
+    """Weights to begin with: `initial` where it fits. Inputs that only one of the two knows (a template's) come last: new ones
+    start at zero, those that are gone are cut off. What has another shape (hist_tokens changed) starts afresh."""
     out = dict(own)
     for name in own.keys() & initial.keys():
         new, old = own[name], initial[name]
         if new.shape == old.shape:
             out[name] = old
-        elif (
-            new.ndim == old.ndim > 2
-            and new.shape[0] == old.shape[0]
-            and new.shape[2:] == old.shape[2:]
-            and new.shape[1] > old.shape[1]
-        ):
-            out[name] = torch.cat([old.to(new), torch.zeros_like(new[:, old.shape[1] :])], 1)
+        elif new.ndim == old.ndim > 2 and new.shape[0] == old.shape[0] and new.shape[2:] == old.shape[2:]:
+            kept = old[:, : new.shape[1]].to(new)
+            out[name] = torch.cat([kept, torch.zeros_like(new[:, kept.shape[1] :])], 1)
     return out
 
 

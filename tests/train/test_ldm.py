@@ -430,6 +430,18 @@ def test_new_inputs_start_at_zero_and_the_network_as_it_was():
     other = tiny.unet(hist_tokens=40).state_dict()
     kept = ldm.started(other, old.state_dict())
     assert kept["c_hist.mlp.0.weight"] is other["c_hist.mlp.0.weight"]
+    back = tiny.unet(seed=2)  # and inputs that are gone are cut off
+    back.load_state_dict(ldm.started(back.state_dict(), new.state_dict()))
+    torch.testing.assert_close(back(z, t, masks, *rest), old(z, t, masks, *rest))
+
+
+def test_the_linear_part_is_fitted_again_when_it_loses_an_input(cache, tmp_path):
+    old = tiny.unet(histogram_template=True)
+    finish(train(cache, tmp_path / "cut", initial=dict(old.state_dict()), ldm_steps=1, ldm_lr=0.0))
+    finish(train(cache, tmp_path / "fresh", ldm_steps=1, ldm_lr=0.0))
+    cut, fresh = weights(tmp_path / "cut"), weights(tmp_path / "fresh")
+    linear = [k for k in fresh if k.startswith("linear.")]
+    assert linear and all(torch.equal(cut[k], fresh[k]) for k in linear) and not same(cut, fresh)
 
 
 @pytest.mark.slow

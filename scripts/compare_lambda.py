@@ -1,0 +1,89 @@
+"""Does L_hist pay? Asked again of the released network: `python scripts/compare_lambda.py DATA_ROOT [--steps 400]`.
+
+The released weights are trained on with lambda = 0 and with lambda = 10, three seeds each, with the template and without it
+(its input cut off, then as many steps to get used to that). All else is equal: data of `train_released.py`, nodules, times,
+noise. Test nodules are asked for their own histograms and left to the network, in their own place (first manifest) and
+in the healthy lung of the test host (second). A call after a kill goes on. Writes to `results/released/`:
+
+    lambda.csv              template, lambda, seed: JSD, Wasserstein distance, spread and roughness over the real ones
+    lambda_differences.csv  lambda = 10 minus lambda = 0: mean over nodules and seeds, interval by patient
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+from train_released import OUT, SAMPLING, SETTINGS, lesions_of, release_data, test_hosts
+
+from hrldm.atomic import write_text
+from hrldm.config import get_profile
+from hrldm.evaluate import intensity, judging
+from hrldm.report.provenance import write_provenance
+from hrldm.synthesis.generate import Generator
+from hrldm.synthesis.released import RELEASED_UNET
+from hrldm.train.device import device
+from hrldm.train.ldm import load_unet
+from hrldm.train.runs import Study, open_study
+
+LAMBDAS, SEEDS = (0.0, 10.0), 3
+LEARNING_RATE = 1e-4  # of a network that is trained already
+METRICS = ("jsd", "wasserstein_hu", "sd_ratio", "roughness_ratio")
+
+
+def seeded(study: Study, seed: int) -> Study:
+    """The study with another seed of training, on the latents of the first."""
+    other = dataclasses.replace(study, seed=seed)
+    vars(other)["autoencoder"], vars(other)["_latents"] = study.autoencoder, study._latents
+    return other
+
+
+def judged(study: Study, made_by: Generator, nodules: list[Study]) -> pd.DataFrame:
+    parts = []
+    for where, part in zip(("own place", "displaced"), nodules, strict=True):
+        parts.append(lesions_of(dataclasses.replace(part, profile=study.profile), made_by, "test").assign(where=where))
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(sd_ratio=table.sd_hu / table.truth_sd_hu)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--steps", type=int, default=400, help="of each of the runs")
+    args = parser.parse_args()
+    changes = SETTINGS | SAMPLING | {"match_t_max": None, "ldm_lr": LEARNING_RATE, "ldm_steps": args.steps}
+    study = open_study("quick", "release", str(release_data(args.root)), 0, **changes)
+    cubes, boxes = [judging.open_nodules(f.parent) for f in sorted(args.root.glob("*/manifest.csv"))][:2]
+    nodules = [cubes, judging.displaced(boxes, "test", test_hosts(args.root)[0])[0]]
+    released, _ = load_unet(RELEASED_UNET, dataclasses.replace(get_profile("quick"), **SETTINGS))
+    used_to_it = seeded(study, SEEDS).unet(released, histogram_template=False)[0]
+
+    tables = []
+    for template, start in ((True, released), (False, used_to_it)):
+        for seed in range(SEEDS):
+            for weight in LAMBDAS:
+                own = seeded(study, seed)
+                network, scale, profile, _ = own.unet(start, histogram_template=template, lambda_hist=weight)
+                made_by = Generator(study.autoencoder, network, scale, profile, device())
+                table = judged(own, made_by, nodules).assign(template=template, system=f"{weight:g}", seed=seed)
+                print(template, seed, weight, table[list(METRICS)].mean().round(4).to_dict(), flush=True)
+                tables.append(table)
+    every = pd.concat(tables, ignore_index=True)
+    keys = ["where", "template", "system", "seed"]
+    means = every.groupby(keys)[list(METRICS)].agg("mean").assign(n=every.groupby(keys).size())
+    write_text(
+        OUT / "lambda.csv", means.reset_index().rename(columns={"system": "lambda"}).round(5).to_csv(index=False)
+    )
+    rows = []
+    for (where, template), part in every.groupby(["where", "template"], sort=False):
+        of_nodules = part.groupby(["system", "nodule_id", "patient_id"], as_index=False)[list(METRICS)].mean()
+        for metric in METRICS:
+            e = intensity.paired_difference(of_nodules, "0", "10", metric, 1000, 0)
+            rows.append((where, template, metric, e.value, e.ci_low, e.ci_high, e.p, e.n, SEEDS))
+    columns = ["where", "template", "metric", "difference", "ci_low", "ci_high", "p", "n", "seeds"]
+    write_text(OUT / "lambda_differences.csv", pd.DataFrame(rows, columns=columns).round(6).to_csv(index=False))
+    write_provenance(OUT / "lambda", study.profile, "release", study.seed, study.data_hash)
+
+
+if __name__ == "__main__":
+    main()
