@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -69,7 +70,7 @@ def insert_file(
 
     Raises:
         ValueError: any wrong input, before any long work, named; nothing is written.
-        OSError: the results could not be written; nothing of them is left.
+        OSError: no room for the results, or they could not be written; nothing of them is left.
     """
     path, out = Path(path), Path(os.path.abspath(out))
     _check(wishes, retries, private, format)
@@ -80,6 +81,9 @@ def insert_file(
         derive = format == "same" and ct.provenance.get("format") == "dicom"
         if derive:
             check_source(path, series_uid)
+        need, free = ct.stored.nbytes * (1 + derive), shutil.disk_usage(part).free
+        if free < need:
+            raise OSError(f"{out}: the results take up to {need / 1e6:.0f} MB, and its disk has {free / 1e6:.0f} MB free")
         labels, source = lung_labels(ct, lungs)
         known = None if avoid is None else read_avoided(avoid, ct, labels)
         if whole_volume:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -162,7 +163,7 @@ def test_leftovers_of_a_killed_run_are_cleared_and_its_former_result_comes_back(
     assert (out / "record.json").read_bytes() == before and not list(tmp_path.glob(".*"))
 
 
-def test_an_output_that_cannot_be_written_is_found_before_the_work(nifti, tmp_path):
+def test_an_output_that_cannot_be_written_is_found_before_the_work(nifti, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     generator = tiny.PaintingGenerator()
     with pytest.raises(OSError, match="file/out: cannot be written .*; choose another folder"):
@@ -174,6 +175,9 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(nifti, tmp_pa
         files.insert_file(nifti, tmp_path / "link", WISHES, generator)
     with pytest.raises(ValueError, match="no such file"):
         files.insert_file(tmp_path / "absent.nii", tmp_path / "new" / "deep" / "out", WISHES, generator)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    with pytest.raises(OSError, match=r"new/out: the results take up to \d+ MB, and its disk has 0 MB free"):
+        files.insert_file(nifti, tmp_path / "new" / "out", WISHES, generator)
     assert not generator.asked and not (tmp_path / "new").exists()
 
 
