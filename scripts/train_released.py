@@ -51,7 +51,7 @@ SETTINGS = {  # of the network and its training, over `quick`
     "unet_channels": (64, 128), "unet_res_blocks": 2, "lesion_context": 2, "histogram_template": True,
     "lambda_hist": 0.0, "pretrain_steps": 0, "ldm_lr": 5e-4, "ldm_ema": 0.999, "latent_variants": 2, "least_latents": 1,
 }  # fmt: skip
-SAMPLING = {"sample_steps": 4, "match_t_max": 400}  # as shipped: the fewest steps without measurable loss (steps.csv)
+SAMPLING = {"sample_steps": 4, "match_t_max": 400, "match_rounds": 4}  # as shipped: the fewest steps without measurable loss
 COPIES = {
     "solid": 4,
     "part-solid": 10,
@@ -227,9 +227,9 @@ def sampling_steps(study: Study, path: Path, judged: list[Study]) -> None:
     """Few steps against many on the test nodules of the studies, the same nodules and noise."""
     tables = []
     for matched, counts in SAMPLERS.items():
-        t_max = SAMPLING["match_t_max"] if matched == "imposed" else None
+        imposing = SAMPLING if matched == "imposed" else {}
         for n in counts:
-            made_by = generator(study, path, sample_steps=n, match_t_max=t_max)
+            made_by = generator(study, path, **(imposing | {"sample_steps": n}))
             parts = [lesions_of(s, made_by, "test", f"{n} steps, {matched}") for s in judged]
             tables.append(pd.concat(parts).assign(histogram=matched, steps=n))
             print(matched, n, tables[-1][["jsd", "wasserstein_hu", "roughness_ratio"]].median().to_dict(), flush=True)
@@ -281,7 +281,7 @@ def ship(study: Study, path: Path) -> None:
         "parameters": sum(p.numel() for p in unet.parameters()),
         "weights_sha256_16": weights_digest(unet),
         "commit": git_state()["commit"],
-        "sampling": "DDIM, 4 steps; requested histogram imposed at t <= 400 (match_t_max); `released()` adds grain (synthesis/grain.py)",
+        "sampling": "DDIM, 4 steps; requested histogram imposed at t <= 400 (match_t_max), four times; `released()` adds grain (synthesis/grain.py)",
         "judged": "results/released: test patients, none seen in training, and a test host that took no training nodule",
         "attribution": ATTRIBUTION,
         "licence": "CC BY 3.0; research only, not a medical device",

@@ -28,7 +28,7 @@ SYSTEMS = {  # in the order of the tables; diff-tumor and lesion-diffusion go af
 }
 
 DEPENDS_ON = (  # what a system's crops depend on
-    *RUN_FIELDS, "latent_variants", "least_latents", "pretrain_steps", "patch_mm", "sampler", "sample_steps", "match_t_max",
+    *RUN_FIELDS, "latent_variants", "least_latents", "pretrain_steps", "patch_mm", "sampler", "sample_steps", "match_t_max", "match_rounds",
 )  # fmt: skip
 
 

@@ -262,6 +262,7 @@ def _asked(
             "steps": p.sample_steps,
             "background": p.background,
             "match_t_max": p.match_t_max,
+            "match_rounds": p.match_rounds,
             "grain": generator.grain,
         },
     }

@@ -175,7 +175,9 @@ class Generator:
         sampler = "rflow" if p.objective == "rflow" else p.sampler
 
         def match(z0_hat: torch.Tensor) -> torch.Tensor:
-            lesion = match_latents(self.autoencoder, z0_hat / self.scale, z_bg / self.scale, m, mask, histogram, lead)
+            lesion = z0_hat / self.scale
+            for _ in range(p.match_rounds):
+                lesion = match_latents(self.autoencoder, lesion, z_bg / self.scale, m, mask, histogram, lead)
             return lesion * self.scale
 
         def denoiser(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
