@@ -51,7 +51,11 @@ SETTINGS = {  # of the network and its training, over `quick`
     "unet_channels": (64, 128), "unet_res_blocks": 2, "lesion_context": 2, "histogram_template": True,
     "lambda_hist": 0.0, "pretrain_steps": 0, "ldm_lr": 5e-4, "ldm_ema": 0.999, "latent_variants": 2, "least_latents": 1,
 }  # fmt: skip
-SAMPLING = {"sample_steps": 4, "match_t_max": 400, "match_rounds": 4}  # as shipped: the fewest steps without measurable loss
+SAMPLING = {
+    "sample_steps": 4,
+    "match_t_max": 400,
+    "match_rounds": 4,
+}  # as shipped: the fewest steps without measurable loss
 COPIES = {
     "solid": 4,
     "part-solid": 10,

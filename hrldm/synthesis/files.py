@@ -83,7 +83,9 @@ def insert_file(
             check_source(path, series_uid)
         need, free = ct.stored.nbytes * (1 + derive), shutil.disk_usage(part).free
         if free < need:
-            raise OSError(f"{out}: the results take up to {need / 1e6:.0f} MB, and its disk has {free / 1e6:.0f} MB free")
+            raise OSError(
+                f"{out}: the results take up to {need / 1e6:.0f} MB, and its disk has {free / 1e6:.0f} MB free"
+            )
         labels, source = lung_labels(ct, lungs)
         known = None if avoid is None else read_avoided(avoid, ct, labels)
         if whole_volume:

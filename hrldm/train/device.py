@@ -13,7 +13,6 @@ import torch
 
 from hrldm.config import Profile
 
-
 if os.environ.get("HRLDM_DETERMINISTIC") == "1" and torch.cuda.is_available():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, at its first call
     torch.use_deterministic_algorithms(True, warn_only=True)  # what has no deterministic form says so
