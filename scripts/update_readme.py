@@ -44,6 +44,8 @@ NAMES = {
     "real": "real, floor",
     "autoencoder": "autoencoder, floor",
     "texture": "texture, no training",
+    "transplant": "real lesion, pasted",
+    "hr-ldm-template": "hr-ldm, template (ours)",
     "hr-ldm-matched": "hr-ldm, histogram imposed (ours)",
     "released": "hr-ldm, histogram imposed, grain (ours)",
 }
@@ -278,30 +280,55 @@ def grain(results: Path) -> str:
     return markdown(rows, ["power, real = 1", *(f"{f:.2f} / mm" for f in share.columns)])
 
 
-def seeds(results: Path) -> str:
-    """HR-LDM minus its twin with lambda 0, mean over seeds."""
-    names = LESION_UNITS | {"sd_hu": ("SD within the lesion", "HU")}
-    table = pd.read_csv(results / "differences.csv")
-    return "\n".join(
-        f"- {names[r.metric][0]}, hr-ldm minus maisi-ddpm, {r.seeds} seeds: {r.difference:+.3g} {names[r.metric][1]}".rstrip()
-        + f" (95 % interval {r.ci_low:+.3g} to {r.ci_high:+.3g}, p = {r.p:.2g}, n = {r.n})."
-        for r in table.itertuples()
-    )
+def told(results: Path) -> str:
+    """AUROC of hand-made features, synthetic against real, with their interval."""
+    table = read_table(results, "realism")
+    sets = {"inside": "inside", "inside_isotropic": "inside, without anisotropy", "edge": "edge"}
+    columns = [(f, m) for f in sets for m in table.model.unique()]
+    wide = table.set_index(["system", "features", "model"])
+    rows = [
+        (
+            NAMES.get(s, s),
+            *(interval(wide.auroc[k], wide.ci_low[k], wide.ci_high[k], ".2f") for k in ((s, *c) for c in columns)),
+        )
+        for s in table.system.unique()
+    ]
+    n, patients = table.n_nodules.max(), table.n_patients.max()
+    return markdown(rows, [f"n = {n}, {patients} patients", *(f"{sets[f]}: {m}" for f, m in columns)])
+
+
+def steps(results: Path) -> str:
+    """The sampler with few steps against 25, on the same nodules and noise."""
+    rows = []
+    for r in pd.read_csv(results / "steps.csv").itertuples():
+        gap = "" if pd.isna(r.jsd_minus_25) else f"{r.jsd_minus_25:+.4f} ({r.jsd_low:+.4f} to {r.jsd_high:+.4f})"
+        numbers = (f"{r.jsd:.3f}", f"{r.jsd_median:.3f}", f"{r.wasserstein_hu:.0f}", f"{r.roughness_ratio:.2f}")
+        rows.append((r.histogram, str(r.steps), *numbers, gap))
+        n = r.n
+    head = [
+        "histogram",
+        "steps",
+        f"JSD, n = {n}",
+        "median",
+        "Wasserstein distance, HU",
+        "roughness / real",
+        "JSD minus that of 25",
+    ]
+    return markdown(rows, head)
 
 
 def curve(results: Path) -> str:
-    """Validation nodules by training steps; several seeds of one length as their mean and range."""
+    """Validation nodules by training steps."""
     table = pd.read_csv(results / "curve.csv")
-    rows = []
-    for (first, second), part in table.groupby(["pretrain_steps", "ldm_steps"]):
-        spread = f" ({part.jsd.min():.3f} to {part.jsd.max():.3f})" if len(part) > 1 else ""
-        numbers = (f"{part.jsd.mean():.3f}{spread}", f"{part.mean_error_hu.mean():.0f}", f"{part.sd_ratio.mean():.2f}")
-        rows.append((f"{first} + {second}", str(len(part)), *numbers))
-    return markdown(rows, ["steps", "runs", f"JSD, n = {table.n.max()}", "error of the mean, HU", "SD / true SD"])
+    rows = [
+        (f"{r.steps:,}", f"{r.jsd:.3f}", f"{r.jsd_median:.3f}", f"{r.mean_error_hu:.0f}", f"{r.roughness_ratio:.2f}")
+        for r in table.itertuples()
+    ]
+    return markdown(rows, ["steps", f"JSD, n = {table.n.max()}", "median", "error of the mean, HU", "roughness / real"])
 
 
-MINI, CUBES, RELEASED = "lidc-mini/quick", "lidc-cubes/quick", "lidc-cubes/released"  # folders of results
-JUDGED, VOIS = "lidc-cubes/judged", "lidc-vois/quick"
+MINI, CUBES, VOIS = "lidc-mini/quick", "lidc-cubes/quick", "lidc-vois/quick"  # folders of results
+RELEASED, DISPLACED = "released", "released/displaced"
 BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
     **{
         f.__name__: (f, MINI)
@@ -326,9 +353,9 @@ BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
         for f in (fidelity, lesions, regularisation, two_by_two, control, separability, verdict, claims)
     },
     **{f"vois_{f.__name__}": (f, VOIS) for f in (scarcity, subtype, malignancy)},
-    **{f.__name__: (f, RELEASED) for f in (released, seeds, curve)},
-    "judged": (released, JUDGED),
-    "grain": (grain, JUDGED),
+    **{f.__name__: (f, RELEASED) for f in (released, steps, curve, grain)},
+    "displaced": (released, DISPLACED),
+    "told": (told, DISPLACED),
 }
 
 

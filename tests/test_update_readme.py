@@ -149,7 +149,7 @@ def test_insertions_and_their_cost(results):
     assert cells(block, 3)[:3] == ["", "solid", "67"]
 
 
-def test_the_released_network_in_one_table_its_seeds_and_its_curve(results):
+def test_the_released_network_in_one_table_its_steps_and_its_curve(results):
     control = pd.read_csv(results / "tables" / "control_summary.csv")
     control = pd.concat([control, *(control.assign(subtype=s) for s in update_readme.SUBTYPES)])
     control.to_csv(results / "tables" / "control_summary.csv", index=False)
@@ -159,19 +159,31 @@ def test_the_released_network_in_one_table_its_seeds_and_its_curve(results):
     fit = ["0.97, 0.950"] * 3
     assert cells(block, 2) == ["real, floor", "0.100 (0.100 to 0.100)", "0.050", "", "", "", "", ""]
     assert cells(block, 3) == ["hr-ldm", "0.100 (0.100 to 0.100)", "0.080", *fit, "95% of 20", "0.80"]
-    difference = pd.DataFrame([("sd_hu", 2.5, 1.0, 4.0, 0.01, 9, 3)])
-    difference.columns = "metric difference ci_low ci_high p n seeds".split()
-    difference.to_csv(results / "differences.csv", index=False)
-    said = (
-        "- SD within the lesion, hr-ldm minus maisi-ddpm, 3 seeds: +2.5 HU (95 % interval +1 to +4, p = 0.01, n = 9)."
-    )
-    assert update_readme.seeds(results) == said
-    curve = pd.DataFrame([(60, 30, 0.2, 50.4, 0.7, 8), (240, 120, 0.1, 20.4, 0.9, 8), (240, 120, 0.12, 21, 0.9, 8)])
-    curve.columns = "pretrain_steps ldm_steps jsd mean_error_hu sd_ratio n".split()
+    head = "histogram steps n jsd jsd_median wasserstein_hu roughness_ratio jsd_minus_25 jsd_low jsd_high".split()
+    rows = [("imposed", 4, 90, 0.05, 0.04, 45.4, 0.97, 0.001, -0.002, 0.004), ("imposed", 25, 90, 0.049, 0.04, 45, 0.9)]
+    pd.DataFrame(rows, columns=head).to_csv(results / "steps.csv", index=False)
+    block = update_readme.steps(results)
+    assert cells(block, 2) == ["imposed", "4", "0.050", "0.040", "45", "0.97", "+0.0010 (-0.0020 to +0.0040)"]
+    assert cells(block, 3)[1:3] == ["25", "0.049"] and cells(block, 3)[6] == "" and "n = 90" in cells(block, 0)[2]
+    curve = pd.DataFrame([(500, 40, 0.2, 0.15, 50.4, 0.7), (7000, 40, 0.1, 0.08, 20.4, 0.9)])
+    curve.columns = "steps n jsd jsd_median mean_error_hu roughness_ratio".split()
     curve.to_csv(results / "curve.csv", index=False)
-    block = update_readme.curve(results)
-    assert cells(block, 2) == ["60 + 30", "1", "0.200", "50", "0.70"]
-    assert cells(block, 3) == ["240 + 120", "2", "0.110 (0.100 to 0.120)", "21", "0.90"]
+    assert cells(update_readme.curve(results), 3) == ["7,000", "0.100", "0.080", "20", "0.90"]
+
+
+def test_told_from_real_has_a_row_a_system_and_a_column_a_model(results):
+    rows = [
+        (s, f, m, 0.6 + 0.1 * i, 0.5, 0.9, 70, 50)
+        for i, s in enumerate(("transplant", "released"))
+        for f in ("inside", "inside_isotropic", "edge")
+        for m in ("logistic", "forest")
+    ]
+    head = "system features model auroc ci_low ci_high n_nodules n_patients".split()
+    pd.DataFrame(rows, columns=head).to_csv(results / "tables" / "realism.csv", index=False)
+    block = update_readme.told(results)
+    assert cells(block, 0)[0] == "n = 70, 50 patients" and cells(block, 0)[4] == "inside, without anisotropy: forest"
+    assert cells(block, 2) == ["real lesion, pasted", *["0.60 (0.50 to 0.90)"] * 6]
+    assert cells(block, 3)[1] == "0.70 (0.50 to 0.90)"
 
 
 def test_control_separability_and_the_two_by_two(results):
