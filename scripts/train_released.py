@@ -260,7 +260,7 @@ def sampling_steps(study: Study, path: Path, judged: list[Study]) -> None:
 # -- shipped -------------------------------------------------------------------------------------------------------------
 
 
-def ship(study: Study, path: Path) -> None:
+def ship(study: Study, path: Path, start: Path | None) -> None:
     unet, scale = load_unet(path, study.profile)
     frame, profile = study.split("train"), study.profile
     training = {
@@ -269,6 +269,8 @@ def ship(study: Study, path: Path) -> None:
         "data_hash": study.data_hash, "seed": study.seed, "steps": profile.ldm_steps, "batch": profile.ldm_batch,
         "lambda_hist": profile.lambda_hist, "plan": json.loads((path.parent / "plan.json").read_text()),
     }  # fmt: skip
+    if start is not None:
+        training["started_from"] = ckpt.load_meta(start)
     stored = dataclasses.replace(profile, **SAMPLING)
     meta = {
         "stage": "ldm", "scale": scale, "profile": dataclasses.asdict(stored),
@@ -308,7 +310,7 @@ def main() -> None:
         open_study("quick", "release", str(release_data(args.root)), 0, **SETTINGS), args.minutes, args.start
     )
     OUT.mkdir(parents=True, exist_ok=True)
-    ship(study, path)
+    ship(study, path, args.start)
     training_curve(study, path)
     cubes, *boxes = [judging.open_nodules(f.parent) for f in sorted(args.root.glob("*/manifest.csv"))]
     moved, real = judging.displaced(boxes[0], "test", test_hosts(args.root)[0])
