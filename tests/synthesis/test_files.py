@@ -400,7 +400,7 @@ def test_a_record_made_otherwise_is_said(nifti, tmp_path):
     record = tmp_path / "a" / "record.json"
     assert files.told_apart(record, generator, lungs="x", retries=2) == ["options retries: 0 there, 2 here"]
     assert files.told_apart(record, generator, retries=0) == ["options lungs_given: True there, False here"]
-    generator.profile = tiny.profile(match_t_max=300, sample_steps=3)
+    generator.profile = tiny.profile(match_t_max=300, sample_steps=7)
     assert [f.split(":")[0] for f in files.told_apart(record, generator, lungs="x", retries=0)] == ["sampling steps"]
 
 
