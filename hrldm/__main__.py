@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import shutil
 import sys
 import time
 from dataclasses import fields
@@ -16,6 +18,7 @@ import tyro
 if TYPE_CHECKING:
     from hrldm.synthesis.plan import Wish
 
+logger = logging.getLogger(__name__)
 Subtype = Literal["solid", "part-solid", "ground-glass"]
 Lobe = Literal["LUL", "LLL", "RUL", "RML", "RLL"]
 
@@ -80,7 +83,7 @@ def insert(
         overwrite: replace the folder of a former insertion.
     """
     from hrldm.atomic import held
-    from hrldm.synthesis.files import check_output, described, insert_file
+    from hrldm.synthesis.files import check_output, described, insert_file, told_apart
     from hrldm.synthesis.plan import Wish
 
     out = Path(os.path.abspath(out))
@@ -104,12 +107,14 @@ def insert(
         "avoid": avoid,
         "retries": retries,
         "whole_volume": whole_volume,
-        "overwrite": overwrite,
         "private": private,
         "format": format,
-        "series_uid": series_uid,
     }
-    print(described(wishes, insert_file(ct, out, wishes, _generator(steps, matching, grain, device), **options)))
+    generator = _generator(steps, matching, grain, device)
+    if plan is not None and plan.suffix.lower() == ".json" and (apart := told_apart(plan, generator, **options)):
+        logger.warning("%s was made otherwise, so other voxels will come: %s", plan, "; ".join(apart))
+    record = insert_file(ct, out, wishes, generator, overwrite=overwrite, series_uid=series_uid, **options)
+    print(described(wishes, record))
     return 0
 
 
@@ -170,6 +175,7 @@ def judge(
     host_lungs: Path | None = None,
     seed: int = 0,
     device: Literal["cpu", "cuda"] | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Judge the released network on real nodules: HU histograms, control, three subtypes in order, separability.
 
@@ -181,7 +187,9 @@ def judge(
         host_lungs: lung mask or lobe map of the host.
         seed: of noise and of the histograms asked for.
         device: cpu or cuda; default: the GPU where there is one.
+        overwrite: replace the tables of a former run.
     """
+    from hrldm.atomic import held
     from hrldm.data.transplant import read_host
     from hrldm.evaluate import judging  # slow to import, and `insert` needs none of these
     from hrldm.report.provenance import write_provenance
@@ -190,16 +198,24 @@ def judge(
     started = time.perf_counter()
     if (host is None) != (host_lungs is None):
         raise ValueError("--host and --host-lungs go together")
+    if out is not None:
+        out = Path(os.path.abspath(out))
+        with held(out):  # found now if it cannot be written
+            if out.is_file() or (out / "tables").exists() and not overwrite:
+                raise ValueError(
+                    f"{out}: exists already; choose another folder or ask to overwrite it (overwrite=True)"
+                )
     study, native = judging.open_nodules(root, split, seed), None
     if host is not None:
         taker = read_host(host, host_lungs, host.resolve().parent.name, (split,))
         study, native = judging.displaced(study, split, taker)
     tables = judging.judge_released(study, split, device, native)
+    print(judging.summary(tables).to_markdown(index=False, disable_numparse=True))
     if out is not None:
+        shutil.rmtree(out / "tables", ignore_errors=True)  # none of another run may stay beside these
         save_tables(tables, out)
         wall_time = {f"judge {split}": round(time.perf_counter() - started, 1)}
         write_provenance(out, study.profile, study.dataset, study.seed, study.data_hash, wall_time)
-    print(judging.summary(tables).to_markdown(index=False, disable_numparse=True))
     return 0
 
 
@@ -239,6 +255,8 @@ def _point(text: str | None) -> tuple[float, ...] | None:
 
 
 def main() -> int:
+    with contextlib.suppress(AttributeError):  # names of files may hold what no encoding has
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     try:
         return tyro.extras.subcommand_cli_from_dict(
@@ -261,6 +279,7 @@ def _as_options(text: str) -> str:
         return f"--{name.replace('_', '-')}{value}"
 
     names = r"overwrite|retries|lungs|avoid|whole_volume|match_t_max|sample_steps|on|series_uid|private|format|mask"
+    text = text.replace("core_mm", "--core")
     return re.sub(rf"(?<![^ (])({names})=(\.\.\.|'?[\w.+-]+'?)", option, text)
 
 

@@ -82,7 +82,10 @@ def held(folder: Path) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         mine.acquire()
     except Timeout:
-        raise ValueError(f"{folder}: another run is writing it; wait until it ends, or choose another folder") from None
+        raise ValueError(
+            f"{folder}: another run is writing it; wait until it ends, or choose another folder (if there is none, as after a "
+            f"job was killed on another machine, remove {lock})"
+        ) from None
     except OSError as error:
         raise OSError(
             error.errno, f"{folder}: cannot be written ({error.strerror or error}); choose another folder"
@@ -92,6 +95,8 @@ def held(folder: Path) -> Iterator[None]:
             former.replace(folder)
         for left in (part, former):
             shutil.rmtree(left, ignore_errors=True)
+            if os.path.lexists(left):
+                raise OSError(errno.EBUSY, f"{left}: left by a former run, and cannot be removed; remove it")
         yield
     finally:
         lock.unlink(missing_ok=True)

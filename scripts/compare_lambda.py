@@ -2,11 +2,11 @@
 
 The released weights are trained on with lambda = 0 and with lambda = 10, three seeds each, with the template and without it
 (its input cut off, then as many steps to get used to that). All else is equal: data of `train_released.py`, nodules, times,
-noise. Test nodules are asked for their own histograms and left to the network, in their own place (first manifest) and
+noise. The answer is the JSD in the healthy place, with the template; the other rows stand beside it. Test nodules are asked for their own histograms and left to the network, in their own place (first manifest) and
 in the healthy lung of the test host (second). A call after a kill goes on. Writes to `results/released/`:
 
     lambda.csv              template, lambda, seed: JSD, Wasserstein distance, spread and roughness over the real ones
-    lambda_differences.csv  lambda = 10 minus lambda = 0: mean over nodules and seeds, interval by patient
+    lambda_differences.csv  lambda = 10 minus lambda = 0: mean over nodules and seeds, interval by patient, p and p by Holm
 """
 
 import argparse
@@ -19,6 +19,7 @@ from train_released import OUT, SAMPLING, SETTINGS, lesions_of, release_data, te
 from hrldm.atomic import write_text
 from hrldm.config import get_profile
 from hrldm.evaluate import intensity, judging
+from hrldm.evaluate.statistics import holm
 from hrldm.report.provenance import write_provenance
 from hrldm.synthesis.generate import Generator
 from hrldm.synthesis.released import RELEASED_UNET
@@ -55,6 +56,8 @@ def main() -> None:
     study = open_study("quick", "release", str(release_data(args.root)), 0, **changes)
     cubes, boxes = [judging.open_nodules(f.parent) for f in sorted(args.root.glob("*/manifest.csv"))][:2]
     nodules = [cubes, judging.displaced(boxes, "test", test_hosts(args.root)[0])[0]]
+    for templates in (True, False):
+        study.latents("train", templates)  # once and for all seeds
     released, _ = load_unet(RELEASED_UNET, dataclasses.replace(get_profile("quick"), **SETTINGS))
     used_to_it = seeded(study, SEEDS).unet(released, histogram_template=False)[0]
 
@@ -81,7 +84,9 @@ def main() -> None:
             e = intensity.paired_difference(of_nodules, "0", "10", metric, 1000, 0)
             rows.append((where, template, metric, e.value, e.ci_low, e.ci_high, e.p, e.n, SEEDS))
     columns = ["where", "template", "metric", "difference", "ci_low", "ci_high", "p", "n", "seeds"]
-    write_text(OUT / "lambda_differences.csv", pd.DataFrame(rows, columns=columns).round(6).to_csv(index=False))
+    table = pd.DataFrame(rows, columns=columns)
+    table = table.assign(p_holm=holm(table.p.to_numpy()))
+    write_text(OUT / "lambda_differences.csv", table.round(6).to_csv(index=False))
     write_provenance(OUT / "lambda", study.profile, "release", study.seed, study.data_hash)
 
 

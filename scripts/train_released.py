@@ -16,6 +16,7 @@ training in the header) and its card unet.json. Writes `results/released/`:
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import shutil
 import time
@@ -31,7 +32,7 @@ from hrldm.baselines.systems import request_for
 from hrldm.config import get_profile
 from hrldm.data.manifest import load_manifest, write_manifest
 from hrldm.data.patches import load_patches, manifest_digest
-from hrldm.data.transplant import HOST, Host, embedded_hosts, givers, read_host, transplant
+from hrldm.data.transplant import HOST, MAX_SLICE_MM, Host, embedded_hosts, givers, key_of, read_host, transplant
 from hrldm.evaluate import intensity, judging
 from hrldm.evaluate.realism import feature_table
 from hrldm.report import figures
@@ -44,7 +45,7 @@ from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import device
 from hrldm.train.history import follow, read_history
 from hrldm.train.latents import weights_digest
-from hrldm.train.ldm import load_unet, train_ldm
+from hrldm.train.ldm import RUN_FIELDS, load_unet, train_ldm
 from hrldm.train.runs import Study, library_of, open_study
 
 SETTINGS = {  # of the network and its training, over `quick`
@@ -55,13 +56,13 @@ SAMPLING = {
     "sample_steps": 4,
     "match_t_max": 400,
     "match_rounds": 4,
-}  # as shipped: the fewest steps without measurable loss
+}  # as shipped: the fewest steps without loss on validation
 COPIES = {
     "solid": 4,
     "part-solid": 10,
     "ground-glass": 12,
 }  # of each training nodule, half of them recast; more of the rare
-NATIVE = 5  # times that a cube stands in the training set in its own place, turned and shifted anew
+NATIVE = 5  # times that a cube stands in the training set in its own place, each time once as it is and once turned and shifted
 SNAPSHOTS = (0.2, 0.5, 0.8)  # of the steps, kept for the curve
 SAVE_EVERY, TIMED = 500, 20
 SAMPLERS = {"left to itself": (4, 8, 25, 50), "imposed": (4, 8, 25)}
@@ -78,6 +79,14 @@ def test_hosts(root: Path) -> list[Host]:
     return [read_host(f.parent / "ct.nii.gz", f, f.parent.name, ("test",)) for f in found]
 
 
+def thin(frame: pd.DataFrame, frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """The rows without those of a series that a manifest (`spacing_mm`) says has thick slices: cubes at 1 mm hide it."""
+    known = pd.concat([f for f in frames if {"series_instance_uid", "spacing_mm"} <= set(f)])
+    slices = known.set_index("series_instance_uid").spacing_mm.str.rsplit("x").str[-1].astype(float)
+    thick = slices.index[slices > MAX_SLICE_MM]
+    return frame[~frame.get("series_instance_uid", pd.Series("", frame.index)).isin(thick)].reset_index(drop=True)
+
+
 def release_data(root: Path) -> Path:
     """Manifest folder of cubes in their own place and of all transplants.
 
@@ -86,14 +95,16 @@ def release_data(root: Path) -> Path:
     """
     frames = [load_manifest(f.parent, check_images=False) for f in sorted(root.glob("*/manifest.csv"))]
     hosts = embedded_hosts() + test_hosts(root)
-    if not frames or not any("test" in h.splits for h in hosts):
+    if len(frames) < 2 or not any("test" in h.splits for h in hosts):
         raise ValueError(
-            f"{root}: needs */manifest.csv, and */ct.nii.gz with lung.nii.gz beside it to take test nodules"
+            f"{root}: needs two */manifest.csv, the first (by name) of cubes with their surroundings, the second of boxes, "
+            "and */ct.nii.gz with lung.nii.gz beside it to take test nodules"
         )
     known = [f[~f.patient_id.str.startswith("unknown")] for f in frames]
     copies = "-".join(map(str, COPIES.values()))
-    target = paths.cache_dir() / "release" / f"{manifest_digest(pd.concat(known, ignore_index=True))}-{copies}"
-    giving, parts = [givers(frame) for frame in known], []
+    digest = manifest_digest(pd.concat(known, ignore_index=True))
+    target = paths.cache_dir() / "release" / f"{digest}-{key_of(hosts)}-{copies}"
+    giving, parts = [givers(thin(frame, known)) for frame in known], []
     train = pd.concat(giving).query("split == 'train'")
     library = library_of(load_patches(train, get_profile("quick").patch_mm), get_profile("quick").hist_bins)
     for k, frame in enumerate(giving):
@@ -164,10 +175,10 @@ def start_weights(file: Path | None) -> dict[str, Tensor] | None:
 
 def train(study: Study, minutes: float, start: Path | None) -> tuple[Study, Path]:
     """The study with its number of steps, and the finished checkpoint."""
-    begun = "fresh" if start is None else start.stem
-    folder = (
-        paths.cache_dir() / "release" / "runs" / f"{study.data_hash}-{study.profile.digest()}-{begun}-s{study.seed}"
-    )
+    fields = study.profile.digest(*RUN_FIELDS, "latent_variants", "least_latents", "patch_mm")
+    begun = "fresh" if start is None else hashlib.sha256(start.read_bytes()).hexdigest()[:16]
+    name = f"{study.data_hash}-{fields}-{weights_digest(study.autoencoder)}-{begun}-s{study.seed}"
+    folder = paths.cache_dir() / "release" / "runs" / name
     path = folder / "ldm.safetensors"
     profile = dataclasses.replace(study.profile, ldm_steps=planned(study, minutes, folder))
     study = dataclasses.replace(study, profile=profile)
@@ -195,13 +206,14 @@ def lesions_of(study: Study, made_by: Generator, split: str, name: str = "") -> 
     return table.assign(roughness_ratio=(own / real).to_numpy())
 
 
-def training_curve(study: Study, path: Path) -> None:
-    rows = []
+def training_curve(study: Study, path: Path, start: Path | None) -> None:
+    """Snapshots on the validation nodules; steps are counted from those of `start` on."""
+    rows, before = [], 0 if start is None else ckpt.load_meta(start)["steps"]
     for file in sorted((f for f in path.parent.glob("*.safetensors")), key=lambda f: ckpt.load_meta(f)["step"]):
         t = lesions_of(study, generator(study, file, sample_steps=SAMPLING["sample_steps"]), "val")
         rows.append(
             {
-                "steps": ckpt.load_meta(file)["step"], "n": len(t), "jsd": t.jsd.mean(), "jsd_median": t.jsd.median(),
+                "steps": before + ckpt.load_meta(file)["step"], "n": len(t), "jsd": t.jsd.mean(), "jsd_median": t.jsd.median(),
                 "wasserstein_hu": t.wasserstein_hu.mean(), "mean_error_hu": (t.mean_hu - t.truth_mean_hu).abs().mean(),
                 "roughness_ratio": t.roughness_ratio.median(),
             }
@@ -218,28 +230,39 @@ def training_curve(study: Study, path: Path) -> None:
     with figures.style():
         fig, axes = figures.new_figure(1, 4, (12.6, 3.4))
         smooth = loss.inpaint.groupby(loss.step // 100 * 100).mean()
-        axes[0, 0].plot(smooth.index, smooth, color=GREY)
+        axes[0, 0].plot(before + smooth.index, smooth, color=GREY)
         axes[0, 0].set(title="training loss (Eq. 5), mean of 100", xlabel="steps")
         for ax, (name, title) in zip(axes[0, 1:], titles.items(), strict=True):
             ax.plot(curve.steps, curve[name], "o-", color=colour_of("hr-ldm"))
             ax.set(title=title, xlabel="steps", ylim=(0, 1.15 * max(curve[name].max(), 1 if "/" in title else 0)))
-        fig.suptitle(f"The released network on {curve.n.iloc[0]} validation nodules, left to itself")
+        fig.suptitle(
+            f"The released network on {curve.n.iloc[0]} validation nodules, left to itself; the learning rate falls to zero at the last step"
+        )
         fig.savefig(OUT / "curve.png", dpi=130)
 
 
-def sampling_steps(study: Study, path: Path, judged: list[Study]) -> None:
-    """Few steps against many on the test nodules of the studies, the same nodules and noise."""
+def sampling_steps(study: Study, path: Path, judged: dict[str, tuple[Study, str]]) -> None:
+    """Few steps against many on the nodules of each (study, split), the same nodules and noise; 50 steps on test nodules only."""
     tables = []
-    for matched, counts in SAMPLERS.items():
-        imposing = SAMPLING if matched == "imposed" else {}
-        for n in counts:
-            made_by = generator(study, path, **(imposing | {"sample_steps": n}))
-            parts = [lesions_of(s, made_by, "test", f"{n} steps, {matched}") for s in judged]
-            tables.append(pd.concat(parts).assign(histogram=matched, steps=n))
-            print(matched, n, tables[-1][["jsd", "wasserstein_hu", "roughness_ratio"]].median().to_dict(), flush=True)
-    table, rows = pd.concat(tables), []
-    for (matched, n), part in table.groupby(["histogram", "steps"], sort=False):
+    for where, (nodules, split) in judged.items():
+        for matched, counts in SAMPLERS.items():
+            imposing = SAMPLING if matched == "imposed" else {}
+            for n in counts if split == "test" else [c for c in counts if c <= 25]:
+                made_by = generator(study, path, **(imposing | {"sample_steps": n}))
+                found = lesions_of(nodules, made_by, split, f"{where}, {n} steps, {matched}")
+                tables.append(found.assign(where=where, histogram=matched, steps=n))
+                print(
+                    where,
+                    matched,
+                    n,
+                    found[["jsd", "wasserstein_hu", "roughness_ratio"]].median().to_dict(),
+                    flush=True,
+                )
+    every, rows = pd.concat(tables), []
+    for (where, matched, n), part in every.groupby(["where", "histogram", "steps"], sort=False):
+        table = every[every["where"] == where]
         row = {
+            "where": where,
             "histogram": matched,
             "steps": n,
             "n": len(part),
@@ -260,7 +283,7 @@ def sampling_steps(study: Study, path: Path, judged: list[Study]) -> None:
 # -- shipped -------------------------------------------------------------------------------------------------------------
 
 
-def ship(study: Study, path: Path) -> None:
+def ship(study: Study, path: Path, start: Path | None) -> None:
     unet, scale = load_unet(path, study.profile)
     frame, profile = study.split("train"), study.profile
     training = {
@@ -269,6 +292,8 @@ def ship(study: Study, path: Path) -> None:
         "data_hash": study.data_hash, "seed": study.seed, "steps": profile.ldm_steps, "batch": profile.ldm_batch,
         "lambda_hist": profile.lambda_hist, "plan": json.loads((path.parent / "plan.json").read_text()),
     }  # fmt: skip
+    if start is not None:
+        training["started_from"] = ckpt.load_meta(start)
     stored = dataclasses.replace(profile, **SAMPLING)
     meta = {
         "stage": "ldm", "scale": scale, "profile": dataclasses.asdict(stored),
@@ -286,7 +311,8 @@ def ship(study: Study, path: Path) -> None:
         "weights_sha256_16": weights_digest(unet),
         "commit": git_state()["commit"],
         "sampling": "DDIM, 4 steps; requested histogram imposed at t <= 400 (match_t_max), four times; `released()` adds grain (synthesis/grain.py)",
-        "judged": "results/released: test patients, none seen in training, and a test host that took no training nodule",
+        "judged": "results/released: test patients, none seen in training, and a test host (R01-001) that took no training "
+        "nodule; the autoencoder, not this network, was trained on that host's lung too",
         "attribution": ATTRIBUTION,
         "licence": "CC BY 3.0; research only, not a medical device",
     }
@@ -308,11 +334,13 @@ def main() -> None:
         open_study("quick", "release", str(release_data(args.root)), 0, **SETTINGS), args.minutes, args.start
     )
     OUT.mkdir(parents=True, exist_ok=True)
-    ship(study, path)
-    training_curve(study, path)
+    ship(study, path, args.start)
+    training_curve(study, path, args.start)
     cubes, *boxes = [judging.open_nodules(f.parent) for f in sorted(args.root.glob("*/manifest.csv"))]
     moved, real = judging.displaced(boxes[0], "test", test_hosts(args.root)[0])
-    sampling_steps(study, path, [cubes, moved])
+    sampling_steps(
+        study, path, {"validation": (study, "val"), "own place": (cubes, "test"), "displaced": (moved, "test")}
+    )
     for judged, native, folder in ((cubes, None, OUT), (moved, real, OUT / "displaced")):
         save_tables(judging.judge_released(judged, "test", native=native), folder)
         wall = {"since the call": round(time.perf_counter() - started, 1)}

@@ -11,6 +11,7 @@ would put the nodule in the wrong place.
 from __future__ import annotations
 
 import contextlib
+import errno
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -90,6 +91,10 @@ def opened(path: Path) -> Iterator[Path]:
                     raise zipfile.BadZipFile(f"its list of files is damaged: {len(set(names))} names of {count} files")
                 archive.extractall(tmp)
         except Exception as error:  # zipfile raises many kinds: damaged, encrypted, unknown method
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(
+                    error.errno, f"{path}: no room to unpack it in {tmp}; set TMPDIR to a larger disk"
+                ) from error
             raise ValueError(
                 f"{path}: cannot be unpacked ({error}); give an intact zip without password, or the folder"
             ) from error

@@ -88,7 +88,7 @@ def one_series(found: list, path: Path, series_uid: str | None) -> list[tuple[Pa
             f"{u} ({len(s)} slices, {s[0][1].get('SeriesDescription', 'no name')})" for u, s in series.items()
         )
         raise ValueError(
-            f"{path}: {len(series)} series in one folder: {listing}. Choose one with series_uid=…, or separate them"
+            f"{path}: {len(series)} series in one folder: {listing}. Choose one with series_uid=..., or separate them"
         )
     if series_uid is not None and series_uid not in series:
         raise ValueError(f"{path}: no CT series {series_uid}; there is {', '.join(series)}")

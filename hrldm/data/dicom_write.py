@@ -81,8 +81,11 @@ def write_series(
             try:
                 _derive(data, hu[:, :, k].T, key, private)
                 data.save_as(folder / f"{k + 1:04d}.dcm", enforce_file_format=True)
-            except OSError:
-                raise
+            except OSError as error:
+                said = (
+                    f"{folder}: could not be written ({error.strerror or error}); free space or choose another folder"
+                )
+                raise OSError(error.errno, said) from error
             except Exception as error:  # pydicom raises many kinds on odd elements that it has to write
                 raise ValueError(_NOT_FROM.format(path, file.name, error)) from error
     return folder

@@ -7,9 +7,7 @@ a shape was put into a background of another patient (semi-synthetic data).
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import os
 from pathlib import Path
@@ -25,6 +23,7 @@ from hrldm.data.ct import check_hu
 from hrldm.data.geometry import grid_gap, voxel_size
 from hrldm.data.nifti import open_nifti, read_voxels
 from hrldm.data.split import SPLITS, patient_split
+from hrldm.data.spreadsheet import read_spreadsheet
 
 logger = logging.getLogger(__name__)
 REQUIRED = ("nodule_id", "patient_id", "image", "mask", "subtype", "diameter_mm")
@@ -38,7 +37,6 @@ RATINGS = (
     "subtlety",
 )  # 1..5, may be blank
 FILES = ("image", "mask", "background")
-BLANK = ("nan", "na", "n/a", "#n/a", "<na>", "null", "none")  # what other programs write into an empty cell
 UNIT = "shape_patient_id"  # stands for the patient in the split where the column is filled
 HASH_SHARES = (0.7, 0.8)  # cumulative train, train + val; the rest is test
 PROGRESS_ROWS = 200
@@ -114,49 +112,17 @@ def _rows(numbers) -> str:
 
 
 def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """All cells as stripped text, indexed by the row a spreadsheet shows them in, and the problems of the table as such.
-
-    Rows of nothing but commas, and columns at the end without name and cells, are what spreadsheets leave: no nodules.
-    """
+    """All cells as stripped text, indexed by the row a spreadsheet shows them in, and the problems of the table as such."""
     if not path.is_file():
         raise ValueError(
             f"{path}: no manifest there; give a CSV or a folder with manifest.csv (columns {', '.join(REQUIRED)}, …)"
         )
-    line = 1
-    try:
-        content = path.read_bytes()
-        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        rows = {}
-        for row, cells in enumerate(reader, start=1):
-            line = reader.line_num + 1
-            rows[row] = ["" if c.strip().lower() in BLANK else c.strip() for c in cells]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        if isinstance(error, UnicodeDecodeError):
-            line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{path}: not a readable CSV (line {line}: {error}); save it as comma-separated UTF-8"
-        ) from error
-    rows = {row: cells for row, cells in rows.items() if any(cells)}
-    head = rows.pop(min(rows), []) if rows else []
-    columns = head[: max((i for i, c in enumerate(head, start=1) if c), default=0)]
-    problems = [f"column {c!r} stands {columns.count(c)} times" for c in dict.fromkeys(columns) if columns.count(c) > 1]
-    missing = [c for c in REQUIRED if c not in columns]
-    if missing:
-        hint = "; separate columns by commas" if len(columns) == 1 and any(d in columns[0] for d in ";\t") else ""
-        problems.append(f"missing column(s) {', '.join(missing)}{hint}")
+    columns, rows, problems = read_spreadsheet(path)
+    if missing := [c for c in REQUIRED if c not in columns]:
+        problems.append(f"missing column(s) {', '.join(missing)}")
     if not rows:
         problems.append("no rows; a manifest needs at least one nodule")
-    good = {
-        row: cells[: len(columns)]
-        for row, cells in rows.items()
-        if len(cells) >= len(columns) and not any(cells[len(columns) :])
-    }
-    problems += [
-        f"row {row}: {len(cells)} fields where the header has {len(columns)}"
-        for row, cells in rows.items()
-        if row not in good
-    ]
-    frame = pd.DataFrame(list(good.values()), columns=columns, index=list(good), dtype=object)
+    frame = pd.DataFrame(list(rows.values()), columns=columns, index=list(rows), dtype=object)
     return frame.loc[:, ~frame.columns.duplicated()], problems
 
 

@@ -28,7 +28,7 @@ def open_nifti(path: str | Path) -> nib.Nifti1Pair:
     """
     path = Path(path)
     if os.path.isdir(path):
-        raise ValueError(f"{path}: a folder where a NIfTI file is needed; convert it (read_ct, then write_nifti)")
+        raise ValueError(f"{path}: a folder where one NIfTI file is needed (TotalSegmentator writes one with --ml)")
     if not os.path.isfile(path):
         raise ValueError(
             f"{path}: no such file; check the path (a .nii or .nii.gz file, a DICOM folder or a .zip of one)"

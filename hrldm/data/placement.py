@@ -214,6 +214,6 @@ def sample_positions(
     if len(found) < n:
         raise ValueError(
             f"found {len(found)} of {n} {location} places for a {2 * radius:.0f} mm lesion: {report}. "
-            "Choose a smaller lesion, another lobe or location, or relax max_vessel"
+            "Choose a smaller lesion, or another lobe or location"
         )
     return found, report

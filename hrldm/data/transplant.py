@@ -2,7 +2,8 @@
 
 Training data with real texture, real partial-volume edges and a background that holds no remnant of a nodule; the row
 `transplant` of Table 1 (a real nodule in another place: what a perfect generator would reach, without any training); and
-healthy ground for tests on real nodules, whose own surroundings still hold their partial-volume shell.
+healthy ground for tests on real nodules, whose own surroundings still hold their partial-volume shell. Beyond the last slice
+of a box the fall-off repeats it.
 
     image = background + w (nodule - background),   w = 1 in the mask, falling to 0 over `FALL_OFF_MM` beyond it
 
@@ -15,8 +16,10 @@ patients are recorded; a nodule goes only into hosts of its own split.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +61,7 @@ LEAST_CONTRAST, MOST_CONTRAST, MOST_SPREAD = (
     1.25,
 )  # of a recast: HU, and factors of the shell's contrast and of the SD
 HOST = "host_patient_id"
+VERSION = 2  # raise when the same nodules and hosts would give other transplants; part of the keys of caches
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +84,19 @@ class Host:
     affine: np.ndarray
     lungs: np.ndarray
     allowed: np.ndarray | None = None
+
+
+def key_of(hosts: Sequence[Host]) -> str:
+    """Hash of hosts and of how nodules are put into them."""
+    h = hashlib.sha256(f"{VERSION}".encode())
+    for host in hosts:
+        h.update(
+            f"{host.patient_id} {host.splits} {host.affine.tolist()}".encode()
+            + host.hu.tobytes()
+            + host.lungs.tobytes()
+        )
+        h.update(b"" if host.allowed is None else host.allowed.tobytes())
+    return h.hexdigest()[:16]
 
 
 def read_host(ct: str | Path, lungs: str | Path, patient_id: str, splits: tuple[str, ...]) -> Host:
@@ -200,7 +217,10 @@ def transplant(
         for i, row in tqdm(list(nodules.iterrows()), desc="transplants", mininterval=10):
             for copy in range((copies or {}).get(row.subtype, 1) if row.split == "train" else 1):
                 rng = np.random.default_rng((seed, i, copy))
-                found = by_split[row.split]
+                found = [h for h in by_split[row.split] if h.patient_id.casefold() != str(row.patient_id).casefold()]
+                if not found:
+                    homeless.append(row.nodule_id)
+                    continue
                 host = found[(i + copy) % len(found)]
                 # what is judged keeps its orientation: a turned nodule gives itself away by its slices
                 symmetry = int(rng.integers(len(CUBE_SYMMETRIES))) if row.split == "train" else 0
@@ -226,11 +246,11 @@ def transplant(
 
 def require_unseen_hosts(hosts: Sequence[Host]) -> None:
     """Raise ValueError when the patient of a test host takes nodules of another split too."""
-    taken = {
-        patient: {s for h in hosts if h.patient_id == patient for s in h.splits}
-        for patient in {h.patient_id for h in hosts}
-    }
-    if shared := sorted(patient for patient, splits in taken.items() if "test" in splits and len(splits) > 1):
+    taken: dict[str, set[str]] = {}
+    for host in hosts:
+        taken.setdefault(host.patient_id.casefold(), set()).update(host.splits)
+    mixed = {patient for patient, splits in taken.items() if "test" in splits and len(splits) > 1}
+    if shared := sorted({h.patient_id for h in hosts if h.patient_id.casefold() in mixed}):
         raise ValueError(
             f"host patient(s) {', '.join(shared)} would take test nodules and others: split hosts by patient"
         )
@@ -238,7 +258,7 @@ def require_unseen_hosts(hosts: Sequence[Host]) -> None:
 
 def _write(folder: Path, row: pd.Series, host: Host, image, background, mask, centre: np.ndarray, copy: int) -> dict:
     affine = shifted(host.affine, centre - len(mask) // 2)
-    name = f"{row.nodule_id}_at_{host.patient_id}_{copy}"
+    name = re.sub(r"[/\\\\]", "-", f"{row.nodule_id}_at_{host.patient_id}_{copy}")
     arrays = {"image": image, "background": background, "mask": mask.astype(np.uint8)}
     files = {column: f"{column}s/{name}.nii.gz" for column in arrays}
     for column, array in arrays.items():

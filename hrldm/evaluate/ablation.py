@@ -21,7 +21,6 @@ from hrldm.synthesis.generate import Generator, Request
 from hrldm.train.device import device
 from hrldm.train.runs import Study
 
-DEFAULT = "default"
 METRICS = ("jsd", "wasserstein_hu", "mean_error_hu", "sd_ratio")
 
 

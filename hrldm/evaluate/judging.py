@@ -10,7 +10,6 @@ one, and what is made there is held against the real ones in their own scans.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +21,9 @@ from hrldm import paths
 from hrldm.baselines import reconstruction, texture
 from hrldm.baselines.systems import request_for
 from hrldm.config import SUBTYPES, get_profile
-from hrldm.data.patches import Patches, fitting, load_patches
+from hrldm.data.patches import Patches, fitting, load_patches, manifest_digest
 from hrldm.data.texture import bins_of, histogram_library
-from hrldm.data.transplant import Host, givers, transplant
+from hrldm.data.transplant import Host, givers, key_of, transplant
 from hrldm.evaluate import intensity
 from hrldm.evaluate.classification_jobs import centre_crop
 from hrldm.evaluate.features import Extractor, default_extractor, three_plane_features
@@ -142,16 +141,17 @@ def displaced(study: Study, split: str, host: Host) -> tuple[Study, Patches]:
     Raises:
         ValueError: no nodule of the split is a giver (`transplant.givers`), or none finds a place.
     """
-    nodules = givers(study.split(split))
+    nodules = givers(study.split(split)).assign(
+        split="test"
+    )  # whatever it is here, it is judged: not turned, not recast
     if nodules.empty:
         raise ValueError(
             f"{study.root}: no nodule of split {split!r} can be transplanted (thin slices, whole, 5-30 mm)"
         )
-    digest = hashlib.sha256(
-        host.hu.tobytes() + host.lungs.tobytes() + pd.util.hash_pandas_object(nodules).values.tobytes()
-    )
-    target = paths.cache_dir() / "transplants" / f"{digest.hexdigest()[:16]}-s{study.seed}"
-    moved = open_nodules(transplant(nodules, [host], target, seed=study.seed), split, study.seed)
+    host = replace(host, splits=("test",))
+    key = f"{manifest_digest(nodules)}-{key_of([host])}-s{study.seed}"
+    moved = open_nodules(transplant(nodules, [host], paths.cache_dir() / "transplants" / key, seed=study.seed), "all")
+    moved = replace(moved, seed=study.seed, frame=moved.frame.assign(split=split))
     own = nodules.set_index("nodule_id").loc[moved.split(split).source_id].reset_index()
     return replace(moved, dataset=f"{study.dataset} in {host.patient_id}"), load_patches(own, study.profile.patch_mm)
 

@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from hrldm.config import HIST_HU_MAX, HIST_HU_MIN
 from hrldm.evaluate.statistics import cluster_weights, percentile_interval, weighted_auroc
 
 SCALES_MM = (0.7, 1.0, 1.5, 2.5)
@@ -42,7 +43,7 @@ def lesion_features(hu: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     `inside_…` and `edge_…` say where; `anisotropy_…` compare z with the plane, inside.
     """
     box = tuple(slice(max(s.start - 8, 0), s.stop + 8) for s in ndimage.find_objects(mask.astype(np.uint8))[0])
-    hu, mask = hu[box].astype(np.float64), mask[box]
+    hu, mask = hu[box].astype(np.float64).clip(HIST_HU_MIN, HIST_HU_MAX), mask[box]  # no histogram asks for more
     x = hu[mask]
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
     spread = max(x.std(), 1.0)
@@ -76,13 +77,13 @@ def lesion_features(hu: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     slices = mask.any((0, 1))
     distance = ndimage.distance_transform_edt(~mask)
     around = (distance > SURROUNDINGS_MM[0]) & (distance <= SURROUNDINGS_MM[1]) & slices & (hu < LUNG_HU)
-    noise = np.sqrt(np.mean([_difference_power(hu, around, axis, 2) for axis in range(2)]))
-    own = np.sqrt(np.mean([_difference_power(hu, mask, axis, 2) for axis in range(2)]))
-    out["noise_over_surroundings"] = float(np.log((own + 1) / (noise + 1)))
+    own, noise = (np.sqrt(np.mean([_difference_power(hu, m, axis, 2) for axis in range(2)])) for m in (mask, around))
+    ratio = float(np.log((own + 1) / (noise + 1))) if noise else 0.0  # no aerated lung about it: says nothing
     return (
         {f"inside_{k}": float(v) for k, v in out.items()}
         | {f"anisotropy_{k}": float(v) for k, v in anisotropy.items()}
         | _edge(hu, mask, depth, distance, slices)
+        | {"edge_noise_over_surroundings": ratio}
     )
 
 

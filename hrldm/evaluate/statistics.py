@@ -10,7 +10,6 @@ The paper tests with Mann-Whitney U across runs. Its smallest two-sided exact p 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
 
@@ -20,7 +19,6 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.95
-Metric = Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -140,37 +138,6 @@ def weighted_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray |
     with np.errstate(invalid="ignore"):
         total = positive.sum(1) * negative.sum(1)
         return ((positive @ ((gap > 0) + 0.5 * (gap == 0))) * negative).sum(1) / total
-
-
-def paired_score_difference(
-    labels: np.ndarray,
-    scores_a: np.ndarray,
-    scores_b: np.ndarray,
-    groups: np.ndarray,
-    n_boot: int,
-    seed: int,
-    metric: Metric = weighted_auroc,
-    level: float = LEVEL,
-) -> Estimate:
-    """metric(b) - metric(a) of two classifiers on the same cases, patients resampled together.
-
-    Args:
-        labels: (n,) 0 or 1.
-        scores_a, scores_b: (n,) one classifier each, higher means class 1.
-        groups: (n,) patient of each case.
-        metric: function of labels (n,), scores (n,) and weights (B, n) or None, as :func:`weighted_auroc`.
-
-    Raises:
-        ValueError: lengths differ, or a single class.
-    """
-    labels, a, b = np.asarray(labels), np.asarray(scores_a, dtype=float), np.asarray(scores_b, dtype=float)
-    if not labels.shape == a.shape == b.shape or set(np.unique(labels)) != {0, 1}:
-        raise ValueError("labels and both scores must have one length, and labels hold both 0 and 1")
-    _, codes, weights = _clusters(labels, groups, n_boot, seed)
-    weights = weights[:, codes]
-    draws = metric(labels, b, weights) - metric(labels, a, weights)
-    value = (metric(labels, b, None) - metric(labels, a, None)).item()
-    return Estimate(value, *percentile_interval(draws, level), labels.size, two_sided_p(draws))
 
 
 def _clusters(

@@ -7,6 +7,8 @@ series in `dicom/`.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -73,27 +75,29 @@ def insert_file(
         OSError: no room for the results, or they could not be written; nothing of them is left.
     """
     path, out = Path(path), Path(os.path.abspath(out))
-    _check(wishes, retries, private, format)
-    if path.resolve() in (ends := (out.resolve(), *out.resolve().parents)) or ends[0] in path.resolve().parents:
+    _check(wishes, generator, retries, private, format, whole_volume)
+    source, target = (Path(os.path.realpath(p)) for p in (path, out))
+    if source in (target, *target.parents) or target in source.parents:
         raise ValueError(f"{out}: the CT and its results cannot lie in one another; choose a folder beside {path}")
     with new_folder(out, lambda folder: check_output(folder, overwrite)) as part:
         ct = read_ct(path, series_uid=series_uid)
         derive = format == "same" and ct.provenance.get("format") == "dicom"
         if derive:
             check_source(path, series_uid)
-        need, free = ct.stored.nbytes * (1 + derive), shutil.disk_usage(part).free
-        if free < need:
+        need, disk = ct.stored.nbytes * (1 + derive), shutil.disk_usage(part)
+        if disk.total and disk.free < need:  # some shared disks say nothing
             raise OSError(
-                f"{out}: the results take up to {need / 1e6:.0f} MB, and its disk has {free / 1e6:.0f} MB free"
+                f"{out}: the results take up to {need / 1e6:.0f} MB, and its disk has {disk.free / 1e6:.0f} MB free"
             )
-        labels, source = lung_labels(ct, lungs)
+        labels, found = lung_labels(ct, lungs)
         known = None if avoid is None else read_avoided(avoid, ct, labels)
-        if whole_volume:
-            made = insert_whole(ct, wishes, generator, labels, known)
-        else:
-            made = insert(ct, wishes, generator, labels, known, retries)
+        with _memory():
+            if whole_volume:
+                made = insert_whole(ct, wishes, generator, labels, known)
+            else:
+                made = insert(ct, wishes, generator, labels, known, retries)
         asked = _asked(generator, lungs, avoid, retries, private, whole_volume, format)
-        record = _record(ct, made, generator, source) | asked | {"nodules": made.records}
+        record = _record(ct, made, generator, found) | asked | {"nodules": made.records}
         suffix = ".nii" if str(path).endswith(".nii") else ".nii.gz"
         write_nifti(part / f"ct{suffix}", made.stored, ct)
         write_nifti(part / "mask.nii.gz", made.mask, CT(made.mask, ct.affine))
@@ -126,24 +130,35 @@ def insert_folder(
             otherwise: nothing is begun then.
     """
     out = Path(os.path.abspath(out))
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: a file, where a folder for the results is needed")
     found, passed = find_cts(folder, out)
     if passed:
         logger.warning("%s: passed over, no CT: %s", folder, ", ".join(passed))
     if not found:
         raise ValueError(f"{folder}: no CT in it (.nii, .nii.gz, .zip, or folders of DICOM files)")
-    _check(wishes, options.get("retries", 0), options.get("private", PRIVATE[0]), options.get("format", FORMATS[0]))
+    _check(wishes, generator, **options)
     own = {
-        name: [replace(w, seed=own_seed(w.seed, *hashlib.sha256(name.encode()).digest())) for w in wishes]
+        name: [replace(w, seed=own_seed(w.seed, *hashlib.sha256(os.fsencode(name)).digest())) for w in wishes]
         for name in found
     }
     said = {}
     with held(out):
         asked = _asked(generator, lungs, **options)
-        others = [] if overwrite else [name for name in found if not _as_asked(out / name, own[name], asked)]
+        maps = {name: None if lungs is None else _same_name(Path(lungs), name, must=False) for name in found}
+        others = (
+            []
+            if overwrite
+            else [
+                name
+                for name, path in found.items()
+                if not _as_asked(out / name, own[name], asked, (path, maps[name], options.get("avoid")))
+            ]
+        )
         if others:
             raise ValueError(
-                f"{out}: {len(others)} result(s) there were made of another request or version, first {others[0]}; "
-                "choose another folder, or overwrite=True"
+                f"{out}: {len(others)} result(s) there were made of another request or version, or before a file they were "
+                f"made of changed, first {others[0]}; choose another folder, or overwrite=True"
             )
         for name, path in tqdm(found.items(), desc="CTs", mininterval=5):
             target = out / name
@@ -175,7 +190,7 @@ def find_cts(folder: str | Path, out: Path | None = None) -> tuple[dict[str, Pat
         raise ValueError(f"{root}: no such folder")
     found: dict[str, Path] = {}
     passed = []
-    for path, is_ct in _entries(root, (None if out is None else out.resolve(), root.resolve())):
+    for path, is_ct in _entries(root, tuple(Path(os.path.realpath(p)) for p in (root, out) if p is not None)):
         inner = path.relative_to(root)
         if not is_ct:
             passed.append(str(inner))
@@ -193,26 +208,41 @@ def find_cts(folder: str | Path, out: Path | None = None) -> tuple[dict[str, Pat
 def _entries(folder: Path, known: tuple) -> Iterator[tuple[Path, bool]]:
     """What lies in a folder, and whether it is a CT; `known`: folders to leave."""
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.resolve() in known or (path / RECORD).exists():
+        try:
+            yield from _entry(path, known)
+        except OSError as error:  # lost+found, a colleague's
+            logger.warning("%s: cannot be read (%s)", path, error.strerror or error)
             yield path, False
-        elif not path.is_dir():
-            yield path, path.is_file() and _SUFFIX.search(path.name) is not None
+
+
+def _entry(path: Path, known: tuple) -> Iterator[tuple[Path, bool]]:
+    real = Path(os.path.realpath(path))
+    if path.name.startswith(".") or real in known or (path / RECORD).exists():
+        yield path, False
+    elif not path.is_dir():
+        yield path, path.is_file() and _SUFFIX.search(path.name) is not None
+    else:
+        os.listdir(path)  # one that cannot be read says so
+        below = list(path.rglob("*"))  # follows no links
+        files = [f for f in below if f.is_file()]
+        volumes = [f for f in files if _SUFFIX.search(f.name)]
+        if (volumes or any(f.is_symlink() and f.is_dir() for f in below)) and not holds_dicom(path):
+            yield from _entries(path, (*known, real))
         else:
-            files = [f for f in path.rglob("*") if f.is_file()]
-            volumes = [f for f in files if _SUFFIX.search(f.name)]
-            if volumes and not holds_dicom(path):
-                yield from _entries(path, (*known, path.resolve()))
-            else:
-                yield path, bool(files)
-                yield from ((f, False) for f in volumes)
+            yield path, bool(files)
+            yield from ((f, False) for f in volumes)
 
 
 def check_output(out: Path, overwrite: bool) -> None:
     """Raise ValueError when `out` may not be written: it exists, or holds something that no insertion made."""
     if not os.path.lexists(out):
         return
+    if out.is_dir() and not out.is_symlink() and not os.listdir(out):  # a job script made it
+        return
     if not overwrite:
         raise ValueError(f"{out}: exists already; choose another name or ask to overwrite it (overwrite=True)")
+    if out.is_symlink():
+        raise ValueError(f"{out}: a link, so it is not overwritten; give the folder it leads to")
     if not out.is_dir() or not (out / RECORD).is_file():
         raise ValueError(f"{out}: not a folder that an insertion wrote (no {RECORD}), so it is not overwritten")
     within = (f.relative_to(out) for f in out.rglob("*") if f.is_symlink() or not f.is_dir())
@@ -220,14 +250,38 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise ValueError(f"{out}: no insertion wrote {foreign[0]} in it, so it is not overwritten; move that elsewhere")
 
 
-def _same_name(folder: Path, name: str) -> Path:
+def _same_name(folder: Path, name: str, must: bool = True) -> Path | None:
     for suffix in (".nii.gz", ".nii"):
         if (folder / f"{name}{suffix}").is_file():
             return folder / f"{name}{suffix}"
-    raise ValueError(f"{folder}: no label map named {name}.nii.gz")
+    if must:
+        raise ValueError(f"{folder}: no label map named {name}.nii.gz")
+    return None
 
 
-def _check(wishes: Sequence[Wish], retries: int, private: str, format: str) -> None:
+@contextlib.contextmanager
+def _memory() -> Iterator[None]:
+    """Too little memory, of a machine or of a GPU that others use too, is a sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = str(error).splitlines()[0] if str(error) else "none left"
+        if isinstance(error, RuntimeError) and not re.search("memory|CUDA", said):
+            raise
+        raise OSError(
+            errno.ENOMEM, f"not enough memory, or the GPU is not to be had ({said}); free some, or on='cpu'"
+        ) from error
+
+
+def _check(
+    wishes: Sequence[Wish],
+    generator: Generator,
+    retries: int = 2,
+    private: str = PRIVATE[0],
+    format: str = FORMATS[0],
+    whole_volume: bool = False,
+    **_,
+) -> None:
     if format not in FORMATS:
         raise ValueError(f"format: choose {' or '.join(FORMATS)}, not {format!r}")
     if private not in PRIVATE:
@@ -235,6 +289,12 @@ def _check(wishes: Sequence[Wish], retries: int, private: str, format: str) -> N
     check_retries(retries)
     if not wishes:
         raise ValueError("nothing to insert: the plan is empty")
+    if whole_volume and len(wishes) > 1:
+        raise ValueError(
+            "Algorithm 2 over the whole volume makes one nodule; leave out whole_volume=True, or ask for one"
+        )
+    if any(w.core_mm is not None for w in wishes) and (whole_volume or generator.profile.match_t_max is None):
+        raise ValueError("a solid core is made by imposing its histogram while sampling; ask for that, or for no core")
 
 
 def _asked(
@@ -248,6 +308,8 @@ def _asked(
 ) -> dict:
     """What a record says of the request beside the wishes."""
     p = generator.profile
+    if whole_volume:  # the paper's own sampling
+        p, generator = replace(p, match_t_max=None), replace(generator, grain=False)
     return {
         "seeds": SEED_RULE,
         "options": {
@@ -270,12 +332,25 @@ def _asked(
     }
 
 
-def _as_asked(out: Path, wishes: Sequence[Wish], asked: dict) -> bool:
-    """Whether the result in `out` is of this request; also where there is none yet."""
+def told_apart(record: Path, generator: Generator, **options) -> list[str]:
+    """Where a request differs from that of a record, beside the wishes: what has to be alike to make the same bytes again."""
+    old = json.loads(record.read_text(encoding="utf-8"))
+    return [
+        f"{part} {name}: {was} there, {now} here"
+        for part, values in _asked(generator, **options).items() if isinstance(values, dict)
+        for name, now in values.items() if (was := dict(old.get(part) or {}).get(name)) != now
+    ]  # fmt: skip
+
+
+def _as_asked(out: Path, wishes: Sequence[Wish], asked: dict, files: Sequence[str | Path | None]) -> bool:
+    """Whether the result in `out` is of this request, and younger than the files it was made of; also where there is none yet."""
     try:
+        made = (out / RECORD).stat().st_mtime
         old = json.loads((out / RECORD).read_text(encoding="utf-8"))
         same = [n["wish"] for n in old["nodules"]] == json.loads(json.dumps([w.given() for w in wishes]))
-        return same and all(old.get(key) == value for key, value in asked.items())
+        of = [Path(f) for f in (*files, *(p for w in wishes for p in (w.histogram, w.mask))) if f is not None]
+        younger = any(f.stat().st_mtime > made for p in of for f in (p, *(p.rglob("*") if p.is_dir() else ())))
+        return same and not younger and all(old.get(key) == value for key, value in asked.items())
     except FileNotFoundError:
         return True
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no record of ours

@@ -45,7 +45,18 @@ class LungSpace:
 
     @classmethod
     def of(cls, ct: CT, labels: np.ndarray, avoid: np.ndarray | None = None) -> LungSpace:
-        """labels, avoid: (X, Y, Z) on the CT's grid; avoid: voxels no lesion may touch (known lesions)."""
+        """labels, avoid: (X, Y, Z) on the CT's grid; avoid: voxels that stay as they are (known lesions).
+
+        Raises:
+            ValueError: not on the CT's grid, or no lung.
+        """
+        for name, given in (("labels", labels), ("avoid", avoid)):
+            if given is not None and np.shape(given) != ct.shape:
+                raise ValueError(
+                    f"{name} have {np.shape(given)} voxels and the CT {ct.shape} (x, y, z); SimpleITK's arrays are (z, y, x)"
+                )
+        if not (np.asarray(labels) > 0).any():
+            raise ValueError("the labels hold no lung: no voxel above 0")
         # one voxel order and one rounding, so that the same scan stored in another order gives the same places
         ras = to_ras(CT(ct.array, ct.affine))
         grid = np.round(ras.affine, 6)
@@ -62,6 +73,9 @@ class LungSpace:
         if avoid is not None:
             known = to_ras(CT(avoid.astype(bool), ct.affine)).array
             occupied = sample(known, grid, shape, affine, order=0, outside=0)
+            if occupied.any():  # the feather may not reach it either; half a voxel of either grid is lost in sampling
+                near = MARGIN_SIGMAS * FEATHER_MM + (1 + ct.spacing.max()) / 2
+                occupied = ndimage.distance_transform_edt(~occupied) <= near
         return cls(ct, affine, hu, on_grid, LungMap(on_grid), occupied)
 
 
@@ -142,6 +156,8 @@ def _lobe_label(space: LungSpace, wish: Wish) -> int | None:
         return None
     label = next(k for k, name in LOBE_NAMES.items() if name == wish.lobe)
     if not (space.labels == label).any():
+        if there := [name for k, name in LOBE_NAMES.items() if (space.labels == k).any()]:
+            raise ValueError(f"lobe {wish.lobe} is asked for, but the lung labels have {', '.join(there)} only")
         raise ValueError(
             f"lobe {wish.lobe} is asked for, but the lung labels do not tell lobes; give a TotalSegmentator map (lungs=...)"
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import operator
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
 from hrldm.data.nifti import open_nifti
 from hrldm.data.placement import LOBE_NAMES, LOCATIONS
+from hrldm.data.spreadsheet import read_spreadsheet
 
 SEED_RULE = (
     "each nodule's own; of copies the first has the one given, the k-th and a batch's draw theirs by SeedSequence"
@@ -53,6 +55,7 @@ class Wish:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._plain()
         if self.subtype not in SUBTYPES:
             raise ValueError(f"unknown subtype {self.subtype!r}; choose one of {', '.join(SUBTYPES)}")
         if not SMALLEST_MM <= self.diameter_mm <= LARGEST_MM:
@@ -76,10 +79,26 @@ class Wish:
             if taken := [name for name in ("lobe", "at", "spiculation", "core_mm") if getattr(self, name) is not None]:
                 raise ValueError(f"a mask of the lesion says its shape and place; leave out {', '.join(taken)}")
             open_nifti(self.mask)
-        if not isinstance(self.seed, int) or self.seed < 0:
+        if self.seed < 0:
             raise ValueError(f"seed {self.seed!r}: give a whole number, 0 or more")
         if self.histogram is not None:
             read_histogram(self.histogram)
+
+    def _plain(self) -> None:
+        """Numbers, tuples and text instead of NumPy's kinds, arrays and paths, which a record cannot hold."""
+        kinds = {
+            "diameter_mm": float, "spiculation": float, "core_mm": float, "histogram": os.fspath, "mask": os.fspath,
+            "seed": operator.index, "at": lambda at: tuple(float(x) for x in at),
+        }  # fmt: skip
+        for name, kind in kinds.items():
+            if (value := getattr(self, name)) is not None:
+                try:
+                    object.__setattr__(self, name, kind(value))
+                except (TypeError, ValueError, OverflowError):
+                    wanted = {"seed": "a whole number", "at": "three numbers x,y,z in RAS mm"}.get(
+                        name, "a file's path" if kind is os.fspath else "a number"
+                    )
+                    raise ValueError(f"{name} {value!r}: give {wanted}") from None
 
     def given(self) -> dict:
         """The fields that say something, as a record has them."""
@@ -98,7 +117,7 @@ def read_histogram(path: str | Path, bins: int = 40) -> np.ndarray:
         ValueError: unreadable, another count, negative, not finite or empty.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         values = np.array([float(x) for x in text.replace(",", " ").split()])
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a histogram ({error}); give a text file of {bins} numbers") from error
@@ -122,45 +141,59 @@ def read_plan(path: str | Path, seed: int = 0) -> list[Wish]:
     path = Path(path)
     if path.suffix.lower() == ".json":
         return _recorded(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as f:
-            reader = csv.DictReader(f)
-            rows, columns = list(reader), reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a readable CSV ({error})") from error
-    known = [f.name for f in fields(Wish)]
-    if unknown := [c for c in columns if c not in known]:
-        raise ValueError(f"{path}: unknown column(s) {', '.join(map(str, unknown))}; known are {', '.join(known)}")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give a CSV of wishes, or the record.json of an insertion")
+    columns, rows, problems = read_spreadsheet(path)
+    known, readable = [f.name for f in fields(Wish)], len(set(columns)) == len(columns)
+    if unknown := [c or "(without a name)" for c in columns if c not in known]:
+        problems.append(f"unknown column(s) {', '.join(unknown)}; known are {', '.join(known)}")
     if not rows:
-        raise ValueError(f"{path}: no rows; one row a nodule below the header")
-    wishes, problems = [], []
-    for number, row in enumerate(rows, start=2):  # the header is row 1
+        problems.append("no rows; one row a nodule below the header")
+    wishes = []
+    for k, (number, cells) in enumerate(rows.items() if readable and not unknown else ()):
         try:
-            wishes.append(_wish(row, seed if number == 2 else own_seed(seed, number - 2)))
+            wishes.append(_wish(dict(zip(columns, cells, strict=True)), own_seed(seed, k) if k else seed))
         except ValueError as error:
             problems.append(f"row {number}: {error}")
     if problems:
-        raise ValueError(f"{path}: {len(problems)} wrong row(s)\n" + "\n".join(problems))
+        raise ValueError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(problems))
     return wishes
 
 
 def _recorded(path: Path) -> list[Wish]:
     """The wishes of a record.json."""
     try:
-        wishes = [dict(nodule["wish"]) for nodule in json.loads(path.read_text(encoding="utf-8"))["nodules"]]
-        return [Wish(**(w | {"at": tuple(w["at"])} if w.get("at") is not None else w)) for w in wishes]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        nodules = [dict(nodule["wish"]) for nodule in json.loads(path.read_text(encoding="utf-8"))["nodules"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path}: not the record of an insertion ({type(error).__name__}: {error}); give its record.json"
         ) from error
+    wishes = []
+    for k, wish in enumerate(nodules, start=1):
+        try:
+            wishes.append(Wish(**wish))
+        except TypeError as error:  # a field that no wish has
+            raise ValueError(f"{path}: not the record of an insertion ({error}); give its record.json") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: nodule {k}: {error}") from error
+    return wishes
 
 
 def _wish(row: dict[str, str], seed: int) -> Wish:
-    if None in row or None in row.values():
-        raise ValueError("another number of cells than the header has")
-    given = {k: v.strip() for k, v in row.items() if v.strip()}
-    numbers = {"diameter_mm": float, "spiculation": float, "core_mm": float, "seed": int, "at": point}
-    return Wish(**{"seed": seed} | {k: numbers[k](v) if k in numbers else v for k, v in given.items()})
+    numbers = {"diameter_mm": float, "spiculation": float, "core_mm": float, "seed": _whole, "at": point}
+    given: dict = {"seed": seed}
+    for name, text in row.items():
+        if text:
+            try:
+                given[name] = numbers[name](text) if name in numbers else text
+            except ValueError:
+                raise ValueError(f"{name} {text!r} is not a number") from None
+    return Wish(**given)
+
+
+def _whole(text: str) -> int:
+    """3 from "3", and from the "3.0" that a column with blanks becomes."""
+    return int(text.removesuffix(".0"))
 
 
 def point(text: str) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ uninterrupted one, and runs that differ in one option see the same nodules, time
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,8 @@ def train_ldm(
     if Path(path).exists():
         groups, old = ckpt.load(path)
         ckpt.require(old, path, stage=STAGE, digest=meta["digest"], seed=seed, n=len(cache))
+        if not math.isclose(old["scale"], cache.scale, rel_tol=1e-6):  # another autoencoder's, or other crops
+            raise ckpt.CheckpointError(f"{path}: made of other latents; choose another folder or delete it")
         model.load_state_dict(groups["model"])
         ckpt.restore_optimizer(optimizer, groups.get("optimizer", {}))
         ema.shadow = groups["ema"]

@@ -157,12 +157,15 @@ def library_of(patches: Patches, bins: int) -> pd.DataFrame:
 
 
 def chosen_histograms(places: Patches, library: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """(N, B) out of a library, for each place by `choose_histogram` with the lung about it as the floor."""
+    """(N, B) out of a library, for each place by `choose_histogram` with the lung about it as the floor; the place's own
+    nodule, or the one whose histogram it has, is left out where there are others of its subtype."""
     middle = places.centred(min(2 * FLOOR_REACH, places.hu.shape[1]))
     rows = []
     for r, hu, mask in zip(places.frame.itertuples(), middle.hu, middle.mask, strict=True):
         floor = lung_floor(hu, ~mask)
-        rows.append(choose_histogram(r.subtype, r.diameter_mm, rng, library, floor)[1])
+        others = library[~library.nodule_id.isin((r.nodule_id, getattr(r, "histogram_id", "")))]
+        known = others if (others.subtype == r.subtype).any() else library
+        rows.append(choose_histogram(r.subtype, r.diameter_mm, rng, known, floor)[1])
     return np.stack(rows)
 
 

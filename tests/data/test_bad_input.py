@@ -121,7 +121,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with refused(tmp_path, "absent.nii.gz", "no such file", "check the path"):
         read_ct(tmp_path / "absent.nii.gz")
     (tmp_path / "folder").mkdir()
-    with refused(tmp_path, str(tmp_path / "folder"), "a folder where a NIfTI file is needed", "convert it"):
+    with refused(tmp_path, str(tmp_path / "folder"), "a folder where one NIfTI file is needed", "--ml"):
         open_nifti(tmp_path / "folder")
     (tmp_path / "text.nii.gz").write_bytes(gzip.compress(b"hello"))
     with refused(tmp_path, "text.nii.gz", "not a readable image", "give .nii"):

@@ -89,6 +89,10 @@ def test_command_line_judges_a_manifest(call, tmp_path):
     table = pd.read_csv(tmp_path / "judged" / "tables" / "lesion_histograms.csv")
     assert table.query("metric == 'jsd' and subtype == 'all'").set_index("system").value["hr-ldm"] < 0.02
     assert (tmp_path / "judged" / "provenance.json").exists()
+    status, said, error = call(tmp_path / "absent", "--out", tmp_path / "judged")
+    assert status == 2 and "judged: exists already" in error and "(--overwrite)" in error
+    (tmp_path / "file").touch()
+    assert "cannot be written" in call(tmp_path / "absent", "--out", tmp_path / "file" / "x")[2]
     assert "JSD, n = 12" in call(root, "--split", "all")[1]
     status, said, error = call(root, "--split", "val")
     assert status == 2 and error == f"error: {root}: no nodule of split 'val' in its manifest; choose another, or all\n"

@@ -68,8 +68,8 @@ def test_features_know_smoothness_anisotropy_noise_and_edge():
     assert abs(plain.anisotropy_difference_1) < 0.2 and thick.anisotropy_difference_1 < -0.7
     assert thick.anisotropy_correlation_1 > 0.3
     quiet = np.where(masks, hu, -850 + (hu + 850) / 5)
-    assert realism.feature_table(quiet, masks).mean().inside_noise_over_surroundings > (
-        plain.inside_noise_over_surroundings + 1
+    assert realism.feature_table(quiet, masks).mean().edge_noise_over_surroundings > (
+        plain.edge_noise_over_surroundings + 1
     )
     soft = np.stack([ndimage.gaussian_filter(h, 1.0) for h in hu])
     assert realism.feature_table(soft, masks).mean().edge_gradient < plain.edge_gradient - 50
@@ -79,7 +79,7 @@ def test_nothing_inside_reads_beyond_the_mask_but_the_noise_of_the_surroundings(
     hu, masks = lesions(5, n=3)
     other = np.where(masks, hu, 300.0)
     a, b = realism.feature_table(hu, masks), realism.feature_table(other, masks)
-    own = [c for c in a if not c.startswith("edge_") and c != "inside_noise_over_surroundings"]
+    own = [c for c in a if not c.startswith("edge_")]
     pd.testing.assert_frame_equal(a[own], b[own])
     assert set(realism.feature_sets(a.columns)) == {"inside", "inside_isotropic", "edge"}
     assert not [c for c in realism.feature_sets(a.columns)["inside_isotropic"] if "anisotropy" in c]

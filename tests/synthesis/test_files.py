@@ -1,6 +1,8 @@
 """From disk to disk: folders of results that are whole or absent, DICOM in and out, many CTs, and the command line."""
 
 import json
+import os
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -175,7 +177,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(nifti, tmp_pa
         files.insert_file(nifti, tmp_path / "link", WISHES, generator)
     with pytest.raises(ValueError, match="no such file"):
         files.insert_file(tmp_path / "absent.nii", tmp_path / "new" / "deep" / "out", WISHES, generator)
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(total=10**9, free=10_000))
     with pytest.raises(OSError, match=r"new/out: the results take up to \d+ MB, and its disk has 0 MB free"):
         files.insert_file(nifti, tmp_path / "new" / "out", WISHES, generator)
     assert not generator.asked and not (tmp_path / "new").exists()
@@ -303,14 +305,14 @@ def test_a_batch_asked_for_otherwise_is_refused_before_anything_is_made(nifti, t
         (WISHES * 2, {"retries": 0}),
     ):
         with pytest.raises(
-            ValueError, match=r"1 result\(s\) there were made of another request or version, first a; choose"
+            ValueError, match=r"1 result\(s\) there were made of another request or version, .* first a; choose"
         ):
             files.insert_folder(source, out, wishes, generator, **options)
     assert (out / "a" / "record.json").read_bytes() == before and not (out / "b").exists()
     said = files.insert_folder(source, out, WISHES, generator, retries=0)
     assert said == {"a": "there already", "b": "done"}
     (out / "a" / "record.json").write_text("{")
-    with pytest.raises(ValueError, match="another request or version, first a"):
+    with pytest.raises(ValueError, match="another request or version, .* first a"):
         files.insert_folder(source, out, WISHES, generator, retries=0)
     said = []
 
@@ -321,6 +323,107 @@ def test_a_batch_asked_for_otherwise_is_refused_before_anything_is_made(nifti, t
 
     files.insert_folder(source, out, WISHES, During(second), overwrite=True)
     assert said and json.loads((out / "a" / "record.json").read_text())["seeds"] == files.SEED_RULE
+
+
+def test_a_result_older_than_what_it_was_made_of_is_not_there_already(nifti, tmp_path):
+    for name, source in (("cts", nifti), ("maps", tmp_path / "lungs.nii.gz")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.nii.gz").write_bytes(source.read_bytes())
+    (tmp_path / "h.txt").write_text("1 " * 40)
+    call = (tmp_path / "cts", tmp_path / "out", [Wish(histogram=tmp_path / "h.txt")], tiny.PaintingGenerator())
+    assert files.insert_folder(*call, tmp_path / "maps") == {"a": "done"}
+    made = (tmp_path / "out" / "a" / "record.json").stat().st_mtime
+    for changed in ("cts/a.nii.gz", "maps/a.nii.gz", "h.txt"):
+        assert files.insert_folder(*call, tmp_path / "maps") == {"a": "there already"}
+        os.utime(tmp_path / changed, (made + 5, made + 5))
+        with pytest.raises(ValueError, match="before a file they were made of changed, first a"):
+            files.insert_folder(*call, tmp_path / "maps")
+        os.utime(tmp_path / changed, (made, made))
+
+
+def test_an_empty_folder_may_be_the_output_and_a_link_is_not_replaced(nifti, tmp_path):
+    (tmp_path / "made").mkdir()
+    put(nifti, tmp_path / "made")
+    assert (tmp_path / "made" / "record.json").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "made")
+    with pytest.raises(ValueError, match="link: a link, so it is not overwritten; give the folder it leads to"):
+        put(nifti, tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "made" / "record.json").exists()
+    (tmp_path / ".hrldm-made-former").symlink_to(tmp_path)  # nothing that we can clear
+    with pytest.raises(OSError, match="hrldm-made-former: left by a former run, and cannot be removed"):
+        put(nifti, tmp_path / "made", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(MemoryError(), "none left"), (RuntimeError("CUDA error: out of memory\nmore"), "CUDA error: out of memory"),
+     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "allocate memory")],
+)  # fmt: skip
+def test_too_little_memory_is_a_sentence_and_stops_one_ct_only(call, nifti, tmp_path, monkeypatch, error, said):
+    def fails():
+        raise error
+
+    monkeypatch.setattr("hrldm.synthesis.released.released", lambda **changes: During(fails))
+    (tmp_path / "cts").mkdir()
+    shutil.copy(nifti, tmp_path / "cts" / "a.nii.gz")
+    status, _, out = call("insert", nifti, tmp_path / "out")
+    assert status == 2 and said in out and out.endswith("free some, or --device cpu\n")
+    status, out, _ = call("batch", tmp_path / "cts", tmp_path / "out")
+    assert status == 1 and "a: " in out and said in out
+
+
+def test_a_fault_of_ours_stays_one(nifti, tmp_path):
+    def fails():
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        files.insert_file(nifti, tmp_path / "out", WISHES, During(fails))
+
+
+def test_what_needs_the_imposed_histogram_or_one_nodule_is_refused_before_the_lungs(nifti, tmp_path):
+    generator = tiny.PaintingGenerator()
+    unaided = tiny.PaintingGenerator()
+    unaided.profile = tiny.profile()
+    core = [Wish("part-solid", 14.0, core_mm=6.0)]
+    for asked, whole, made_by, message in (
+        (WISHES * 2, True, generator, "makes one nodule"),
+        (core, True, generator, "solid core is made by imposing"),
+        (core, False, unaided, "solid core is made by imposing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            files.insert_file(nifti, tmp_path / "out", asked, made_by, lungs="absent.nii", whole_volume=whole)
+
+
+def test_a_record_made_otherwise_is_said(nifti, tmp_path):
+    generator = tiny.PaintingGenerator()
+    files.insert_file(nifti, tmp_path / "a", WISHES, generator, lungs=tmp_path / "lungs.nii.gz", retries=0)
+    record = tmp_path / "a" / "record.json"
+    assert files.told_apart(record, generator, lungs="x", retries=2) == ["options retries: 0 there, 2 here"]
+    assert files.told_apart(record, generator, retries=0) == ["options lungs_given: True there, False here"]
+    generator.profile = tiny.profile(match_t_max=300, sample_steps=7)
+    assert [f.split(":")[0] for f in files.told_apart(record, generator, lungs="x", retries=0)] == ["sampling steps"]
+
+
+def test_odd_folders_stop_no_batch(tmp_path, monkeypatch):
+    root = tmp_path / "in"
+    for name in ("lost+found", "siteA", "archive/p1"):
+        (root / name if name != "archive/p1" else tmp_path / name).mkdir(parents=True)
+    (tmp_path / "archive" / "p1" / "1").write_bytes(bytes(128) + b"DICM")
+    (root / "siteA" / "p1").symlink_to(tmp_path / "archive" / "p1")
+    (root / "self").symlink_to(root / "self")
+    (root / os.fsdecode(b"M\xfcller.nii")).touch()
+    listed = os.listdir
+
+    def denied(path):
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(files.os, "listdir", denied)
+    found, passed = files.find_cts(root)
+    assert sorted(found) == [os.fsdecode(b"M\xfcller"), "siteA/p1"] and sorted(passed) == ["lost+found", "self"]
+    said = files.insert_folder(root, tmp_path / "out", WISHES, tiny.PaintingGenerator())
+    assert "not a readable image" in said[os.fsdecode(b"M\xfcller")]
 
 
 def test_every_ct_of_a_folder_is_found_and_what_is_not_one_is_said(tmp_path):

@@ -105,6 +105,7 @@ def test_several_nodules_keep_apart_and_off_what_is_to_be_avoided():
     wishes = [Wish(s, d, seed=k) for k, (s, d) in enumerate([("solid", 14), ("part-solid", 10), ("ground-glass", 20)])]
     out = put(ct, labels, *wishes, avoid=avoid)
     assert [int((out.mask == k).sum() > 0) for k in (1, 2, 3)] == [1, 1, 1] and not out.mask[avoid].any()
+    assert (out.stored[avoid] == ct.stored[avoid]).all()
     for i in (1, 2, 3):
         distance = ndimage.distance_transform_edt(out.mask != i, ct.spacing)
         others = (out.mask > 0) & (out.mask != i)
@@ -114,6 +115,32 @@ def test_several_nodules_keep_apart_and_off_what_is_to_be_avoided():
         "part-solid",
         "ground-glass",
     ]
+
+
+def test_what_is_to_be_avoided_keeps_its_bits_however_near_the_nodule():
+    ct, labels = scan()
+    x, y, z = (to_world(ct.affine, np.indices(ct.shape).reshape(3, -1).T).T[i].reshape(ct.shape) for i in range(3))
+    known = (np.abs(x + 70) < 12) & (np.abs(y) < 12) & (np.abs(z) < 12)
+    free = 0
+    for gap in (14, 18):
+        try:
+            out = put(ct, labels, Wish("solid", 8.0, at=(-70.0 + 12 + gap - 8, 0.0, 0.0)), avoid=known)
+        except ValueError as error:
+            assert "there is another lesion" in str(error)
+            continue
+        free += 1
+        np.testing.assert_array_equal(out.stored[known], ct.stored[known])
+    assert free
+
+
+def test_labels_of_another_grid_or_without_lung_are_refused():
+    ct, labels = scan()
+    with pytest.raises(ValueError, match=r"labels have .* voxels and the CT .*SimpleITK's arrays are \(z, y, x\)"):
+        put(ct, labels.transpose(2, 1, 0)[:-1], Wish())
+    with pytest.raises(ValueError, match="avoid have"):
+        put(ct, labels, Wish(), avoid=np.zeros((3, 3, 3), bool))
+    with pytest.raises(ValueError, match="hold no lung"):
+        put(ct, np.zeros_like(labels), Wish())
 
 
 def test_a_given_place_is_taken_or_refused_with_the_nearest_good_one():

@@ -55,19 +55,44 @@ def test_rows_without_a_seed_have_seeds_of_their_own_as_copies_have(tmp_path):
 def test_all_wrong_rows_are_named_at_once(tmp_path):
     file = tmp_path / "plan.csv"
     file.write_text("subtype,diameter_mm\nsolid,10\nsolid,99\nfluffy,8\nsolid\nsolid,big\n")
-    with pytest.raises(ValueError, match=r"4 wrong row\(s\)") as error:
+    with pytest.raises(ValueError, match=r"4 problem\(s\)") as error:
         read_plan(file)
     text = str(error.value)
     assert (
-        "row 3: diameter 99" in text and "row 4: unknown subtype" in text and "row 5: another number of cells" in text
+        "row 3: diameter 99" in text
+        and "row 4: unknown subtype" in text
+        and "row 5: 1 fields where the header has 2" in text
     )
-    assert "row 6: could not convert" in text
-    for content, message in (("size\n10\n", "unknown column.*size"), ("subtype\n", "no rows")):
+    assert "row 6: diameter_mm 'big' is not a number" in text
+    cases = (
+        ("size\n10\n", "unknown column.*size"), ("subtype\n", "no rows"), ("subtype\n\n,,\n", "no rows"),
+        ("subtype,seed,seed\nsolid,1,2\n", "'seed' stands 2 times"), ("subtype;seed\nsolid;1\n", "separate columns by commas"),
+        ("subtype,seed\n\nsolid,x\n", "row 3: seed 'x' is not a number"),
+    )  # fmt: skip
+    for content, message in cases:
         file.write_text(content)
         with pytest.raises(ValueError, match=message):
             read_plan(file)
-    with pytest.raises(ValueError, match="not a readable CSV"):
+    with pytest.raises(ValueError, match="absent.csv: no such file"):
         read_plan(tmp_path / "absent.csv")
+
+
+def test_what_spreadsheets_and_pandas_leave_in_a_plan_changes_nothing(tmp_path):
+    file = tmp_path / "plan.csv"
+    file.write_bytes("\ufeffsubtype, diameter_mm ,seed,\r\nsolid,9,3.0,\r\n,,,\r\n\r\nsolid,NaN,,\r\n,,,\r\n".encode())
+    assert read_plan(file) == [Wish(diameter_mm=9.0, seed=3), Wish(seed=own_seed(0, 1))]
+    (tmp_path / "h.txt").write_text("\ufeff" + "1 " * 40, encoding="utf-8")
+    np.testing.assert_allclose(read_histogram(tmp_path / "h.txt"), 1 / 40)
+
+
+def test_numpy_and_paths_in_a_wish_are_what_a_record_can_hold(tmp_path):
+    (tmp_path / "h.txt").write_text("1 " * 40)
+    wish = Wish(diameter_mm=np.int64(12), at=np.array([1, 2, 3.5]), histogram=tmp_path / "h.txt", seed=np.int64(4))
+    plain = Wish(diameter_mm=12.0, at=(1.0, 2.0, 3.5), histogram=str(tmp_path / "h.txt"), seed=4)
+    assert wish == plain and json.loads(json.dumps(wish.given())) == json.loads(json.dumps(plain.given()))
+    for wrong, said in (({"seed": 1.5}, "whole number"), ({"diameter_mm": "ten"}, "a number"), ({"at": 3}, "three numbers"), ({"mask": 3}, "path")):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            Wish(**wrong)
 
 
 def test_copies_have_seeds_of_their_own_and_two_seeds_share_none():
@@ -91,5 +116,8 @@ def test_a_record_is_a_plan_and_anything_else_is_named(tmp_path):
         (tmp_path / "wrong.json").write_text(text)
         with pytest.raises(ValueError, match=r"wrong.json: not the record of an insertion"):
             read_plan(tmp_path / "wrong.json")
+    (tmp_path / "moved.json").write_text('{"nodules": [{"wish": {}}, {"wish": {"mask": "gone.nii.gz"}}]}')
+    with pytest.raises(ValueError, match="moved.json: nodule 2: gone.nii.gz: no such file"):
+        read_plan(tmp_path / "moved.json")
     with pytest.raises(ValueError, match="absent.json: not the record"):
         read_plan(tmp_path / "absent.json")
