@@ -303,12 +303,12 @@ def steps(results: Path) -> str:
     for r in pd.read_csv(results / "steps.csv").itertuples():
         gap = "" if pd.isna(r.jsd_minus_25) else f"{r.jsd_minus_25:+.4f} ({r.jsd_low:+.4f} to {r.jsd_high:+.4f})"
         numbers = (f"{r.jsd:.3f}", f"{r.jsd_median:.3f}", f"{r.wasserstein_hu:.0f}", f"{r.roughness_ratio:.2f}")
-        rows.append((r.histogram, str(r.steps), *numbers, gap))
-        n = r.n
+        rows.append((f"{r.where}, n = {r.n}", r.histogram, str(r.steps), *numbers, gap))
     head = [
+        "nodules",
         "histogram",
         "steps",
-        f"JSD, n = {n}",
+        "JSD",
         "median",
         "Wasserstein distance, HU",
         "roughness / real",

@@ -159,12 +159,17 @@ def test_the_released_network_in_one_table_its_steps_and_its_curve(results):
     fit = ["0.97, 0.950"] * 3
     assert cells(block, 2) == ["real, floor", "0.100 (0.100 to 0.100)", "0.050", "", "", "", "", ""]
     assert cells(block, 3) == ["hr-ldm", "0.100 (0.100 to 0.100)", "0.080", *fit, "95% of 20", "0.80"]
-    head = "histogram steps n jsd jsd_median wasserstein_hu roughness_ratio jsd_minus_25 jsd_low jsd_high".split()
-    rows = [("imposed", 4, 90, 0.05, 0.04, 45.4, 0.97, 0.001, -0.002, 0.004), ("imposed", 25, 90, 0.049, 0.04, 45, 0.9)]
+    head = "where histogram steps n jsd jsd_median wasserstein_hu roughness_ratio jsd_minus_25 jsd_low jsd_high".split()
+    rows = [("displaced", "imposed", 4, 71, 0.05, 0.04, 45.4, 0.97, 0.001, -0.002, 0.004)]
+    rows += [("displaced", "imposed", 25, 71, 0.049, 0.04, 45, 0.9)]
     pd.DataFrame(rows, columns=head).to_csv(results / "steps.csv", index=False)
     block = update_readme.steps(results)
-    assert cells(block, 2) == ["imposed", "4", "0.050", "0.040", "45", "0.97", "+0.0010 (-0.0020 to +0.0040)"]
-    assert cells(block, 3)[1:3] == ["25", "0.049"] and cells(block, 3)[6] == "" and "n = 90" in cells(block, 0)[2]
+    assert cells(block, 2)[:7] == ["displaced, n = 71", "imposed", "4", "0.050", "0.040", "45", "0.97"]
+    assert (
+        cells(block, 2)[7] == "+0.0010 (-0.0020 to +0.0040)"
+        and cells(block, 3)[3] == "0.049"
+        and cells(block, 3)[7] == ""
+    )
     curve = pd.DataFrame([(500, 40, 0.2, 0.15, 50.4, 0.7), (7000, 40, 0.1, 0.08, 20.4, 0.9)])
     curve.columns = "steps n jsd jsd_median mean_error_hu roughness_ratio".split()
     curve.to_csv(results / "curve.csv", index=False)
