@@ -51,7 +51,7 @@ NAMES = {
 }
 INSERTED = {  # benchmark of results/bench/insert.csv: what it is, and the unit of its variants
     "algorithm_2": ("one lesion, placed mask to voxels", ""),
-    "insert_file": ("`python -m hrldm insert` as called, reading and writing included", " voxels"),
+    "insert_file": ("`python -m hrldm insert`, the whole process", " voxels"),
     "volume": ("one nodule, by size of the CT", " voxels"),
     "count": ("nodules in one call", ""),
 }
