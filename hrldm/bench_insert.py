@@ -2,7 +2,8 @@
 
     algorithm_2    one lesion, from its placed mask to the CT's voxels, at equal steps: on its own crop against Algorithm 2
                    over the whole body (encode, denoise and decode everything; histogram not imposed and no grain in either)
-    insert_file    `python -m hrldm insert` as a user calls it with the default sampler: reading, lobes from a map, writing
+    insert_file    `python -m hrldm insert` as a user calls it with the default sampler: the whole process, from the start of
+                   Python to the written files, lobes from a map; `peak_mb` is all of its memory
     volume         one nodule into the CT with every second row and column, as it is, and with slices doubled
     count          1, 4 and 16 nodules in one call
 
@@ -14,8 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
 import tempfile
-from pathlib import Path
+import time
 
 import numpy as np
 
@@ -25,13 +29,13 @@ from hrldm.data.lungs import read_labels
 from hrldm.data.shapes import load_shapes
 from hrldm.measuring import measure
 from hrldm.synthesis.blend import blended
-from hrldm.synthesis.files import insert_file
 from hrldm.synthesis.generate import FEATHER_MM
 from hrldm.synthesis.insert import insert, requested
 from hrldm.synthesis.placing import LungSpace, place_nodule
 from hrldm.synthesis.plan import Wish, copies
 from hrldm.synthesis.released import released
 from hrldm.synthesis.whole_volume import algorithm2
+from hrldm.train.device import device
 
 WHOLE_BODY_MB = 16 * 1024  # what the whole body of this CT takes, measured
 STEPS = 2  # of both ways in `algorithm_2`: Algorithm 2 takes minutes even so
@@ -60,12 +64,20 @@ def algorithm_2(variant: str, repeats: int) -> dict:
 
 def end_to_end(variant: str, repeats: int) -> dict:
     ct, lobes = wheel_file(*LIDC_0001_CT), wheel_file(*LIDC_0001_LOBES)
-
-    def call() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            insert_file(ct, Path(folder) / "out", [WISH], released(), lungs=lobes)
-
-    return measure(call, 1, warm_up=1)
+    with tempfile.TemporaryDirectory() as folder:
+        call = [sys.executable, "-m", "hrldm", "insert", str(ct), f"{folder}/out", "--lungs", str(lobes)]
+        call += ["--subtype", WISH.subtype, "--diameter", str(WISH.diameter_mm), "--seed", str(WISH.seed)]
+        started = time.perf_counter()
+        process = subprocess.Popen(call, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+    if status:
+        raise RuntimeError(f"{' '.join(call)} failed")
+    return {
+        "time_s": seconds,
+        "peak_mb": used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
+        "device": device(),
+    }
 
 
 def volume(variant: str, repeats: int) -> dict:
