@@ -81,15 +81,16 @@ $(NAMES): %: $(STAMP)/%.done
 
 # one pattern for all; what each depends on besides follows
 $(STAMP)/%.done: notebooks/%.ipynb $(STAMP)/parameters | $(ENV)
+	@touch $@.begun
 	@$(PY) scripts/run_notebook.py $< '$(OUT)/runs/$*.ipynb' \
 		--profile '$(PROFILE)' --dataset '$(DATASET)' --data-root $(call quoted,$(DATA_ROOT)) --seed $(call quoted,$(SEED))
-	@touch $@
+	@cksum < '$(OUT)/runs/$*.ipynb' > $@ && touch -r $@.begun $@ && rm $@.begun  # what is edited meanwhile is newer
 
-# changes its time only when a parameter or the user's manifest changes
+# changes its time only when a parameter, or a file of the user's data, changes
 $(STAMP)/parameters: FORCE
 	@mkdir -p $(@D)
 	@text=$(call quoted,seed=$(SEED) data_root=$(DATA_ROOT) results=$(HRLDM_RESULTS)); \
-		$(if $(DATA_ROOT),text="$$text $$(cksum $(call quoted,$(DATA_ROOT)/manifest.csv))";) \
+		text="$$text $$($(BASE) -I hrldm/paths.py --stamp $(call quoted,$(DATA_ROOT)))"; \
 		[ "$$(cat $@ 2>/dev/null)" = "$$text" ] || echo "$$text" > $@
 
 # stages: who reads what an earlier notebook made; "|" only keeps two notebooks from making the same stage at once
@@ -101,8 +102,9 @@ $(call done,06_turing): $(call done,05_fidelity)
 $(call done,08_scarcity 09_malignancy): $(call done,07_subtype)
 $(call done,11_claims): $(call done,$(filter-out 11_%,$(NAMES)))
 
-# executed notebooks that somebody removed
-$(foreach n,$(NAMES),$(if $(wildcard $(OUT)/runs/$(n).ipynb),,$(eval $(STAMP)/$(n).done: FORCE)))
+# executed notebooks that are not those of the stamp: removed, or put back by git
+$(foreach n,$(NAMES),$(if $(shell [ "$$({ cksum < '$(OUT)/runs/$(n).ipynb'; } 2>/dev/null)" = \
+	"$$(cat '$(STAMP)/$(n).done' 2>/dev/null)" ] && echo same),,$(eval $(STAMP)/$(n).done: FORCE)))
 
 # the files each notebook reaches, looked up at every call: 0.2 s, never stale
 DEPS := $(HRLDM_CACHE)/make/deps.mk
@@ -114,9 +116,9 @@ include $(DEPS)
 
 # -- tests --------------------------------------------------------------------------------------------------------------
 # Own cache and results, so that a stage made by former code cannot pass for this one's; only the fetched wheels stay.
-TESTING := $(abspath .cache/test)
-test: export HRLDM_CACHE := $(TESTING)
-test: export HRLDM_RESULTS := $(TESTING)/results
+TESTING := .cache/test
+test: export HRLDM_CACHE := $(CURDIR)/$(TESTING)
+test: export HRLDM_RESULTS := $(CURDIR)/$(TESTING)/results
 test: lint
 	@mkdir -p $(TESTING) && find $(TESTING) -mindepth 1 -maxdepth 1 ! -name wheels -exec rm -rf {} +
 	@[ -e $(TESTING)/wheels ] || [ ! -d .cache/wheels ] || cp -r .cache/wheels $(TESTING)/wheels

@@ -1,10 +1,14 @@
 """The only place that knows folders. Everything else receives paths or asks here.
 
-``python hrldm/paths.py PROFILE DATASET DATA_ROOT CACHE RESULTS`` is `check_run` for the Makefile. Standard library only: it runs before the environment exists.
+``python hrldm/paths.py PROFILE DATASET DATA_ROOT CACHE RESULTS`` is `check_run` for the Makefile, ``--stamp DATA_ROOT`` is `stamp`.
+Standard library only: it runs before the environment exists.
 """
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import os
 import re
 import sys
@@ -15,6 +19,8 @@ ROOT = PACKAGE.parent
 WEIGHTS = PACKAGE / "weights"  # shipped safetensors with their cards
 PUBLISHED = ROOT / "results" / "published"  # the paper's own numbers as CSV
 EMBEDDED = "lidc-mini"  # the dataset that needs no folder
+FILES = ("image", "mask", "background")  # columns of a manifest that name files
+RADIMAGENET = "HRLDM_RADIMAGENET"  # names the user's weight file of the feature extractor
 
 
 def cache_dir() -> Path:
@@ -52,6 +58,8 @@ def check_run(profile: str, dataset: str, data_root: str) -> str:
                 f"{option} {name!r} names a folder of results: use letters, digits, dots, hyphens and underscores, "
                 "a letter or digit first"
             )
+    if (weights := os.environ.get(RADIMAGENET)) and not Path(weights).is_file():
+        raise ValueError(f"{RADIMAGENET} {weights}: no such file; give RadImageNet's ResNet-50 weights, or unset it")
     _output("HRLDM_CACHE", ROOT / ".cache"), _output("HRLDM_RESULTS", ROOT / "results")
     if dataset == EMBEDDED:
         if data_root:
@@ -69,6 +77,22 @@ def check_run(profile: str, dataset: str, data_root: str) -> str:
     return str(root)
 
 
+def stamp(data_root: str) -> str:
+    """Hash of what a run reads beside the code: size and time of the manifest, of the files it names, and of the extractor's."""
+    files = [Path(os.environ[RADIMAGENET])] if os.environ.get(RADIMAGENET) else []
+    if data_root:
+        manifest = Path(data_root) / "manifest.csv"
+        files.append(manifest)
+        text = manifest.read_text(encoding="utf-8-sig", errors="replace")
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            files += [Path(data_root) / row[column].strip() for column in FILES if (row.get(column) or "").strip()]
+    found = hashlib.sha256()
+    for file in files:
+        seen = file.stat() if file.is_file() else None
+        found.update(f"{file} {seen and (seen.st_size, seen.st_mtime_ns)}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()[:16]
+
+
 def _output(variable: str, default: Path) -> Path:
     """The folder that an environment variable names; ValueError when it can neither be written nor be made."""
     folder = Path(os.environ.get(variable) or default).absolute()
@@ -80,7 +104,10 @@ def _output(variable: str, default: Path) -> Path:
 
 
 def main() -> int:
-    """Print "=" and what `check_run` returns, or what is wrong."""
+    """Print "=" and what `check_run` returns, or what is wrong; or the `stamp`."""
+    if sys.argv[1:2] == ["--stamp"]:
+        print(stamp(sys.argv[2]))
+        return 0
     profile, dataset, data_root, *folders = sys.argv[1:]
     os.environ["HRLDM_CACHE"], os.environ["HRLDM_RESULTS"] = folders
     try:

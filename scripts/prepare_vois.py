@@ -6,17 +6,22 @@ beyond the box is then air in real and synthetic nodules alike. Nodules outside 
 """
 
 import argparse
+import os
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from hrldm.atomic import new_folder
 from hrldm.config import HU_MIN, SIZE_BINS_MM
 from hrldm.data.ct import CT, read_ct, write_nifti
 from hrldm.data.geometry import shifted, voxel_size
 from hrldm.data.manifest import load_manifest, write_manifest
 from hrldm.data.nifti import open_nifti, read_voxels
 
+LOW, HIGH = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]  # mm, the paper's range
 SIDE_MM = 72.0  # 40 mm crops about a nodule off the middle of its box, shifted by 4 mm
 
 
@@ -28,30 +33,53 @@ def padded(array: np.ndarray, affine: np.ndarray, fill: float) -> CT:
     return CT(np.pad(array, pads, constant_values=fill), shifted(affine, -before))
 
 
-def main() -> None:
+def prepare(boxes: Path, out: Path) -> int:
+    """Write the manifest folder `out`; returns the number of nodules.
+
+    Raises:
+        ValueError: a manifest that does not validate, no nodule of that size, or `out` exists and is not empty.
+    """
+
+    def fresh(folder: Path) -> None:
+        if os.path.lexists(folder) and not (folder.is_dir() and not os.listdir(folder)):
+            raise ValueError(f"{folder}: exists already; choose another folder")
+
+    fresh(out)
+    frame = load_manifest(boxes)
+    frame = (
+        frame[frame.diameter_mm.between(LOW, HIGH)].drop(columns="background", errors="ignore").reset_index(drop=True)
+    )
+    if frame.empty:
+        raise ValueError(f"{boxes}: no nodule of {LOW:g} to {HIGH:g} mm")
+    with new_folder(out, fresh) as part:
+        for i, row in tqdm(frame.iterrows(), total=len(frame), desc="boxes", mininterval=10):
+            ct = read_ct(row.image, min_slices=1)
+            mask = open_nifti(row["mask"])
+            images = {
+                "image": padded(ct.array, ct.affine, int(HU_MIN)),
+                "mask": padded(read_voxels(mask, row["mask"])[0], mask.affine, 0),
+            }
+            for column, image in images.items():
+                file = part / f"{column}s" / (re.sub(r"[/\\\\]", "-", row.nodule_id) + ".nii.gz")
+                write_nifti(file, image.array, image)
+                frame.loc[i, column] = str(file.resolve())
+        write_manifest(frame, part / "manifest.csv")
+    return len(frame)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("boxes", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    frame = load_manifest(args.boxes)
-    low, high = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]
-    frame = (
-        frame[frame.diameter_mm.between(low, high)].drop(columns="background", errors="ignore").reset_index(drop=True)
-    )
-    for i, row in tqdm(frame.iterrows(), total=len(frame), desc="boxes", mininterval=10):
-        ct = read_ct(row.image, min_slices=1)
-        mask = open_nifti(row["mask"])
-        images = {
-            "image": padded(ct.array, ct.affine, int(HU_MIN)),
-            "mask": padded(read_voxels(mask, row["mask"])[0], mask.affine, 0),
-        }
-        for column, image in images.items():
-            file = args.out / f"{column}s" / f"{row.nodule_id}.nii.gz"
-            write_nifti(file, image.array, image, overwrite=True)
-            frame.loc[i, column] = str(file.resolve())
-    write_manifest(frame, args.out / "manifest.csv", overwrite=True)
-    print(f"{len(frame)} nodules of {low:g} to {high:g} mm in {args.out}")
+    try:
+        n = prepare(args.boxes, args.out.resolve())
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{n} nodules of {LOW:g} to {HIGH:g} mm in {args.out}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

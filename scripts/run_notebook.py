@@ -8,12 +8,14 @@ anything ran).
 import argparse
 import os
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import papermill
 import psutil
+from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
 from hrldm import paths
@@ -22,8 +24,6 @@ from hrldm.config import get_profile
 from hrldm.report.provenance import write_provenance
 
 PARAMETERS = {"profile", "dataset", "data_root", "seed"}
-# sockets in the user's own folder where the system has them: no port that others on the machine can listen to
-TRANSPORT = Config(KernelManager={"transport": "tcp" if os.name == "nt" else "ipc"})
 
 
 class TreeMemory(threading.Thread):
@@ -72,16 +72,19 @@ def run(notebook: Path, out: Path, *, profile: str, dataset: str, data_root: str
     part = out.with_name(out.name + ".part.ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    papermill.execute_notebook(
-        str(notebook),
-        str(part),
-        parameters={"profile": profile, "dataset": dataset, "data_root": data_root, "seed": seed},
-        cwd=str(notebook.parent),
-        kernel_name="python3",
-        progress_bar=False,
-        iopub_timeout=600,  # 4 s fail a run of hours on a machine that is short of breath
-        config=TRANSPORT,
-    )
+    with tempfile.TemporaryDirectory(prefix="hrldm-") as own:
+        # sockets in a folder of its own where the system has them: no port that others can listen to, no name that two runs share
+        sockets = {} if os.name == "nt" else {"transport": "ipc", "ip": str(Path(own) / "kernel")}
+        papermill.execute_notebook(
+            str(notebook),
+            str(part),
+            parameters={"profile": profile, "dataset": dataset, "data_root": data_root, "seed": seed},
+            cwd=str(notebook.parent),
+            kernel_name="python3",
+            progress_bar=False,
+            iopub_timeout=600,  # 4 s fail a run of hours on a machine that is short of breath
+            config=Config(KernelManager=sockets),
+        )
     # executed notebooks are published: no folder of this machine in their parameters, warnings and metadata
     text = part.read_text(encoding="utf-8").replace(f"{paths.ROOT}{os.sep}", "")
     write_text(out, text.replace(data_root, "DATA_ROOT") if data_root else text)
@@ -113,7 +116,15 @@ def main() -> int:
         with TreeMemory() as memory:
             seconds = run(args.notebook, args.out, **options)
     except papermill.PapermillExecutionError as error:
-        print(f"error: {args.notebook} failed; read {args.out}.part.ipynb\n{error}", file=sys.stderr)
+        expected = error.ename in ("ValueError", "CheckpointError", "OSError", "FileNotFoundError", "PermissionError")
+        said = error.evalue if expected else error  # a fault of ours has its traceback
+        print(f"error: {args.notebook} failed; read {args.out}.part.ipynb\n{said}", file=sys.stderr)
+        return 1
+    except DeadKernelError:
+        print(f"error: {args.notebook} was killed at {memory.peak_mb} MB, perhaps for want of memory", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {args.out} cannot be written ({error})", file=sys.stderr)
         return 1
     name = args.notebook.stem
     cost = {"wall_time_s": {name: round(seconds, 1)}, "peak_memory_mb": {name: memory.peak_mb}}

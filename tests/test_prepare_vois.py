@@ -27,11 +27,14 @@ def test_every_voxel_keeps_its_place_and_the_rest_is_fill():
     assert (wide.array[rest] == -1000).all()
 
 
-def test_a_folder_of_boxes_becomes_a_manifest_of_wide_images(tmp_path, monkeypatch):
+def test_a_folder_of_boxes_becomes_a_manifest_of_wide_images(tmp_path, monkeypatch, capsys):
     root = tiny.manifest(tmp_path, {"train": 4, "test": 2}, size=20)
     frame = load_manifest(root)
     monkeypatch.setattr(sys, "argv", ["prepare_vois", str(root), str(tmp_path / "wide")])
-    prepare_vois.main()
+    assert prepare_vois.main() == 0
+    before = (tmp_path / "wide" / "manifest.csv").read_bytes()
+    assert prepare_vois.main() == 2 and "wide: exists already" in capsys.readouterr().err  # nothing is overwritten
+    assert (tmp_path / "wide" / "manifest.csv").read_bytes() == before
     wide = load_manifest(tmp_path / "wide")
     assert len(wide) == (frame.diameter_mm >= 6).sum() and set(wide.split) == {"train", "test"}
     crops = load_patches(wide, 40)

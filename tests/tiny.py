@@ -14,8 +14,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from torch import nn
 
 from hrldm.config import SUBTYPES, Profile, get_profile
+from hrldm.data.histograms import quantiles
 from hrldm.data.patches import Patches
-from hrldm.data.texture import quantiles
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.unet import ConditionalUNet
 

@@ -14,6 +14,7 @@ from hrldm.data.patches import Patches
 from hrldm.synthesis.generate import Request
 from hrldm.train.latents import lesion_histograms, weights_digest
 from hrldm.train.ldm import RUN_FIELDS
+from hrldm.train.ldm import VERSION as TRAINING
 from hrldm.train.runs import Study
 
 SYSTEMS = {  # in the order of the tables; diff-tumor and lesion-diffusion go after texture
@@ -27,6 +28,7 @@ SYSTEMS = {  # in the order of the tables; diff-tumor and lesion-diffusion go af
     "hr-ldm-matched": latent.hr_ldm_matched,
 }
 
+VERSION = f"{TRAINING}.1"  # raise the last when the same networks would give other crops
 DEPENDS_ON = (  # what a system's crops depend on
     *RUN_FIELDS, "latent_variants", "least_latents", "pretrain_steps", "patch_mm", "sampler", "sample_steps", "match_t_max", "match_rounds",
 )  # fmt: skip
@@ -61,7 +63,9 @@ def synthesise(study: Study, system: str, request: Request, truth: Patches) -> n
     """
     if system not in SYSTEMS:
         raise ValueError(f"unknown system {system!r}; choose one of {', '.join(SYSTEMS)}")
-    h = hashlib.sha256(f"{system} {study.profile.digest(*DEPENDS_ON)} {study.data_hash} {study.seed}".encode())
+    h = hashlib.sha256(
+        f"{VERSION} {system} {study.profile.digest(*DEPENDS_ON)} {study.data_hash} {study.seed}".encode()
+    )
     h.update(weights_digest(study.autoencoder).encode())
     for array in (request.background, request.mask, request.subtype, request.histogram, request.seeds):
         h.update(np.ascontiguousarray(array).data)

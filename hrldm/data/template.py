@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from hrldm.data.texture import quantiles, ranked
+from hrldm.data.histograms import quantiles
+from hrldm.data.texture import ranked
 
 DEPTH_MM = 4.0  # partial volume and blur darken a nodule about so deep; further in, depth says nothing
 ROUGHNESS_MM = 0.6

@@ -29,6 +29,7 @@ import pandas as pd
 from scipy import ndimage, optimize, special
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
+from hrldm.data.histograms import bin_centres, quantiles
 
 logger = logging.getLogger(__name__)
 HALO_VOXELS = 3
@@ -118,8 +119,7 @@ def with_solid_share(histogram: np.ndarray, share: float) -> np.ndarray:
     Raises:
         ValueError: nothing of it lies on one side of `SOLID_HU`.
     """
-    centres = HIST_HU_MIN + (HIST_HU_MAX - HIST_HU_MIN) * (np.arange(len(histogram)) + 0.5) / len(histogram)
-    solid = centres > SOLID_HU
+    solid = bin_centres(len(histogram)) > SOLID_HU
     above, below = histogram[solid].sum(), histogram[~solid].sum()
     if not min(above, below) > 0:
         side = "above" if above <= 0 else "below"
@@ -170,13 +170,6 @@ def _field(
             smooth = ndimage.gaussian_filter(noise, (sigma, sigma, (sigma**2 + 0.7) ** 0.5), mode="wrap")
             out += np.sqrt(weight) * smooth / smooth.std()
     return out
-
-
-def quantiles(histogram: np.ndarray, n: int) -> np.ndarray:
-    """`n` HU values, ascending, whose histogram is the given one (uniform within each bin)."""
-    edges = np.linspace(HIST_HU_MIN, HIST_HU_MAX, len(histogram) + 1)
-    cdf = np.concatenate([[0.0], np.cumsum(histogram / histogram.sum())])
-    return np.interp((np.arange(n) + 0.5) / n, cdf, edges)
 
 
 def ranked(score: np.ndarray, inside: np.ndarray, target: np.ndarray) -> np.ndarray:

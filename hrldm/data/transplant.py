@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from hrldm.data.ct import read_ct
 from hrldm.data.geometry import resample, sample, shifted
+from hrldm.data.histograms import histogram_moments
 from hrldm.data.lidc_mini import AIR_HU, PATIENT, atomic_folder, clean_ct, clear_of_nodule, cube_about
 from hrldm.data.lungs import lung_labels
 from hrldm.data.manifest import RATINGS, write_manifest
@@ -41,7 +42,6 @@ from hrldm.data.placement import LEFT, RIGHT, LungMap
 from hrldm.data.shapes import load_shapes
 from hrldm.data.texture import choose_histogram
 from hrldm.data.volumes import CUBE_SYMMETRIES, cube_symmetry
-from hrldm.model.histogram import histogram_moments
 
 # givers
 MAX_SLICE_MM = 1.6  # thicker slices show steps along z at 1 mm

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from hrldm.config import Profile
 from hrldm.evaluate.classification_jobs import ClassifierData, Job
 from hrldm.train import checkpoint as ckpt
-from hrldm.train.classifier import best_epoch, build_classifier, predict_proba, train_classifier
+from hrldm.train.classifier import VERSION, best_epoch, build_classifier, predict_proba, train_classifier
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,19 @@ def _key(job: Job, stamp: Sequence[str], profile: Profile, seed: int, device: st
     settings = {k: getattr(profile, k) for k in ("cls_arch", "cls_epochs", "cls_batch", "cls_lr", "cls_patience")}
     indices = [np.asarray(a).tolist() for a in (job.real, job.synthetic, job.validation)]
     synthetic_stamp = stamp[1] if len(job.synthetic) else ""
-    said = [settings, indices, stamp[0], synthetic_stamp, stamp[2], job.fold, job.n_classes, job.steps, seed, device]
+    said = [
+        VERSION,
+        settings,
+        indices,
+        stamp[0],
+        synthetic_stamp,
+        stamp[2],
+        job.fold,
+        job.n_classes,
+        job.steps,
+        seed,
+        device,
+    ]
     said.append(job.init.stem if job.init else "")
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:20]
 

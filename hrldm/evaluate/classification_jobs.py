@@ -183,7 +183,8 @@ def scarcity_jobs(
             part = whole[retain(whole_labels, np.arange(len(whole)), share, np.random.default_rng((seed, fold, 4)))]
             arms = {CLINICAL: part[:0], PROPORTIONAL: part} if share > 0 else {}
             for arm, added in (arms | {FULL: np.sort(whole)}).items():
-                jobs.append(Job(arm, fold, clinical, np.sort(added), val, share, steps=steps))
+                if len(clinical) + len(added) > 1:  # one nodule trains nothing
+                    jobs.append(Job(arm, fold, clinical, np.sort(added), val, share, steps=steps))
     return jobs
 
 

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from hrldm import paths
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN
 from hrldm.data.fetch import LITE0, wheel_file
 from hrldm.model.perceptual import FEATURE_DIM, EfficientNetLite0
 
-RADIMAGENET_VARIABLE = "HRLDM_RADIMAGENET"
+RADIMAGENET_VARIABLE = paths.RADIMAGENET
 EXTRACTORS = ("efficientnet-lite0", "radimagenet-resnet50")
 PLANES = {"axial": 2, "sagittal": 0, "coronal": 1}  # array axis a plane is cut across, arrays (x, y, z) RAS
 WINDOW_HU = (HIST_HU_MIN, HIST_HU_MAX)

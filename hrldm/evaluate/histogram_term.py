@@ -21,11 +21,11 @@ from scipy import stats
 from torch import Tensor
 
 from hrldm.config import HU_MAX, HU_MIN
+from hrldm.data.histograms import histogram_jsd, hu_histogram
 from hrldm.data.patches import Patches
 from hrldm.evaluate.statistics import Estimate, cluster_weights, mean_interval, percentile_interval
 from hrldm.model.autoencoder import FACTOR
 from hrldm.model.diffusion import Schedule, blend, noisy_input
-from hrldm.model.histogram import histogram_jsd, hu_histogram
 from hrldm.model.losses import inpainting_loss, jensen_shannon
 from hrldm.model.unet import ConditionalUNet
 from hrldm.train.hist_term import HistogramTerm, lesion_cubes

@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 from scipy import fft, ndimage, stats
 
+from hrldm.data.histograms import histogram_jsd, histogram_moments, hu_histogram
 from hrldm.data.patches import Patches
 from hrldm.evaluate.statistics import Estimate, mean_interval
-from hrldm.model.histogram import histogram_jsd, histogram_moments, hu_histogram
 
 METRICS = ("jsd", "wasserstein_hu")
 FLOOR = "real"

@@ -24,9 +24,9 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from hrldm.config import HU_MAX, HU_MIN
+from hrldm.data.histograms import histogram_jsd, hu_histogram
 from hrldm.evaluate.statistics import mean_interval
 from hrldm.model.autoencoder import LinearCode, denormalise_hu, normalise_hu
-from hrldm.model.histogram import histogram_jsd, hu_histogram
 
 METRICS = ("psnr_db", "ssim", "mae_hu", "hist_jsd")
 TISSUE_HU = -400.0  # parenchyma below, vessels and soft tissue above

@@ -12,10 +12,10 @@ import pandas as pd
 
 from hrldm.baselines.systems import request_for
 from hrldm.config import SUBTYPES
+from hrldm.data.histograms import histogram_moments, hu_histogram
 from hrldm.data.patches import Patches
 from hrldm.data.texture import bins_of, completed
 from hrldm.evaluate.statistics import wilson_interval
-from hrldm.model.histogram import histogram_moments, hu_histogram
 from hrldm.synthesis.generate import Request
 from hrldm.train.latents import lesion_histograms
 from hrldm.train.runs import Study

@@ -1,4 +1,4 @@
-"""Differentiable histogram (Eq. 7) in O(N) time and memory, and the HU histogram of c_hist (Section 5).
+"""Differentiable histogram (Eq. 7) in O(N) time and memory.
 
 Eq. 7 spreads each value f over the bins by a triangular kernel of half-width w around the centres mu_k:
 
@@ -12,13 +12,9 @@ or last centre count in the edge bin, with zero gradient.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.spatial.distance import jensenshannon
 from torch import Tensor
-
-from hrldm.config import HIST_HU_MAX, HIST_HU_MIN
 
 _CHUNK = 2**17  # values at a time, so that temporaries stay small
 
@@ -117,36 +113,3 @@ def dense_histogram(values: Tensor, lo: float, hi: float, bins: int) -> Tensor:
     width = (hi - lo) / (bins - 1)
     kernel = torch.relu(1 - (values.clamp(lo, hi)[:, None] - centres).abs() / width)
     return kernel.sum(0) / len(values)
-
-
-def hu_histogram(values_hu: np.ndarray, bins: int = 40, lo: float = HIST_HU_MIN, hi: float = HIST_HU_MAX) -> np.ndarray:
-    """Normalised HU histogram of a lesion (Section 5): values clipped to [-1000, 400], 40 bins, float64, sum 1.
-
-    Raises:
-        ValueError: no voxel at all.
-    """
-    values = np.asarray(values_hu, np.float64).ravel()
-    if not values.size:
-        raise ValueError("HU histogram of an empty lesion")
-    counts, _ = np.histogram(values.clip(lo, hi), bins=bins, range=(lo, hi))
-    return counts / counts.sum()
-
-
-def histogram_moments(histogram: np.ndarray, lo: float = HIST_HU_MIN, hi: float = HIST_HU_MAX) -> tuple[float, float]:
-    """Mean and standard deviation (HU) that a histogram (B,) asks for, from its bin centres."""
-    edges = np.linspace(lo, hi, len(histogram) + 1)
-    centres = (edges[:-1] + edges[1:]) / 2
-    mean = float((histogram * centres).sum() / histogram.sum())
-    return mean, float(np.sqrt((histogram * (centres - mean) ** 2).sum() / histogram.sum()))
-
-
-def histogram_jsd(p: np.ndarray, q: np.ndarray) -> float:
-    """Jensen-Shannon divergence of two histograms (B,), natural logarithm (Eq. 8); they are normalised here.
-
-    Raises:
-        ValueError: different lengths, negative entries or an empty histogram.
-    """
-    p, q = np.asarray(p, dtype=float), np.asarray(q, dtype=float)
-    if p.shape != q.shape or (p < 0).any() or (q < 0).any() or not p.sum() > 0 or not q.sum() > 0:
-        raise ValueError(f"need two non-negative histograms of one length with some mass, got {p.shape} and {q.shape}")
-    return float(jensenshannon(p, q) ** 2)

@@ -50,7 +50,7 @@ def claims_table(ours: Tables, published: Tables, semi_synthetic: bool) -> pd.Da
 
 def _row(claim: str, published: object, ours: float, low: float, high: float, side: str, based_on: str) -> list:
     """side: `below` (the interval must lie below 0), `above` 0, or `within` `EQUIVALENT` of 0."""
-    if ours is None or not np.isfinite(ours):
+    if ours is None or not np.isfinite([ours, low, high]).all():
         return [claim, published, np.nan, np.nan, np.nan, UNTESTED, based_on]
     holds = {"below": high < 0, "above": low > 0, "within": -EQUIVALENT <= low and high <= EQUIVALENT}[side]
     return [claim, published, ours, low, high, SUPPORTED if holds else UNSUPPORTED, based_on]

@@ -120,7 +120,10 @@ def device_name() -> str:
 
         if torch.cuda.is_available():
             return torch.cuda.get_device_name()
-    return f"CPU, {len(os.sched_getaffinity(0))} cores"
+    usable = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )  # Linux alone says
+    return f"CPU, {len(usable)} cores"
 
 
 def _git(*arguments: str) -> str | None:

@@ -109,6 +109,12 @@ def save_tables(tables: Mapping[str, pd.DataFrame], results_dir: Path | str) -> 
         save_table(table, results_dir, name, None if name in SCHEMAS else list(table.columns))
 
 
+def drop_table(results_dir: Path | str, name: str) -> None:
+    """Remove a table that a former run left and this one cannot make."""
+    for suffix in (".csv", ".md"):
+        (Path(results_dir) / "tables" / f"{name}{suffix}").unlink(missing_ok=True)
+
+
 def load_table(results_dir: Path | str, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Read ``tables/<name>.csv`` back and check it.
 

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 from torch import Tensor
 
-from hrldm.data.texture import quantiles
+from hrldm.data.histograms import quantiles
 from hrldm.model.autoencoder import Autoencoder, denormalise_hu, normalise_hu
 
 CORE_HU, CORE_EDGE_MM = 600.0, 2.0  # how much denser a core's middle counts than its edge, and how deep that is

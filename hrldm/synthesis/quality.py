@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from hrldm.config import HIST_HU_MAX, HIST_HU_MIN
-from hrldm.model.histogram import histogram_jsd, histogram_moments, hu_histogram
+from hrldm.data.histograms import bin_centres, histogram_jsd, histogram_moments, hu_histogram
 
 HALO_MM = (1.0, 3.0)  # outside the mask, where the feather ends
 DENSER_HU = 50.0  # a lesion voxel is this much above the lung around it
@@ -35,8 +34,7 @@ def assess(
     distance = ndimage.distance_transform_edt(~mask)
     halo = (distance > HALO_MM[0]) & (distance <= HALO_MM[1])
     floor = float(np.median(before[(distance > 0) & (distance <= 6)])) + DENSER_HU
-    centres = HIST_HU_MIN + (HIST_HU_MAX - HIST_HU_MIN) * (np.arange(len(histogram)) + 0.5) / len(histogram)
-    wished = float(histogram[centres > floor].sum() / histogram.sum())
+    wished = float(histogram[bin_centres(len(histogram)) > floor].sum() / histogram.sum())
     fill = min(1.0, float((after[mask] > floor).mean()) / wished) if wished > 0.05 else 1.0
     parts = {} if core is None or not core.any() else {"core_mean_hu": core, "rim_mean_hu": mask & ~core}
     return {

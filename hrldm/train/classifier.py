@@ -32,6 +32,7 @@ ARCHITECTURES: dict[str, dict] = {
     "densenet-small": {"init_features": 32, "growth_rate": 16, "block_config": (2, 4, 6, 4)},  # 0.55 M, two cores
     "densenet-tiny": {"init_features": 16, "growth_rate": 8, "block_config": (2, 2, 2, 2)},  # 0.07 M, smoke tests
 }
+VERSION = 1  # raise when the same crops and settings would give another classifier; part of the keys of caches
 MIN_SIDE = 29  # five halvings must leave one voxel
 HEAD = "class_layers.out."  # MONAI's name of the only layer that knows the number of classes
 

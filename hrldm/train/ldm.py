@@ -23,12 +23,14 @@ from hrldm.model.losses import inpainting_loss, total_loss
 from hrldm.model.unet import ConditionalUNet
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import autocast
+from hrldm.train.device import device as device_name
 from hrldm.train.hist_term import HistogramTerm
 from hrldm.train.latents import LatentCache, windowed
 from hrldm.train.linear_start import fit_linear
 from hrldm.train.steps import StepState, require_finite
 
 STAGE = "ldm"
+VERSION = 1  # raise when the same settings and latents would give other weights; part of the keys of caches
 CHECK_EVERY = 50  # steps between two looks at the losses on a GPU, which has to wait for each
 RUN_FIELDS = (  # what a trained U-Net depends on
     "ae_latent_channels", "unet_channels", "unet_attention", "unet_res_blocks", "unet_head_channels", "unet_norm_groups", "unet_linear_skip",
@@ -86,7 +88,7 @@ def train_ldm(
         DivergedError: a loss became NaN or infinite.
     """
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # the null token, or the MLP of c_hist
-    accelerator = accelerator or Accelerator(kwargs_handlers=[unused])
+    accelerator = accelerator or Accelerator(cpu=device_name() == "cpu", kwargs_handlers=[unused])
     device, schedule = accelerator.device, Schedule.from_profile(profile)
     torch.manual_seed(seed)
     model = ConditionalUNet(profile)

@@ -33,6 +33,8 @@ from hrldm.train.device import device
 from hrldm.train.history import follow, read_history
 from hrldm.train.latents import SHIFT, LatentCache, build_latents, lesion_histograms, weights_digest
 from hrldm.train.ldm import RUN_FIELDS, load_unet, train_ldm
+from hrldm.train.ldm import VERSION as LDM_VERSION
+from hrldm.train.vae import VERSION as VAE_VERSION
 from hrldm.train.vae import train_autoencoder
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,11 @@ class Study:
 
     @functools.cached_property
     def data_hash(self) -> str:
-        return lidc_mini.data_hash(self.root) if self.dataset == "lidc-mini" else manifest_digest(self.frame)
+        return (
+            lidc_mini.data_hash(self.root)
+            if self.dataset == "lidc-mini"
+            else manifest_digest(self.frame, _files(self.frame))
+        )
 
     def split(self, name: str) -> pd.DataFrame:
         return self.frame[self.frame.split == name].reset_index(drop=True)
@@ -128,6 +134,7 @@ class Study:
             profile.digest(*RUN_FIELDS, "latent_variants", "least_latents", "patch_mm"),
             self.data_hash,
             weights_digest(self.autoencoder),
+            f"v{LDM_VERSION}",
         ]
         parts += [weights_digest(start)] if start is not None else []
         return paths.cache_dir() / "runs" / f"{'-'.join(parts)}-s{self.seed}" / "ldm.safetensors"
@@ -186,10 +193,26 @@ def open_study(
     root = Path(given) if given else lidc_mini.prepare(p.n_train, p.n_val, p.n_test, seed, n_jobs=os.cpu_count() or 1)
     frame = fitting(checked_manifest(root), p.patch_mm)
     assert_disjoint(frame)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed}: give a whole number from 0 to {2**32 - 1}")
     missing = [s for s in ("train", "test") if not (frame.split == s).any()]
     if missing:
         raise ValueError(f"{root}: no nodule in split(s) {missing}; check the `split` column of the manifest")
+    unit = frame.get("shape_patient_id", frame.patient_id)
+    for name, part in (
+        ("train on (train and val)", unit[frame.split != "test"]),
+        ("test on", unit[frame.split == "test"]),
+    ):
+        if part.nunique() < 2:
+            raise ValueError(
+                f"{root}: nodules of one patient to {name}; cross-validation and intervals need two (`judge` needs one)"
+            )
     return Study(p, dataset, root, seed, frame)
+
+
+def _files(frame: pd.DataFrame) -> tuple[str, ...]:
+    """The columns whose files can be looked at, all rows having one."""
+    return tuple(c for c in paths.FILES if c in frame and frame[c].astype(bool).all())
 
 
 def checked_manifest(root: Path) -> pd.DataFrame:
@@ -199,8 +222,7 @@ def checked_manifest(root: Path) -> pd.DataFrame:
         ValueError: see `load_manifest`.
     """
     frame = load_manifest(root, check_images=False)
-    files = tuple(c for c in ("image", "mask", "background") if c in frame and frame[c].astype(bool).all())
-    stamp = paths.cache_dir() / "checked" / manifest_digest(frame, files)
+    stamp = paths.cache_dir() / "checked" / manifest_digest(frame, _files(frame))
     if not stamp.exists():
         load_manifest(root)
         stamp.parent.mkdir(exist_ok=True)
@@ -228,7 +250,7 @@ def obtain_autoencoder(study: Study) -> Autoencoder:
 def fit_autoencoder(study: Study, profile: Profile) -> tuple[Path, pd.DataFrame]:
     """Train Stage I on the study's training crops (resumable); checkpoint path and loss history."""
     fields = [f.name for f in dataclasses.fields(Profile) if f.name.startswith("ae_")]
-    folder = paths.cache_dir() / "runs" / f"ae-{profile.digest(*fields)}-{study.data_hash}-s{study.seed}"
+    folder = paths.cache_dir() / "runs" / f"ae-{profile.digest(*fields)}-{study.data_hash}-s{study.seed}-v{VAE_VERSION}"
     path = folder / "autoencoder.safetensors"
     crops = study.patches("train", 64 if study.dataset == "lidc-mini" else profile.patch_mm).hu
     steps = train_autoencoder(

@@ -22,10 +22,11 @@ from hrldm.config import Profile
 from hrldm.data.volumes import sample_patches
 from hrldm.model.autoencoder import Autoencoder, architecture, kl_divergence, normalise_hu
 from hrldm.train import checkpoint as ckpt
-from hrldm.train.device import autocast
+from hrldm.train.device import autocast, device
 from hrldm.train.steps import StepState, require_finite
 
 STAGE = "autoencoder"
+VERSION = 1  # raise when the same settings and crops would give other weights; part of the keys of caches
 
 
 def discriminator() -> nn.Module:
@@ -61,7 +62,7 @@ def train_autoencoder(
         CheckpointError: `path` belongs to a run with other settings.
         DivergedError: a loss became NaN or infinite.
     """
-    accelerator = accelerator or Accelerator()
+    accelerator = accelerator or Accelerator(cpu=device() == "cpu")
     torch.manual_seed(seed)
     model, critic = Autoencoder.from_profile(profile), discriminator()
     fit_linear_code(model, volumes, weights, seed)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from hrldm.data.histograms import hu_histogram
 from hrldm.data.template import template
-from hrldm.model.histogram import hu_histogram
 from tests import tiny
 
 MASK = tiny.ball(32, 9)

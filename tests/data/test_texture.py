@@ -5,12 +5,12 @@ import pytest
 from scipy import ndimage
 
 from hrldm.config import SUBTYPES
+from hrldm.data.histograms import quantiles
 from hrldm.data.texture import (
     HALO_VOXELS,
     choose_histogram,
     histogram_library,
     lung_floor,
-    quantiles,
     size_bin,
     texture_nodule,
     with_solid_share,

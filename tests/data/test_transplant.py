@@ -7,12 +7,12 @@ import pytest
 from scipy import ndimage
 
 from hrldm.data import transplant as tp
+from hrldm.data.histograms import histogram_moments
 from hrldm.data.manifest import load_manifest
 from hrldm.data.patches import load_patches
 from hrldm.data.placement import LungMap
 from hrldm.data.texture import bins_of
 from hrldm.data.volumes import cube_symmetry
-from hrldm.model.histogram import histogram_moments
 from hrldm.train.runs import library_of
 from tests import tiny
 

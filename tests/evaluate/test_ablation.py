@@ -1,5 +1,7 @@
 """The ablation table: paired, complete, and equal settings made once."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -65,3 +67,17 @@ def test_equal_networks_are_made_once_and_a_cell_is_the_mean_of_its_seeds(study,
     assert out["c_hist x L_hist: neither"]["jsd"].item() == 0.5 and out["lambda: 1"]["jsd"].item() == 0
     table = ablation.ablation_table(study, out).set_index(["factor", "level"])["n_seeds"]
     assert set(table["background"]) == set(table["c_hist x L_hist"]) == {2} and set(table["lambda"]) == {1}
+
+
+def test_all_seeds_of_a_cell_learn_the_latents_that_are_decoded(study, monkeypatch):
+    vars(study)["autoencoder"] = own = object()
+    used = []
+
+    def unet(self, start, **changes):
+        used.append((self.seed, self.autoencoder is own))
+        return None, 1.0, self.profile, None
+
+    monkeypatch.setattr(Study, "unet", unet)
+    monkeypatch.setattr(ablation, "trained", lambda *_: SimpleNamespace(unet=None))
+    made = [ablation.generator(study, {}, seed) for seed in (0, 1, 2)]
+    assert used == [(0, True), (1, True), (2, True)] and all(g.autoencoder is own for g in made)

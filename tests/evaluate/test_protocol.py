@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from hrldm.config import SUBTYPES, get_profile
+from hrldm.data.histograms import histogram_moments
 from hrldm.data.patches import Patches
 from hrldm.evaluate import protocol
 from hrldm.evaluate.statistics import Estimate
 from hrldm.evaluate.turing import Cases, tight_crops, turing_table
-from hrldm.model.histogram import histogram_moments
 from hrldm.report.published import load_published
 from hrldm.synthesis.generate import Request
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hrldm.data.histograms import histogram_moments
 from hrldm.evaluate import triplets
-from hrldm.model.histogram import histogram_moments
 from tests import tiny
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from hrldm.data.histograms import hu_histogram
 from hrldm.model.autoencoder import normalise_hu
-from hrldm.model.histogram import hu_histogram
 from hrldm.synthesis.blend import MARGIN_SIGMAS
 from hrldm.synthesis.generate import FEATHER_MM, Generator, Request, feathered, reconstruct
 from tests import tiny

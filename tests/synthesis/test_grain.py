@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hrldm.model.histogram import hu_histogram
+from hrldm.data.histograms import hu_histogram
 from hrldm.synthesis.generate import Generator, Request, reconstruct
 from hrldm.synthesis.grain import grain_like, residual_of, with_grain
 from tests import tiny

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hrldm.baselines.systems import DEPENDS_ON
-from hrldm.model.histogram import histogram_jsd, hu_histogram
+from hrldm.data.histograms import histogram_jsd, hu_histogram
 from hrldm.synthesis.generate import Generator, Request
 from hrldm.synthesis.matching import core_lead, match_latents, matched
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import hrldm
+from hrldm.data.histograms import histogram_moments, hu_histogram
 from hrldm.evaluate.triplets import ORDER
-from hrldm.model.histogram import histogram_moments, hu_histogram
 from hrldm.synthesis.generate import Request
 from hrldm.synthesis.released import RELEASED_UNET, released
 from hrldm.train import checkpoint as ckpt

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from hrldm.config import get_profile
+from hrldm.data.histograms import hu_histogram
 from hrldm.data.patches import Patches
-from hrldm.model.histogram import hu_histogram
 from hrldm.model.unet import ConditionalUNet
 from hrldm.train import checkpoint as ckpt
 from hrldm.train import ldm

@@ -273,3 +273,22 @@ def test_history_counts_repeated_steps_once(tmp_path):
     history = read_history(tmp_path)
     assert history.step.tolist() == [1, 2] and history.loss.tolist() == [1.0, 2.0]
     assert read_history(tmp_path / "none").empty
+
+
+@pytest.mark.parametrize(("split", "said"), [("train", "to train on"), ("test", "to test on")])
+def test_a_dataset_of_one_patient_is_refused_before_any_work(tmp_path, monkeypatch, split, said):
+    monkeypatch.setenv("HRLDM_CACHE", str(tmp_path / "cache"))
+    root = tiny.manifest(tmp_path, {"train": 3, "test": 3})
+    frame = pd.read_csv(root / "manifest.csv")
+    frame.loc[frame.split == split, "patient_id"] = "only"
+    frame.to_csv(root / "manifest.csv", index=False)
+    with pytest.raises(ValueError, match=f"nodules of one patient {said}"):
+        runs.open_study("smoke", "mine", str(root))
+
+
+def test_a_seed_that_no_library_takes_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("HRLDM_CACHE", str(tmp_path / "cache"))
+    root = tiny.manifest(tmp_path, {"train": 3, "test": 3})
+    for seed in (-1, 2**32):
+        with pytest.raises(ValueError, match="give a whole number from 0"):
+            runs.open_study("smoke", "mine", str(root), seed)
