@@ -166,11 +166,14 @@ def with_snapshots(steps: Iterator, path: Path, total: int) -> Iterator:
 
 
 def start_weights(file: Path | None) -> dict[str, Tensor] | None:
-    """Weights of a former run to begin with, rounded to 8 bits with a scale for each output channel."""
-    if file is None:
-        return None
-    groups, _ = ckpt.load(file)
-    return groups["exact"] | {k: v.float() * groups["scale"][k] for k, v in groups["int8"].items()}
+    """The averaged weights of a former run to begin with."""
+    return None if file is None else {k: v.float() for k, v in ckpt.load(file)[0]["ema"].items()}
+
+
+def steps_before(file: Path | None) -> int:
+    """Steps that the weights to begin with have behind them."""
+    training = {} if file is None else ckpt.load_meta(file)["training"]
+    return training.get("steps", 0) + training.get("started_from", {}).get("steps", 0)
 
 
 def train(study: Study, minutes: float, start: Path | None) -> tuple[Study, Path]:
@@ -208,7 +211,7 @@ def lesions_of(study: Study, made_by: Generator, split: str, name: str = "") -> 
 
 def training_curve(study: Study, path: Path, start: Path | None) -> None:
     """Snapshots on the validation nodules; steps are counted from those of `start` on."""
-    rows, before = [], 0 if start is None else ckpt.load_meta(start)["steps"]
+    rows, before = [], steps_before(start)
     for file in sorted((f for f in path.parent.glob("*.safetensors")), key=lambda f: ckpt.load_meta(f)["step"]):
         t = lesions_of(study, generator(study, file, sample_steps=SAMPLING["sample_steps"]), "val")
         rows.append(
@@ -293,7 +296,7 @@ def ship(study: Study, path: Path, start: Path | None) -> None:
         "lambda_hist": profile.lambda_hist, "plan": json.loads((path.parent / "plan.json").read_text()),
     }  # fmt: skip
     if start is not None:
-        training["started_from"] = ckpt.load_meta(start)
+        training["started_from"] = {"steps": steps_before(start)} | {"meta": ckpt.load_meta(start)["training"]}
     stored = dataclasses.replace(profile, **SAMPLING)
     meta = {
         "stage": "ldm", "scale": scale, "profile": dataclasses.asdict(stored),
@@ -340,7 +343,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path)
     parser.add_argument("--minutes", type=float, default=90.0, help="of training")
-    parser.add_argument("--start", type=Path, help="weights of a former run (results/released/start.safetensors)")
+    parser.add_argument("--start", type=Path, help="shipped weights of a former run, to go on from (hrldm/weights/unet.safetensors)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=device(), help="must be the one there is")
     args = parser.parse_args()
     if args.device != device():

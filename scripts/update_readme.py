@@ -328,7 +328,7 @@ def curve(results: Path) -> str:
 
 
 MINI, CUBES, VOIS = "lidc-mini/quick", "lidc-cubes/quick", "lidc-vois/quick"  # folders of results
-RELEASED, DISPLACED = "released", "released/displaced"
+RELEASED = "released"
 BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
     **{
         f.__name__: (f, MINI)
@@ -353,9 +353,7 @@ BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
         for f in (fidelity, lesions, regularisation, two_by_two, control, separability, verdict, claims)
     },
     **{f"vois_{f.__name__}": (f, VOIS) for f in (scarcity, subtype, malignancy)},
-    **{f.__name__: (f, RELEASED) for f in (released, steps, curve, grain)},
-    "displaced": (released, DISPLACED),
-    "told": (told, DISPLACED),
+    **{f.__name__: (f, RELEASED) for f in (released, curve, grain)},
 }
 
 
