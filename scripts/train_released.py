@@ -343,7 +343,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path)
     parser.add_argument("--minutes", type=float, default=90.0, help="of training")
-    parser.add_argument("--start", type=Path, help="shipped weights of a former run, to go on from (hrldm/weights/unet.safetensors)")
+    parser.add_argument(
+        "--start", type=Path, help="shipped weights of a former run, to go on from (hrldm/weights/unet.safetensors)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default=device(), help="must be the one there is")
     args = parser.parse_args()
     if args.device != device():

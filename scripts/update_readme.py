@@ -324,7 +324,9 @@ def curve(results: Path) -> str:
         (f"{r.steps:,}", f"{r.jsd:.3f}", f"{r.jsd_median:.3f}", f"{r.mean_error_hu:.0f}", f"{r.roughness_ratio:.2f}")
         for r in table.itertuples()
     ]
-    return markdown(rows, ["steps", f"JSD, n = {table.n.max()}", "median", "error of the mean, HU (median)", "roughness / real"])
+    return markdown(
+        rows, ["steps", f"JSD, n = {table.n.max()}", "median", "error of the mean, HU (median)", "roughness / real"]
+    )
 
 
 MINI, CUBES, VOIS = "lidc-mini/quick", "lidc-cubes/quick", "lidc-vois/quick"  # folders of results
