@@ -13,7 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hrldm.config import SUBTYPES
-from hrldm.data.manifest import BLANK, REQUIRED, load_manifest
+from hrldm.data.manifest import REQUIRED, load_manifest
+from hrldm.data.spreadsheet import BLANK
 from hrldm.data.split import SPLITS
 from hrldm.train.runs import open_study
 from tests import tiny
