@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from hrldm.config import SUBTYPES
 from hrldm.data.manifest import REQUIRED, load_manifest
-from hrldm.data.spreadsheet import BLANK
 from hrldm.data.split import SPLITS
+from hrldm.data.spreadsheet import BLANK
 from hrldm.train.runs import open_study
 from tests import tiny
 from tests.data.test_fuzz import fuzz, outcome
