@@ -224,15 +224,18 @@ def training_curve(study: Study, path: Path, start: Path | None) -> None:
         print(rows[-1], flush=True)
     curve = pd.DataFrame(rows)
     write_text(OUT / "curve.csv", curve.round(5).to_csv(index=False))
+    draw_curve(curve, read_history(path.parent), before)
+
+
+def draw_curve(curve: pd.DataFrame, loss: pd.DataFrame, before: int) -> None:
     titles = {
         "jsd": "JSD of HU histograms",
         "mean_error_hu": "error of the mean, HU (median)",
         "roughness_ratio": "roughness / real",
     }
-    loss = read_history(path.parent)
     with figures.style():
         fig, axes = figures.new_figure(1, 4, (12.6, 3.4))
-        smooth = loss.inpaint.groupby(loss.step // 100 * 100).mean()
+        smooth = loss.inpaint.groupby((loss.step - 1) // 100 * 100).mean()
         axes[0, 0].plot(before + smooth.index, smooth, color=GREY)
         axes[0, 0].set(title="training loss (Eq. 5), mean of 100", xlabel="steps")
         for ax, (name, title) in zip(axes[0, 1:], titles.items(), strict=True):
