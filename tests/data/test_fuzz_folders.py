@@ -21,7 +21,7 @@ from tests import tiny
 from tests.data.test_fuzz import fuzz, outcome
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # nibabel and numpy warn of what is then refused
-HEADS = r"row \d+: |rows \d+, [\d, ]+: nodule_id|column '|missing column|no rows|patient '|image .* one CT under"
+HEADS = r"one column only; |row \d+: |rows \d+, [\d, ]+: nodule_id|column '|missing column|no rows|patient '|image .* one CT under"
 NAMES = [f"n{i}_{kind}.nii.gz" for i in range(4) for kind in ("image", "mask", "background")]
 
 
