@@ -1,4 +1,4 @@
-"""Does L_hist pay? Asked again of the released network: `python scripts/compare_lambda.py DATA_ROOT [--steps 400]`.
+"""Does L_hist pay? Asked again of the released network: `python -m scripts.compare_lambda DATA_ROOT [--steps 400]`.
 
 The released weights are trained on with lambda = 0 and with lambda = 10, three seeds each, with the template and without it
 (its input cut off, then as many steps to get used to that). All else is equal: data of `train_released.py`, nodules, times,
@@ -14,7 +14,6 @@ import dataclasses
 from pathlib import Path
 
 import pandas as pd
-from train_released import OUT, SAMPLING, SETTINGS, lesions_of, release_data, test_hosts
 
 from hrldm.atomic import write_text
 from hrldm.config import get_profile
@@ -26,6 +25,7 @@ from hrldm.synthesis.released import RELEASED_UNET
 from hrldm.train.device import device
 from hrldm.train.ldm import load_unet
 from hrldm.train.runs import Study, open_study
+from scripts.train_released import OUT, SAMPLING, SETTINGS, lesions_of, release_data, test_hosts
 
 LAMBDAS, SEEDS = (0.0, 10.0), 3
 LEARNING_RATE = 1e-4  # of a network that is trained already

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import papermill
 import psutil
-from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
 from hrldm import paths
@@ -120,8 +119,11 @@ def main() -> int:
         said = error.evalue if expected else error  # a fault of ours has its traceback
         print(f"error: {args.notebook} failed; read {args.out}.part.ipynb\n{said}", file=sys.stderr)
         return 1
-    except DeadKernelError:
-        print(f"error: {args.notebook} was killed at {memory.peak_mb} MB, perhaps for want of memory", file=sys.stderr)
+    except RuntimeError as error:  # the kernel died, or did not start
+        print(
+            f"error: {args.notebook} ended at {memory.peak_mb} MB ({error}), perhaps for want of memory",
+            file=sys.stderr,
+        )
         return 1
     except OSError as error:
         print(f"error: {args.out} cannot be written ({error})", file=sys.stderr)

@@ -65,7 +65,7 @@ def artefacts(results: Path) -> str:
     minutes, memory = record["wall_time_s"], record.get("peak_memory_mb", {})
     rows = []
     for name, (what, file) in ARTEFACTS.items():
-        link = f"[`{Path(file).name}`]({results.relative_to(paths.ROOT).as_posix()}/{file})" if file else ""
+        link = f"[`{Path(file).name}`](results/{results.parent.name}/{results.name}/{file})" if file else ""
         gigabytes = f"{memory[name] / 1024:.1f} GB" if name in memory else ""
         rows.append((what, f"`{name}`", link, f"`make {name}`", f"{minutes[name] / 60:.1f}", gigabytes))
     rows.append(("all", "", "", "`make reproduce`", f"{sum(minutes.values()) / 60:.0f}", ""))
