@@ -170,7 +170,8 @@ def chosen_histograms(places: Patches, library: pd.DataFrame, rng: np.random.Gen
     rows = []
     for r, hu, mask in zip(places.frame.itertuples(), middle.hu, middle.mask, strict=True):
         floor = lung_floor(hu, ~mask)
-        others = library[~library.nodule_id.isin((r.nodule_id, getattr(r, "histogram_id", "")))]
+        own = [getattr(r, name, "") for name in ("nodule_id", "histogram_id")]
+        others = library[~library.nodule_id.isin(own)]
         known = others if (others.subtype == r.subtype).any() else library
         rows.append(choose_histogram(r.subtype, r.diameter_mm, rng, known, floor)[1])
     return np.stack(rows)

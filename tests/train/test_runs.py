@@ -151,6 +151,14 @@ def test_library_histograms_come_from_training_nodules_of_the_subtype(study):
     np.testing.assert_array_equal(rows, study.library_histograms(test, seed=1))
 
 
+def test_no_training_nodule_is_asked_for_its_own_histogram(study):
+    train = study.patches("train")
+    assert train.frame.subtype.value_counts().min() > 1
+    own = runs.lesion_histograms(train, 40)
+    for seed in range(5):
+        assert not (study.library_histograms(train, seed) == own).all(1).any()
+
+
 def test_library_histograms_are_not_darker_than_the_lung_they_go_into(study):
     dark, bright = np.eye(40)[6], np.eye(40)[14]  # -790 HU and -510 HU
     bins = pd.DataFrame(np.repeat([dark, bright], 10, axis=0), columns=[f"b{i:02d}" for i in range(40)])
