@@ -356,6 +356,7 @@ BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
     },
     **{f"vois_{f.__name__}": (f, VOIS) for f in (scarcity, subtype, malignancy)},
     **{f.__name__: (f, RELEASED) for f in (released, curve, grain)},
+    "told": (told, f"{RELEASED}/displaced"),
 }
 
 
