@@ -95,10 +95,10 @@ def insert(
         lobe=lobe,
         location=location,
         at=_point(at),
-        histogram=histogram and str(histogram),
+        histogram=histogram,
         spiculation=spiculation,
         core_mm=core,
-        mask=mask and str(mask),
+        mask=mask,
         seed=seed,
     )
     wishes = _wishes(plan, wish, count)

@@ -34,8 +34,8 @@ METRICS = ("jsd", "wasserstein_hu", "sd_ratio", "roughness_ratio")
 
 def seeded(study: Study, seed: int) -> Study:
     """The study with another seed of training, on the latents of the first."""
-    other = dataclasses.replace(study, seed=seed)
-    vars(other)["autoencoder"], vars(other)["_latents"] = study.autoencoder, study._latents
+    other = study.with_seed(seed)
+    vars(other)["_latents"] = study._latents
     return other
 
 

@@ -7,7 +7,6 @@ beyond the box is then air in real and synthetic nodules alike. Nodules outside 
 
 import argparse
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from hrldm.atomic import new_folder
 from hrldm.config import HU_MIN, SIZE_BINS_MM
 from hrldm.data.ct import CT, read_ct, write_nifti
 from hrldm.data.geometry import shifted, voxel_size
-from hrldm.data.manifest import load_manifest, write_manifest
+from hrldm.data.manifest import file_name, load_manifest, write_manifest
 from hrldm.data.nifti import open_nifti, read_voxels
 
 LOW, HIGH = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]  # mm, the paper's range
@@ -60,7 +59,7 @@ def prepare(boxes: Path, out: Path) -> int:
                 "mask": padded(read_voxels(mask, row["mask"])[0], mask.affine, 0),
             }
             for column, image in images.items():
-                file = part / f"{column}s" / (re.sub(r"[/\\\\]", "-", row.nodule_id) + ".nii.gz")
+                file = part / f"{column}s" / f"{file_name(row.nodule_id)}.nii.gz"
                 write_nifti(file, image.array, image)
                 frame.loc[i, column] = str(file.resolve())
         write_manifest(frame, part / "manifest.csv")

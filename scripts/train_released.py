@@ -45,7 +45,7 @@ from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import device
 from hrldm.train.history import follow, read_history
 from hrldm.train.latents import weights_digest
-from hrldm.train.ldm import RUN_FIELDS, load_unet, train_ldm
+from hrldm.train.ldm import load_unet, train_ldm
 from hrldm.train.runs import Study, library_of, open_study
 
 SETTINGS = {  # of the network and its training, over `quick`
@@ -81,8 +81,10 @@ def test_hosts(root: Path) -> list[Host]:
 
 def thin(frame: pd.DataFrame, frames: list[pd.DataFrame]) -> pd.DataFrame:
     """The rows without those of a series that a manifest (`spacing_mm`) says has thick slices: cubes at 1 mm hide it."""
-    known = pd.concat([f for f in frames if {"series_instance_uid", "spacing_mm"} <= set(f)])
-    slices = known.set_index("series_instance_uid").spacing_mm.str.rsplit("x").str[-1].astype(float)
+    known = [f for f in frames if {"series_instance_uid", "spacing_mm"} <= set(f)]
+    if not known:
+        return frame
+    slices = pd.concat(known).set_index("series_instance_uid").spacing_mm.str.rsplit("x").str[-1].astype(float)
     thick = slices.index[slices > MAX_SLICE_MM]
     return frame[~frame.get("series_instance_uid", pd.Series("", frame.index)).isin(thick)].reset_index(drop=True)
 
@@ -178,10 +180,8 @@ def steps_before(file: Path | None) -> int:
 
 def train(study: Study, minutes: float, start: Path | None) -> tuple[Study, Path]:
     """The study with its number of steps, and the finished checkpoint."""
-    fields = study.profile.digest(*RUN_FIELDS, "latent_variants", "least_latents", "patch_mm")
     begun = "fresh" if start is None else hashlib.sha256(start.read_bytes()).hexdigest()[:16]
-    name = f"{study.data_hash}-{fields}-{weights_digest(study.autoencoder)}-{begun}-s{study.seed}"
-    folder = paths.cache_dir() / "release" / "runs" / name
+    folder = paths.cache_dir() / "release" / "runs" / f"{study.run_path(study.profile).parent.name}-{begun}"
     path = folder / "ldm.safetensors"
     profile = dataclasses.replace(study.profile, ldm_steps=planned(study, minutes, folder))
     study = dataclasses.replace(study, profile=profile)

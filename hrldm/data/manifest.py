@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -96,6 +97,11 @@ def write_manifest(frame: pd.DataFrame, path: str | Path, overwrite: bool = Fals
     with atomic(path, overwrite) as part:
         frame.to_csv(part, index=False, lineterminator="\n")
     return path
+
+
+def file_name(nodule_id: str) -> str:
+    """A nodule's id as a part of a file's name: it cannot leave its folder."""
+    return re.sub(r"[/\\]", "-", nodule_id)
 
 
 # -- checks, each returning its problems ---------------------------------------------------------------------------------

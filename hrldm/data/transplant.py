@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ from hrldm.data.geometry import resample, sample, shifted
 from hrldm.data.histograms import histogram_moments
 from hrldm.data.lidc_mini import AIR_HU, PATIENT, atomic_folder, clean_ct, clear_of_nodule, cube_about
 from hrldm.data.lungs import lung_labels
-from hrldm.data.manifest import RATINGS, write_manifest
+from hrldm.data.manifest import RATINGS, file_name, write_manifest
 from hrldm.data.nifti import open_nifti
 from hrldm.data.patches import load_patches
 from hrldm.data.placement import LEFT, RIGHT, LungMap
@@ -55,11 +54,8 @@ MIN_LUNG = (
 MAX_MEAN_HU = -700.0  # of all touched voxels: aerated lung, without large vessels or disease
 TRIES = 4000  # places looked at before a nodule is passed over
 SIDE = 64  # voxels of 1 mm of the cubes that are written: the training crop and room to shift it
-LEAST_CONTRAST, MOST_CONTRAST, MOST_SPREAD = (
-    50.0,
-    4.0,
-    1.25,
-)  # of a recast: HU, and factors of the shell's contrast and of the SD
+LEAST_CONTRAST, MOST_CONTRAST = 50.0, 4.0  # of a recast: HU, and factor of the shell's contrast
+MOST_SPREAD = 1.25  # of a recast: factor of the SD
 HOST = "host_patient_id"
 VERSION = 2  # raise when the same nodules and hosts would give other transplants; part of the keys of caches
 
@@ -258,7 +254,7 @@ def require_unseen_hosts(hosts: Sequence[Host]) -> None:
 
 def _write(folder: Path, row: pd.Series, host: Host, image, background, mask, centre: np.ndarray, copy: int) -> dict:
     affine = shifted(host.affine, centre - len(mask) // 2)
-    name = re.sub(r"[/\\\\]", "-", f"{row.nodule_id}_at_{host.patient_id}_{copy}")
+    name = file_name(f"{row.nodule_id}_at_{host.patient_id}_{copy}")
     arrays = {"image": image, "background": background, "mask": mask.astype(np.uint8)}
     files = {column: f"{column}s/{name}.nii.gz" for column in arrays}
     for column, array in arrays.items():

@@ -88,8 +88,7 @@ def cells(study: Study) -> list[Cell]:
 def generator(study: Study, changes: dict, seed: int) -> Generator:
     """The network of one cell: `ablation_steps` steps on from the start network, or from scratch."""
     p = study.profile
-    seeded = study if seed == study.seed else replace(study, seed=seed)
-    vars(seeded)["autoencoder"] = study.autoencoder  # a seed's own would give latents that this one cannot decode
+    seeded = study if seed == study.seed else study.with_seed(seed)
     start = None if p.ablation_start == "scratch" else trained(study, p.ablation_start).unet
     unet, scale, profile, _ = seeded.unet(start, ldm_steps=p.ablation_steps, **changes)
     return Generator(study.autoencoder, unet, scale, profile, device())

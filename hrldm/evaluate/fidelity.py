@@ -77,18 +77,17 @@ def fidelity_rows(
     With fewer than `MIN_GROUPS` groups, too few to halve and resample, all is NaN and a warning says so.
     """
     _check(real, systems, groups_real, groups_by_system)
-    sizes = {FLOOR: groups_real, **{name: groups_by_system[name] for name in systems}}
-    if (fewest := min(np.unique(g).size for g in sizes.values())) < MIN_GROUPS:
+    labels = {FLOOR: np.asarray(groups_real), **{name: np.asarray(groups_by_system[name]) for name in systems}}
+    if (fewest := min(np.unique(g).size for g in labels.values())) < MIN_GROUPS:
         logger.warning(
             "FID, KID and MMD are left empty: %d patients, and to halve and resample them takes %d", fewest, MIN_GROUPS
         )
         none = np.full(n_boot, np.nan)
         return with_averages([
             Row(name, metric, plane, np.nan, none, len(groups_real), len(groups))
-            for plane in real for name, groups in sizes.items() for metric in METRICS
+            for plane in real for name, groups in labels.items() for metric in METRICS
         ])  # fmt: skip
     rng = np.random.default_rng(seed)
-    labels = {FLOOR: np.asarray(groups_real), **{name: np.asarray(groups_by_system[name]) for name in systems}}
     union, flat = np.unique(np.concatenate(list(labels.values())), return_inverse=True)
     codes = dict(zip(labels, np.split(flat, np.cumsum([len(v) for v in labels.values()])[:-1]), strict=True))
     splits = _splits(codes, len(union), n_splits, rng)

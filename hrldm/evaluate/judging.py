@@ -141,9 +141,8 @@ def displaced(study: Study, split: str, host: Host) -> tuple[Study, Patches]:
     Raises:
         ValueError: no nodule of the split is a giver (`transplant.givers`), or none finds a place.
     """
-    nodules = givers(study.split(split)).assign(
-        split="test"
-    )  # whatever it is here, it is judged: not turned, not recast
+    # whatever their split is here, they are judged: not turned, not recast
+    nodules = givers(study.split(split)).assign(split="test")
     if nodules.empty:
         raise ValueError(
             f"{study.root}: no nodule of split {split!r} can be transplanted (thin slices, whole, 5-30 mm)"

@@ -145,16 +145,12 @@ def insert_folder(
     said = {}
     with held(out):
         asked = _asked(generator, lungs, **options)
-        maps = {name: None if lungs is None else _same_name(Path(lungs), name, must=False) for name in found}
-        others = (
-            []
-            if overwrite
-            else [
-                name
-                for name, path in found.items()
-                if not _as_asked(out / name, own[name], asked, (path, maps[name], options.get("avoid")))
-            ]
-        )
+        maps = {name: None if lungs is None else _same_name(Path(lungs), name) for name in found}
+        others = [
+            name
+            for name, path in found.items()
+            if not overwrite and not _as_asked(out / name, own[name], asked, (path, maps[name], options.get("avoid")))
+        ]
         if others:
             raise ValueError(
                 f"{out}: {len(others)} result(s) there were made of another request or version, or before a file they were "
@@ -166,8 +162,9 @@ def insert_folder(
                 with held(target):
                     there = not overwrite and (target / RECORD).exists()
                 if not there:
-                    labels = None if lungs is None else _same_name(Path(lungs), name)
-                    insert_file(path, target, own[name], generator, labels, overwrite=overwrite, **options)
+                    if lungs is not None and maps[name] is None:
+                        raise ValueError(f"{lungs}: no label map named {name}.nii.gz")
+                    insert_file(path, target, own[name], generator, maps[name], overwrite=overwrite, **options)
                 said[name] = "there already" if there else "done"
             except (ValueError, OSError) as error:
                 logger.error("%s", error)
@@ -250,13 +247,8 @@ def check_output(out: Path, overwrite: bool) -> None:
         raise ValueError(f"{out}: no insertion wrote {foreign[0]} in it, so it is not overwritten; move that elsewhere")
 
 
-def _same_name(folder: Path, name: str, must: bool = True) -> Path | None:
-    for suffix in (".nii.gz", ".nii"):
-        if (folder / f"{name}{suffix}").is_file():
-            return folder / f"{name}{suffix}"
-    if must:
-        raise ValueError(f"{folder}: no label map named {name}.nii.gz")
-    return None
+def _same_name(folder: Path, name: str) -> Path | None:
+    return next((f for suffix in (".nii.gz", ".nii") if (f := folder / f"{name}{suffix}").is_file()), None)
 
 
 @contextlib.contextmanager

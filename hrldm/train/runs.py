@@ -105,6 +105,12 @@ class Study:
         settings = (p.patch_mm, variants, p.hist_bins, self.seed, device())
         return build_latents(self.autoencoder, patches, *settings, background, templates)
 
+    def with_seed(self, seed: int) -> Study:
+        """The study with another seed and the same autoencoder: another one's latents would be another language."""
+        other = dataclasses.replace(self, seed=seed)
+        vars(other)["autoencoder"] = self.autoencoder
+        return other
+
     def unet(self, start: ConditionalUNet | None = None, **changes):
         """A trained U-Net with some settings changed: (network, latent scale, its profile, loss history).
 
