@@ -21,11 +21,11 @@ from hrldm.evaluate import intensity, judging
 from hrldm.evaluate.statistics import holm
 from hrldm.report.provenance import write_provenance
 from hrldm.synthesis.generate import Generator
-from hrldm.synthesis.released import RELEASED_UNET
+from hrldm.synthesis.released import RELEASED_UNET, SAMPLING
 from hrldm.train.device import device
 from hrldm.train.ldm import load_unet
 from hrldm.train.runs import Study, open_study
-from scripts.train_released import OUT, SAMPLING, SETTINGS, lesions_of, release_data, test_hosts
+from scripts.train_released import OUT, SETTINGS, lesions_of, release_data, test_hosts
 
 LAMBDAS, SEEDS = (0.0, 10.0), 3
 LEARNING_RATE = 1e-4  # of a network that is trained already

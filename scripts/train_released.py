@@ -40,7 +40,7 @@ from hrldm.report.figures_base import GREY, colour_of
 from hrldm.report.provenance import git_state, write_provenance
 from hrldm.report.tables import save_tables
 from hrldm.synthesis.generate import Generator
-from hrldm.synthesis.released import RELEASED_UNET
+from hrldm.synthesis.released import RELEASED_UNET, SAMPLING
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import device
 from hrldm.train.history import follow, read_history
@@ -52,11 +52,6 @@ SETTINGS = {  # of the network and its training, over `quick`
     "unet_channels": (64, 128), "unet_res_blocks": 2, "lesion_context": 2, "histogram_template": True,
     "lambda_hist": 0.0, "pretrain_steps": 0, "ldm_lr": 5e-4, "ldm_ema": 0.999, "latent_variants": 2, "least_latents": 1,
 }  # fmt: skip
-SAMPLING = {
-    "sample_steps": 4,
-    "match_t_max": 400,
-    "match_rounds": 4,
-}  # as shipped: the fewest steps without loss on validation
 COPIES = {
     "solid": 4,
     "part-solid": 10,
@@ -316,7 +311,7 @@ def ship(study: Study, path: Path, start: Path | None) -> None:
         "parameters": sum(p.numel() for p in unet.parameters()),
         "weights_sha256_16": weights_digest(unet),
         "commit": git_state()["commit"],
-        "sampling": "DDIM, 4 steps; requested histogram imposed at t <= 400 (match_t_max), four times; `released()` adds grain (synthesis/grain.py)",
+        "sampling": "DDIM, 4 steps; requested histogram imposed at t <= 400 (match_t_max), twice a step; `released()` adds grain (synthesis/grain.py)",
         "judged": "results/released: test patients, none seen in training, and a test host (R01-001) that took no training "
         "nodule; the autoencoder, not this network, was trained on that host's lung too",
         "attribution": ATTRIBUTION,

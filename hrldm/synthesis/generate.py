@@ -18,11 +18,12 @@ from hrldm.model.unet import ConditionalUNet, latent_masks
 from hrldm.model.window import Window, by_side, lesion_window
 from hrldm.synthesis.blend import feather
 from hrldm.synthesis.grain import grain_like, residual_of, with_grain
-from hrldm.synthesis.matching import CORE_HU, core_lead, match_latents
+from hrldm.synthesis.matching import CORE_HU, GAIN, core_lead, match_latents
 from hrldm.train.device import autocast
 from hrldm.train.latents import encode_patches, mask_tensor
 
 GRAIN_SEED, TEMPLATE_SEED = 17, 19  # keep their chance apart from the sampler's
+DECODED = 2  # crops at once: more no longer fit a processor's cache
 FEATHER_MM = 1.0  # sigma of the fall-off around the lesion
 
 
@@ -82,6 +83,8 @@ class Generator:
     def __call__(self, request: Request, batch: int = 8, paste: bool = True, progress: str = "") -> np.ndarray:
         """HU crops (N, D, D, D) float32: the decoded lesion feathered into the background (or the plain decoding).
 
+        With grain, what is decoded is each lesion's window, and beyond it the background.
+
         Raises:
             ValueError: a crop whose side is not a multiple of 4, or a core without an imposed histogram.
         """
@@ -91,19 +94,30 @@ class Generator:
         batches = [rows[i : i + batch] for rows in groups for i in range(0, len(rows), batch)]
         decoded = np.empty(request.background.shape, np.float32)
         for rows in tqdm(batches, desc=progress, mininterval=10, disable=not progress):
-            z = self.latents(request[rows])
-            hu = denormalise_hu(self.autoencoder.decode(z / self.scale).clamp(0, 1))[:, 0].cpu().numpy()
-            decoded[rows] = self._grained(request[rows], hu) if self.grain else hu
+            asked = request[rows]
+            z_bg = self._encoded(asked.background)
+            z = self._inpainted(asked, z_bg)
+            decoded[rows] = self._grained(asked, z, self._decoded(z_bg)) if self.grain else self._decoded(z)
         return feathered(request.background, decoded, request.mask) if paste else decoded
 
-    def _grained(self, request: Request, decoded: np.ndarray) -> np.ndarray:
-        """`decoded` with the grain of each background."""
-        plain = reconstruct(self.autoencoder, request.background, device=self.device)
-        out = np.empty_like(decoded)
-        for i, seed in enumerate(request.seeds):
+    def _encoded(self, hu: np.ndarray) -> torch.Tensor:
+        """Scaled latents of HU crops, by the posterior mean."""
+        return encode_patches(self.autoencoder, hu, self.device)[0].to(self.device) * self.scale
+
+    def _decoded(self, z: torch.Tensor) -> np.ndarray:
+        """HU crops of scaled latents."""
+        parts = (self.autoencoder.decode(part / self.scale) for part in z.split(DECODED))
+        return denormalise_hu(torch.cat(list(parts)).clamp(0, 1))[:, 0].cpu().numpy()
+
+    def _grained(self, request: Request, z: torch.Tensor, plain: np.ndarray) -> np.ndarray:
+        """HU crops of lesions that share a window's side, with the grain of each background; `plain` is what the autoencoder holds of that."""
+        windows, out = self._windows(request), plain.copy()
+        lesions = self._decoded(torch.stack([x[w.latent] for x, w in zip(z, windows, strict=True)]))
+        for i, (seed, window) in enumerate(zip(request.seeds, windows, strict=True)):
+            out[i][window.voxels] = lesions[i]
             residual, around = residual_of(request.background[i], plain[i], request.mask[i])
             grain = grain_like(residual, around, np.random.default_rng((GRAIN_SEED, int(seed))))
-            out[i] = with_grain(decoded[i], grain, request.mask[i])
+            out[i] = with_grain(out[i], grain, request.mask[i])
         return out
 
     @torch.no_grad()
@@ -112,9 +126,13 @@ class Generator:
 
         each_step: receives, for pictures, every state of the nodules that share a window's side, in the whole crop's grid
         """
-        z = encode_patches(self.autoencoder, request.background, self.device)[0].to(self.device) * self.scale
+        return self._inpainted(request, self._encoded(request.background), each_step)
+
+    def _inpainted(self, request: Request, z: torch.Tensor, each_step: Callable | None = None) -> torch.Tensor:
+        """`z`, the scaled latents of the backgrounds, with lesions in it (a copy)."""
+        z = z.clone()
         if (pictures := self.templates(request)) is not None:
-            pictures = encode_patches(self.autoencoder, pictures, self.device)[0].to(self.device) * self.scale
+            pictures = self._encoded(pictures)
         windows = self._windows(request)
         for rows in by_side(windows):
             cuts = [windows[i].latent for i in rows]
@@ -176,8 +194,9 @@ class Generator:
 
         def match(z0_hat: torch.Tensor) -> torch.Tensor:
             lesion = z0_hat / self.scale
-            for _ in range(p.match_rounds):
-                lesion = match_latents(self.autoencoder, lesion, z_bg / self.scale, m, mask, histogram, lead)
+            for k in range(p.match_rounds):
+                gain = GAIN if k else 1.0
+                lesion = match_latents(self.autoencoder, lesion, z_bg / self.scale, m, mask, histogram, lead, gain)
             return lesion * self.scale
 
         def denoiser(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from hrldm.train.latents import weights_digest
 from hrldm.train.ldm import load_unet
 
 RELEASED_UNET = paths.WEIGHTS / "unet.safetensors"
+SAMPLING = {"sample_steps": 4, "match_t_max": 400, "match_rounds": 2}  # of the shipped weights; others: as in their header
 
 
 def released(
@@ -50,7 +51,7 @@ def released(
     ckpt.require(meta, unet, autoencoder=weights_digest(model))
     known = {f.name for f in dataclasses.fields(Profile)}
     stored = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["profile"].items() if k in known}
-    profile = sampled(Profile(**stored), **sampling)
+    profile = sampled(Profile(**stored), **((SAMPLING if unet == RELEASED_UNET else {}) | sampling))
     net, scale = load_unet(unet, profile, on)
     _check_card(unet, net)
     return Generator(model.to(on), net, scale, profile, on, grain)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hrldm.data.placement import LungMap, PlacementReport, sample_positions
+from hrldm.data.placement import LungMap, PlacementReport, depth_mm, sample_positions
 
 SHAPE = (90, 60, 60)
 
@@ -101,3 +101,10 @@ def test_report_adds_up():
     total.add(one)
     assert total.acceptance == 0.25 and total.rejected["vessel"] == 6
     assert "2 of 8 places accepted (25%); rejected: vessel 6" == str(total)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 1.3, 2.5)])
+def test_depth_is_the_euclidean_distance(spacing):
+    inside = np.pad(ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(20, 26, 31)), 2) > -0.05, 1)
+    expected = ndimage.distance_transform_edt(inside, spacing)
+    np.testing.assert_allclose(depth_mm(inside, spacing), expected, atol=1e-5)
