@@ -65,7 +65,9 @@ def depth_mm(inside: np.ndarray, spacing: tuple[float, float, float]) -> np.ndar
     """Distance (x, y, z) float32 of each voxel inside to the nearest one outside; scipy's, three times as fast."""
     outside = sitk.GetImageFromArray((~inside).astype(np.uint8))
     outside.SetSpacing([float(s) for s in spacing[::-1]])  # SimpleITK counts axes from the last
-    distance = sitk.SignedMaurerDistanceMap(outside, insideIsPositive=False, squaredDistance=False, useImageSpacing=True)
+    distance = sitk.SignedMaurerDistanceMap(
+        outside, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
+    )
     return sitk.GetArrayFromImage(distance).clip(0)
 
 

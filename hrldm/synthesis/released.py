@@ -18,7 +18,11 @@ from hrldm.train.latents import weights_digest
 from hrldm.train.ldm import load_unet
 
 RELEASED_UNET = paths.WEIGHTS / "unet.safetensors"
-SAMPLING = {"sample_steps": 4, "match_t_max": 400, "match_rounds": 2}  # of the shipped weights; others: as in their header
+SAMPLING = {
+    "sample_steps": 4,
+    "match_t_max": 400,
+    "match_rounds": 2,
+}  # of the shipped weights; others: as in their header
 
 
 def released(
