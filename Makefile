@@ -11,6 +11,7 @@ PROFILE   ?= quick
 DATASET   ?= lidc-mini
 DATA_ROOT ?=
 SEED      ?= 0
+override SEED := $(or $(SEED),0)
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -33,7 +34,7 @@ ifeq ($(BASE),)
   $(error no Python of version 3.11 or later on the PATH)
 endif
 # everything given is checked before anything is written under it; what comes back is DATA_ROOT in full, behind "="
-CHECKED := $(shell $(BASE) -I hrldm/paths.py $(call quoted,$(PROFILE)) $(call quoted,$(DATASET)) $(call quoted,$(DATA_ROOT)) \
+CHECKED := $(shell $(BASE) -I hrldm/paths.py $(call quoted,$(PROFILE)) $(call quoted,$(DATASET)) $(call quoted,$(DATA_ROOT)) $(call quoted,$(SEED)) \
 	$(call quoted,$(or $(HRLDM_CACHE),$(CURDIR)/.cache)) $(call quoted,$(or $(HRLDM_RESULTS),$(CURDIR)/results)) 2>&1)
 ifeq ($(filter =%,$(firstword $(CHECKED))),)
   $(error $(CHECKED))
@@ -108,7 +109,7 @@ $(foreach n,$(NAMES),$(if $(shell [ "$$({ cksum < '$(OUT)/runs/$(n).ipynb'; } 2>
 
 # the files each notebook reaches, looked up at every call: 0.2 s, never stale
 DEPS := $(HRLDM_CACHE)/make/deps.mk
-ifneq ($(shell mkdir -p $(dir $(DEPS)) && $(BASE) scripts/notebook_deps.py notebooks hrldm results/published > $(DEPS).$$PPID \
+ifneq ($(shell mkdir -p $(dir $(DEPS)) && $(BASE) scripts/notebook_deps.py notebooks hrldm results/published results/released/lambda > $(DEPS).$$PPID \
 	&& mv $(DEPS).$$PPID $(DEPS) && echo ok),ok)
   $(error scripts/notebook_deps.py failed, see above)
 endif

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import re
-import shutil
 import sys
 import time
 from dataclasses import fields
@@ -83,8 +82,9 @@ def insert(
         overwrite: replace the folder of a former insertion.
     """
     from hrldm.atomic import held
-    from hrldm.synthesis.files import check_output, described, insert_file, told_apart
+    from hrldm.synthesis.files import check_output, described, insert_file
     from hrldm.synthesis.plan import Wish
+    from hrldm.synthesis.record import told_apart
 
     out = Path(os.path.abspath(out))
     with held(out):
@@ -111,8 +111,12 @@ def insert(
         "format": format,
     }
     generator = _generator(steps, matching, grain, device)
-    if plan is not None and plan.suffix.lower() == ".json" and (apart := told_apart(plan, generator, **options)):
-        logger.warning("%s was made otherwise, so other voxels will come: %s", plan, "; ".join(apart))
+    if (
+        plan is not None
+        and plan.suffix.lower() == ".json"
+        and (apart := told_apart(plan, ct, wishes, generator, **options))
+    ):
+        logger.warning("%s was made otherwise, so other voxels may come: %s", plan, "; ".join(apart))
     record = insert_file(ct, out, wishes, generator, overwrite=overwrite, series_uid=series_uid, **options)
     print(described(wishes, record))
     return 0
@@ -154,16 +158,16 @@ def batch(
         retries: see insert.
         private: see insert.
         format: see insert.
-        overwrite: make again what is there.
+        overwrite: make again what was made otherwise (delete a result to make it again in any case).
     """
-    from hrldm.synthesis.files import insert_folder
+    from hrldm.synthesis.batch import insert_folder
     from hrldm.synthesis.plan import Wish
 
     wishes = _wishes(plan, Wish(subtype=subtype, diameter_mm=diameter, seed=seed), count)
     options = {"retries": retries, "private": private, "format": format, "overwrite": overwrite}
     said = insert_folder(folder, out, wishes, _generator(steps, matching, grain, device), lungs, **options)
     for name, what in said.items():
-        print(f"{name}: {what}")
+        print(f"{name}: {_as_options(what)}")
     return int(any(what not in ("done", "there already") for what in said.values()))
 
 
@@ -193,7 +197,7 @@ def judge(
     from hrldm.data.transplant import read_host
     from hrldm.evaluate import judging  # slow to import, and `insert` needs none of these
     from hrldm.report.provenance import write_provenance
-    from hrldm.report.tables import save_tables
+    from hrldm.report.tables import drop_table, save_tables
 
     started = time.perf_counter()
     if (host is None) != (host_lungs is None):
@@ -212,7 +216,8 @@ def judge(
     tables = judging.judge_released(study, split, device, native)
     print(judging.summary(tables).to_markdown(index=False, disable_numparse=True))
     if out is not None:
-        shutil.rmtree(out / "tables", ignore_errors=True)  # none of another run may stay beside these
+        for name in judging.TABLES:  # none of another run may stay beside these
+            drop_table(out, name)
         save_tables(tables, out)
         wall_time = {f"judge {split}": round(time.perf_counter() - started, 1)}
         write_provenance(out, study.profile, study.dataset, study.seed, study.data_hash, wall_time)
@@ -258,6 +263,8 @@ def main() -> int:
     with contextlib.suppress(AttributeError):  # names of files may hold what no encoding has
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_log_options)
     try:
         return tyro.extras.subcommand_cli_from_dict(
             {"insert": insert, "batch": batch, "judge": judge}, prog="python -m hrldm"
@@ -270,6 +277,13 @@ def main() -> int:
         return 130
 
 
+def _log_options(record: logging.LogRecord) -> bool:
+    """`_as_options` for what is logged."""
+    with contextlib.suppress(TypeError):  # a foreign call with wrong arguments; logging reports it
+        record.msg, record.args = _as_options(record.getMessage()), None
+    return True
+
+
 def _as_options(text: str) -> str:
     """A message of the library, which names arguments (overwrite=True), with the command line's options (--overwrite)."""
 
@@ -279,7 +293,7 @@ def _as_options(text: str) -> str:
         return f"--{name.replace('_', '-')}{value}"
 
     names = r"overwrite|retries|lungs|avoid|whole_volume|match_t_max|sample_steps|on|series_uid|private|format|mask"
-    text = text.replace("core_mm", "--core")
+    text = text.replace("core_mm", "--core").replace("diameter_mm", "--diameter")
     return re.sub(rf"(?<![^ (])({names})=(\.\.\.|'?[\w.+-]+'?)", option, text)
 
 

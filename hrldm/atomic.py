@@ -72,9 +72,11 @@ def held(folder: Path) -> Iterator[None]:
     The kernel drops the lock of a process that dies, so what lies there under a lock of ours is nobody's.
 
     Raises:
-        ValueError: another run works on it.
+        ValueError: another run works on it, or it is the root.
         OSError: the place cannot be written.
     """
+    if not folder.name:
+        raise ValueError(f"{folder}: cannot be replaced; give a new folder")
     missing = [p for p in folder.parents if not p.exists()]
     part, former, lock = (folder.with_name(f".hrldm-{folder.name}{end}") for end in ("", "-former", "-lock"))
     mine = FileLock(lock, timeout=1)  # the file of a lock that is being given up is tried again

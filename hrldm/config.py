@@ -88,7 +88,9 @@ class Profile:
     match_t_max: int | None = (
         None  # impose the requested histogram at t <= this (synthesis/matching.py); None = paper: never
     )
-    match_rounds: int = 1  # how often at each such step: decoding undoes a part of it
+    match_rounds: int = (
+        1  # how often at each such step, since decoding undoes a part of it; the second time counts double
+    )
     # -- evaluation --------------------------------------------------------------------------------------------------
     n_synthetic: int = 120  # synthetic nodules in Table 1
     n_boot: int = 200  # bootstrap resamples behind every interval

@@ -1,6 +1,6 @@
 """The only place that knows folders. Everything else receives paths or asks here.
 
-``python hrldm/paths.py PROFILE DATASET DATA_ROOT CACHE RESULTS`` is `check_run` for the Makefile, ``--stamp DATA_ROOT`` is `stamp`.
+``python hrldm/paths.py PROFILE DATASET DATA_ROOT SEED CACHE RESULTS`` is `check_run` for the Makefile, ``--stamp DATA_ROOT`` is `stamp`.
 Standard library only: it runs before the environment exists.
 """
 
@@ -108,11 +108,13 @@ def main() -> int:
     if sys.argv[1:2] == ["--stamp"]:
         print(stamp(sys.argv[2]))
         return 0
-    profile, dataset, data_root, *folders = sys.argv[1:]
+    profile, dataset, data_root, seed, *folders = sys.argv[1:]
     os.environ["HRLDM_CACHE"], os.environ["HRLDM_RESULTS"] = folders
     try:
         if odd := next((f for f in folders if re.search(r"\s", f)), None):
             raise ValueError(f"make cannot write into {odd!r}: choose HRLDM_CACHE and HRLDM_RESULTS without spaces")
+        if not re.fullmatch(r"\d*", seed):
+            raise ValueError(f"SEED {seed!r}: give a whole number, 0 or more")
         print(f"={check_run(profile, dataset, data_root)}")
     except ValueError as error:
         print(error)

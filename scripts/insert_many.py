@@ -1,8 +1,8 @@
 """Many insertions into one CT, measured: ``python scripts/insert_many.py NAME CT [--lungs MAP] [--n 200] [--rounds-of 10]``.
 
 Writes `results/insert/NAME/`: `insertions.csv` (one row a nodule), `summary.csv` (failures, lesion voxels in the lung, requested
-against obtained mean HU with slope and R2, per subtype, seconds a nodule), `contact_sheet.png` of the first hundred, and
-`provenance.json`.
+against obtained mean HU with slope and R2, per subtype, seconds a nodule), `contact_sheet.png` of the first hundred,
+`provenance.json` and, for the embedded CT, `three_subtypes.png`, the README's picture.
 CT may be `lidc-idri-0001`, the embedded one with its lobes.
 """
 
@@ -29,6 +29,9 @@ from hrldm.synthesis.released import released
 
 EMBEDDED = "lidc-idri-0001"
 SHOWN, SHOWN_MM = 100, 40.0
+SHOWCASE = [
+    Wish("solid", 14.0, seed=1), Wish("part-solid", 18.0, core_mm=8.0, seed=11), Wish("ground-glass", 18.0, seed=21),
+]  # fmt: skip
 
 
 def wishes(n: int, seed: int) -> list[Wish]:
@@ -90,6 +93,13 @@ def main() -> None:
     wall_time = {"insert_many": round(time.perf_counter() - began, 1)}
     write_provenance(out, generator.profile, args.name, args.seed, wall_time_s=wall_time)
     print(summary.round(3).to_string(index=False))
+    if embedded:
+        made = insert(ct, SHOWCASE, generator, labels)
+        labelled = [(k, f"{w.subtype}, {w.diameter_mm:g} mm") for k, w in enumerate(SHOWCASE, start=1)]
+        before, after = zip(*(around_lesion(ct, made, k, 2 * SHOWN_MM, text) for k, text in labelled), strict=True)
+        figures.montage([*before, *after], columns=3, title=f"{args.name}, before (above) and after").savefig(
+            out / "three_subtypes.png", dpi=110
+        )
 
 
 def summarised(table: pd.DataFrame) -> pd.DataFrame:

@@ -206,6 +206,8 @@ def test_a_folder_of_data_with_any_name_reaches_the_notebook_in_full(toy):
         (["PROFILE=/smoke"], "PROFILE '/smoke' names a folder"),
         (["PROFILE="], "PROFILE '' names a folder"),
         (["DATA_ROOT=data"], "DATA_ROOT 'data' without a name for its nodules: give DATASET=name too"),
+        (["SEED=abc"], "SEED 'abc': give a whole number, 0 or more"),
+        (["SEED=1.5"], "SEED '1.5': give a whole number"),
         (["DATASET=mine"], "dataset 'mine' is not embedded: give DATA_ROOT"),
         (["DATASET=mine", "DATA_ROOT=no'where"], "no'where: no manifest.csv there"),
         (["HRLDM_RESULTS=Makefile"], "Makefile is no folder; choose another folder"),

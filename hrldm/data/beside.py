@@ -68,6 +68,8 @@ def read_map(path: str | Path, ct: CT, own: np.ndarray, own_affine: np.ndarray) 
     """
     values, affine = read_beside(path, ct)
     first, last = min(LOBE_NAMES), max(LOBE_NAMES) + max(NUMBERINGS.values())
+    if values.max() == 5 and not np.isin(values, (1, 2)).any() and np.isin(values, (3, 4)).any():
+        values = np.isin(values, (3, 4))  # LUNA16: two lungs, and the windpipe
     values = np.where((values >= first) & (values <= last), values, values > 0).astype(np.uint8)
     numbering = None
     if (values > 1).any():
@@ -154,12 +156,11 @@ def _wrong_sides(lobes: np.ndarray, own: np.ndarray, affine: np.ndarray) -> str:
     box = np.argwhere(own) if own.any() else np.argwhere(np.ones_like(own))
     lungs = to_world(affine, box)[:, 0]
     centre = (lungs.min() + lungs.max()) / 2
-    if left is not None and right is not None:
-        if left[0] > right[0]:
-            return "its left lobes lie on the patient's right"
-    elif left is not None and left[0] > centre + WRONG_SIDE_MM:
+    if left is not None and right is not None and left[0] > right[0]:
         return "its left lobes lie on the patient's right"
-    elif right is not None and right[0] < centre - WRONG_SIDE_MM:
+    if left is not None and left[0] > centre + WRONG_SIDE_MM:
+        return "its left lobes lie on the patient's right"
+    if right is not None and right[0] < centre - WRONG_SIDE_MM:
         return "its right lobes lie on the patient's left"
     for upper, lower in ((10, 11), (12, 14)):
         above, below = middle(upper), middle(lower)

@@ -12,7 +12,12 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import MediaStorageDirectoryStorage
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    MediaStorageDirectoryStorage,
+)
 
 logger = logging.getLogger(__name__)
 # how many numbers each holds
@@ -20,6 +25,7 @@ _NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacin
 _TAGS = ("SeriesInstanceUID", "Modality", "ImageType", "SeriesDescription", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
          "GantryDetectorTilt", "SliceThickness", "SpacingBetweenSlices", "Manufacturer", "ConvolutionKernel", "KVP",
          "SamplesPerPixel", "PhotometricInterpretation", "SOPClassUID", "SOPInstanceUID")  # fmt: skip
+_CT_STORAGE = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _FORMAT = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 _DAMAGED = "{}: {} has no {}, so it is damaged or cut short; fetch the file again, or remove it if it is no slice"
 _POSITIVE = ("PixelSpacing", "Rows", "Columns", "RescaleSlope")
@@ -41,8 +47,11 @@ def _kind(file: Path) -> tuple[Path, str]:
 
 def read_headers(folder: Path, path: Path) -> list[tuple[Path, pydicom.Dataset]]:
     """(file, header) of every DICOM file under `folder`; others are passed over, unless they are named as the slices are."""
-    found, others = [], []
-    for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != "DICOMDIR"):
+    found, others, dead = [], [], []
+    for file in sorted(f for f in folder.rglob("*") if not f.is_dir() and f.name != "DICOMDIR"):
+        if not file.is_file():
+            dead.append(file)
+            continue
         try:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_TAGS, *_NEEDED, *_FORMAT])
             if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
@@ -65,6 +74,11 @@ def read_headers(folder: Path, path: Path) -> list[tuple[Path, pydicom.Dataset]]
     for file in others:
         if file.suffix.lower() == ".dcm" or _kind(file) in kinds:  # left out at an end, the scan would become shorter
             raise ValueError(_DAMAGED.format(path, file.name, "DICOM header"))
+    if dead := [f for f in dead if f.suffix.lower() == ".dcm" or _kind(f) in kinds or not found]:
+        raise ValueError(
+            f"{path}: {len(dead)} link(s) to files that are not there, first {dead[0].name}; fetch them (git annex get, "
+            "datalad get, dvc pull) or copy the files themselves"
+        )
     if not found:
         raise ValueError(
             f"{path}: no DICOM file in it; give the folder or zip of one CT series, or a .nii/.nii.gz file"
@@ -75,6 +89,10 @@ def read_headers(folder: Path, path: Path) -> list[tuple[Path, pydicom.Dataset]]
 def one_series(found: list, path: Path, series_uid: str | None) -> list[tuple[Path, pydicom.Dataset]]:
     """The slices of the only CT series, or of `series_uid`; scouts and other modalities are left out."""
     usable = [(f, d) for f, d in found if d.get("Modality") == "CT" and "LOCALIZER" not in (d.get("ImageType") or [])]
+    # dose reports and screen shots that call themselves CT have no place in space
+    usable = [
+        (f, d) for f, d in usable if d.get("SOPClassUID") in _CT_STORAGE or _has_numbers(d, "ImagePositionPatient", 3)
+    ]
     if not usable:
         modalities = sorted({str(d.get("Modality", "none")) for _, d in found})
         raise ValueError(f"{path}: not a CT (modality {', '.join(modalities)}, or scouts only); give a CT series")
@@ -85,10 +103,11 @@ def one_series(found: list, path: Path, series_uid: str | None) -> list[tuple[Pa
         series.setdefault(str(header.get("SeriesInstanceUID")), []).append((file, header))
     if series_uid is None and len(series) > 1:
         listing = "; ".join(
-            f"{u} ({len(s)} slices, {s[0][1].get('SeriesDescription', 'no name')})" for u, s in series.items()
+            f"{u} ({len(s)} slices, {s[0][1].get('SeriesDescription', 'no name')}, in {s[0][0].parent.name})"
+            for u, s in series.items()
         )
         raise ValueError(
-            f"{path}: {len(series)} series in one folder: {listing}. Choose one with series_uid=..., or separate them"
+            f"{path}: {len(series)} series in one folder: {listing}. Choose one with series_uid=..., or give its folder alone"
         )
     if series_uid is not None and series_uid not in series:
         raise ValueError(f"{path}: no CT series {series_uid}; there is {', '.join(series)}")

@@ -8,6 +8,7 @@ its lungs (`beside`), so that the map of another patient or of another orientati
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import subprocess
 import tempfile
@@ -19,13 +20,15 @@ from scipy import ndimage
 
 from hrldm.data.beside import check_map, read_map
 from hrldm.data.ct import CT, write_nifti
-from hrldm.data.geometry import head_foot, resample, sample
+from hrldm.data.geometry import head_foot, resample, sample, to_world
 
+logger = logging.getLogger(__name__)
 TISSUE_HU = -400.0  # lung and air below, tissue above
 GRID_MM = 2.0  # the threshold method works on this grid
 CLOSING_MM = 8.0  # vessels and nodules at the pleura up to about twice this size are closed over
 LEAST_ML = 400.0  # fewer is no pair of lungs, nor one of them
 SMALLER_LUNG = 0.15  # of the larger: smaller pieces are bowel gas or the trachea
+LUNG_HU = -950.0  # mean below: air
 LUNG_MEAN_HU = (-980.0, -450.0)  # plausible mean inside a lung mask, vessels included
 ROI = tuple(f"lung_{part}_lobe_{side}" for part, side in (
     ("upper", "left"), ("lower", "left"), ("upper", "right"), ("middle", "right"), ("lower", "right")))  # fmt: skip
@@ -60,21 +63,20 @@ def threshold_lungs(ct: CT) -> np.ndarray:
     Raises:
         ValueError: no piece of at least `LEAST_ML` ml.
     """
-    closed, affine = _own_lungs(ct)
+    closed, affine = _own_lungs(ct, alone=True)
     return sample(closed.astype(np.float32), affine, ct.shape, ct.affine, order=1, outside=0.0) > 0.5
 
 
-def _own_lungs(ct: CT) -> tuple[np.ndarray, np.ndarray]:
-    """`threshold_lungs` on a grid of `GRID_MM` along the CT's axes, and its affine."""
+def _own_lungs(ct: CT, alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """`threshold_lungs` on a grid of `GRID_MM` along the CT's axes, and its affine. alone: no map says where the lungs are."""
     hu, affine = resample(ct.array, ct.affine, GRID_MM)
     labels, n = ndimage.label(hu < TISSUE_HU)
     across = np.moveaxis(
         labels, head_foot(affine), -1
     )  # the air around the patient reaches the sides; lungs may be cut
     outside = np.unique(np.concatenate([across[[0, -1]].ravel(), across[:, [0, -1]].ravel()]))  # at head and foot
-    labels[np.isin(labels, outside)] = 0
     volume = np.bincount(labels.ravel(), minlength=n + 1) * GRID_MM**3 / 1000
-    volume[0] = 0
+    volume[[0, *outside]] = 0
     largest = volume.max(initial=0)
     if largest < LEAST_ML:
         raise ValueError(
@@ -82,11 +84,29 @@ def _own_lungs(ct: CT) -> tuple[np.ndarray, np.ndarray]:
             f"least {LEAST_ML:.0f}); give a chest CT, or its lung mask"
         )
     lungs = np.isin(labels, np.flatnonzero(volume >= SMALLER_LUNG * largest))
+    if alone:
+        _warn_of_cut_lung(ct, hu, labels, outside[outside > 0], lungs, affine)
     reach = int(np.ceil(CLOSING_MM / GRID_MM)) + 1
     padded = np.pad(lungs, reach)
     grown = ndimage.distance_transform_edt(~padded) * GRID_MM <= CLOSING_MM
     closed = ndimage.distance_transform_edt(grown) * GRID_MM > CLOSING_MM
     return ndimage.binary_fill_holes(closed | padded)[(slice(reach, -reach),) * 3], affine
+
+
+def _warn_of_cut_lung(
+    ct: CT, hu: np.ndarray, labels: np.ndarray, at_edge: np.ndarray, lungs: np.ndarray, affine: np.ndarray
+) -> None:
+    """Say so where the other lung seems to be cut by the image's edge: it cannot be told from the air around the patient."""
+    kept = to_world(affine, np.argwhere(lungs))[:, 0]
+    volume = np.bincount(labels.ravel()) * GRID_MM**3 / 1000
+    for k in at_edge[volume[at_edge] >= SMALLER_LUNG * lungs.sum() * GRID_MM**3 / 1000]:
+        region = np.argwhere(labels == k)
+        beside = not kept.min() < to_world(affine, region.mean(0))[0] < kept.max()  # a mattress lies below
+        if beside and (mean := float(hu[tuple(region.T)].mean())) > LUNG_HU:
+            logger.warning(
+                "%s: %.0f ml of the density of lung (mean %.0f HU) are cut by the edge of the image and not taken for lung; "
+                "give a lung mask to have nodules there", ct.source or "CT", volume[k], mean,
+            )  # fmt: skip
 
 
 def _shown_lungs(ct: CT) -> tuple[np.ndarray, np.ndarray]:

@@ -32,10 +32,6 @@ class Position:
     lobe: int
     location: str
 
-    def box(self, shape: tuple[int, ...]) -> tuple[slice, ...]:
-        """Slices of the CT that an array of `shape` centred here covers."""
-        return tuple(slice(c - n // 2, c - n // 2 + n) for c, n in zip(self.center, shape, strict=True))
-
 
 @dataclass
 class PlacementReport:

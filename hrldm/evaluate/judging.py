@@ -36,6 +36,10 @@ from hrldm.synthesis.released import released
 from hrldm.train.device import device
 from hrldm.train.runs import Study, checked_manifest, chosen_histograms
 
+TABLES = (
+    "lesion_histograms", "median_jsd", "control_summary", "triplets_summary", "power_spectrum", "roughness", "separability",
+    "realism",
+)  # fmt: skip
 Maker = Callable[[Request, Patches], np.ndarray]  # the order and the true nodules -> HU crops (N, D, D, D)
 
 
@@ -68,8 +72,7 @@ def judge(
     extractor: Extractor,
     native: Patches | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """The tables `lesion_histograms`, `median_jsd`, `control_summary`, `triplets_summary`, `power_spectrum` and `roughness`
-    (of the median lesion), `separability`, `realism` (from two patients on).
+    """`TABLES`; the spectrum and roughness are of the median lesion, `realism` comes from two patients on.
 
     truth:   the real nodules
     systems: each makes what it is asked for; the study's autoencoder is added as the floor

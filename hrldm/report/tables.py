@@ -115,20 +115,6 @@ def drop_table(results_dir: Path | str, name: str) -> None:
         (Path(results_dir) / "tables" / f"{name}{suffix}").unlink(missing_ok=True)
 
 
-def load_table(results_dir: Path | str, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Read ``tables/<name>.csv`` back and check it.
-
-    Raises:
-        ValueError: the file is absent, or not what the schema says.
-    """
-    path = Path(results_dir) / "tables" / f"{name}.csv"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such table yet; `make reproduce` writes it")
-    table = pd.read_csv(path)
-    check_table(table, str(path), _find_schema(name, columns))
-    return table
-
-
 def check_table(table: pd.DataFrame, name: str, schema: Schema) -> None:
     """All differences between `table` and `schema` in one error.
 

@@ -89,12 +89,13 @@ class Tour:
         Raises:
             ValueError: no such nodule, or a place that is not three numbers.
         """
+        at = point(self.at.value) if self.at.value.strip() else None  # then where it lies is said
         return Wish(
             self.subtype.value,
             self.diameter.value,
-            None if self.lobe.value == ANYWHERE else self.lobe.value,
-            self.location.value,
-            point(self.at.value) if self.at.value.strip() else None,
+            None if self.lobe.value == ANYWHERE or at else self.lobe.value,
+            LOCATIONS[0] if at else self.location.value,
+            at,
             core_mm=self.core.value or None,
             seed=self.seed.value,
         )

@@ -195,7 +195,7 @@ class Generator:
         def match(z0_hat: torch.Tensor) -> torch.Tensor:
             lesion = z0_hat / self.scale
             for k in range(p.match_rounds):
-                gain = GAIN if k else 1.0
+                gain = GAIN if k == 1 else 1.0
                 lesion = match_latents(self.autoencoder, lesion, z_bg / self.scale, m, mask, histogram, lead, gain)
             return lesion * self.scale
 

@@ -10,7 +10,7 @@ encoded again:
 The order of the voxels, and so the lesion's structure, stays the network's own; where a solid core is given, voxels go
 before others the deeper they lie in it. The difference of two encodings cancels
 what the autoencoder loses, and a lesion that obeys already is left as it is. Decoding undoes a part of the change, so it is
-made ``match_rounds`` times, from the second on doubled (`GAIN`); the steps that follow make the texture consistent again.
+made ``match_rounds`` times, the second time doubled (`GAIN`); the steps that follow make the texture consistent again.
 """
 
 from __future__ import annotations

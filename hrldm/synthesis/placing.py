@@ -15,7 +15,7 @@ from scipy import ndimage
 from hrldm.data.beside import read_beside
 from hrldm.data.ct import CT, to_ras
 from hrldm.data.fitting import choose_shape, core_of, fitted
-from hrldm.data.geometry import reach, sample, to_world
+from hrldm.data.geometry import reach, sample, to_world, voxel_size
 from hrldm.data.placement import LOBE_NAMES, LungMap, PlacementReport, sample_positions
 from hrldm.data.shapes import ShapeLibrary
 from hrldm.data.texture import FLOOR_REACH, choose_histogram, lung_floor, with_solid_share
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 APART_MM = 2 * MARGIN_SIGMAS * FEATHER_MM  # between lesions: the feathers do not meet
 SHAPES_TRIED = 5  # a shape that finds no place is turned or exchanged so often
 OWN_IN_LUNG = 0.9  # of a mask given by the user; a reader's outline may touch the wall
+PARTS_MM = 5.0  # between parts of one lesion in a mask given by the user
 OWN_AIR_HU = -975.0  # mean below: windpipe, stomach or bulla, nothing that a lesion grows in
 OWN_LARGEST_MM = 2 * LARGEST_MM  # beyond, a mask file is no lesion but an organ
 
@@ -55,7 +56,13 @@ class LungSpace:
                 raise ValueError(
                     f"{name} have {np.shape(given)} voxels and the CT {ct.shape} (x, y, z); SimpleITK's arrays are (z, y, x)"
                 )
-        if not (np.asarray(labels) > 0).any():
+        whole = np.asarray(labels)
+        if whole.dtype.kind == "f" and (whole != np.rint(whole)).any() or whole.min() < 0 or whole.max() > 255:
+            raise ValueError(
+                f"labels of {whole.min():g} to {whole.max():g}: give whole numbers 0 to 255, 0 outside the lungs (of a "
+                "probability map, its voxels above 0.5)"
+            )
+        if not (whole > 0).any():
             raise ValueError("the labels hold no lung: no voxel above 0")
         # one voxel order and one rounding, so that the same scan stored in another order gives the same places
         ras = to_ras(CT(ct.array, ct.affine))
@@ -137,6 +144,10 @@ def _library_lesion(
             if wish.at is not None:
                 centre = np.rint(np.asarray(wish.at, float) - space.affine[:3, 3]).astype(int)
                 _check_place(space, mask, centre, wish.at)
+                if lobe is not None and (found := int(space.labels[tuple(centre)])) != lobe:
+                    raise ValueError(
+                        f"that place is in {LOBE_NAMES.get(found, 'no lobe')}, not in {wish.lobe}; leave out one of both"
+                    )
             else:
                 found, report = sample_positions(
                     space.hu, space.labels, mask, 1, rng, location=wish.location, lobe=lobe, occupied=space.occupied,
@@ -196,6 +207,7 @@ def _own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | N
         raise ValueError(
             f"{path}: {longest:.0f} mm long, a lesion has at most {OWN_LARGEST_MM:g}; give the mask of one lesion"
         )
+    _check_one(path, values[found] > 0, voxel_size(affine))
     low, high = np.floor(first).astype(int) - 1, np.ceil(last).astype(int) + 2
     grid = space.affine.copy()
     grid[:3, 3] += low
@@ -224,6 +236,20 @@ def _own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | N
     if space.occupied[tuple(voxels[within].T)].any():
         raise ValueError(f"{path}: there is another lesion at this place")
     return part[0], part[1] if part[1].any() else None, centre
+
+
+def _check_one(path: str, lesion: np.ndarray, spacing: np.ndarray) -> None:
+    """Raise ValueError for a mask of several lesions, or with voxels astray: their middle would lie between them."""
+    parts, n = ndimage.label(lesion, np.ones((3, 3, 3)))
+    if n < 2:
+        return
+    largest = np.bincount(parts.ravel())[1:].argmax() + 1
+    distance = ndimage.distance_transform_edt(parts != largest, spacing)
+    gap = max(distance[parts == k].min() for k in range(1, n + 1) if k != largest)
+    if gap > PARTS_MM + spacing.max():
+        raise ValueError(
+            f"{path}: {n} parts, one of them {gap:.0f} mm from the largest; give the mask of one lesion, without stray voxels"
+        )
 
 
 def _take(space: LungSpace, mask: np.ndarray, centre: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import operator
 import os
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
-from hrldm.data.nifti import open_nifti
+from hrldm.data.nifti import open_nifti, read_voxels
 from hrldm.data.placement import LOBE_NAMES, LOCATIONS
 from hrldm.data.spreadsheet import read_spreadsheet
 
+logger = logging.getLogger(__name__)
 SEED_RULE = (
     "each nodule's own; of copies the first has the one given, the k-th and a batch's draw theirs by SeedSequence"
 )
@@ -30,7 +32,7 @@ class Wish:
     subtype:     solid, part-solid or ground-glass
     diameter_mm: of the sphere of equal volume, 6..30
     lobe:        LUL, LLL, RUL, RML, RLL (needs a lobe map); None: anywhere in the lungs
-    location:    inner or subpleural; ignored where `at` is given
+    location:    inner or subpleural; not beside `at`
     at:          centre in RAS mm; None: chosen by chance
     histogram:   file of the HU histogram wanted (`read_histogram`); None: a real one of that subtype and size
     spiculation: 1..5, None: any
@@ -76,9 +78,15 @@ class Wish:
                 f"own diameter (here {self.subtype}, {self.diameter_mm:g} mm)"
             )
         if self.mask is not None:
-            if taken := [name for name in ("lobe", "at", "spiculation", "core_mm") if getattr(self, name) is not None]:
+            shape_and_place = ("diameter_mm", "lobe", "location", "at", "spiculation", "core_mm")
+            if taken := [name for name in shape_and_place if getattr(self, name) != _DEFAULTS[name]]:
                 raise ValueError(f"a mask of the lesion says its shape and place; leave out {', '.join(taken)}")
-            open_nifti(self.mask)
+            if self.cored and self.subtype != "part-solid":
+                raise ValueError(
+                    f"{self.mask} marks a solid core (2), which {self.subtype} nodules have not; ask for part-solid"
+                )
+        if self.at is not None and self.location != _DEFAULTS["location"]:
+            raise ValueError("a place is given; leave out location")
         if self.seed < 0:
             raise ValueError(f"seed {self.seed!r}: give a whole number, 0 or more")
         if self.histogram is not None:
@@ -100,6 +108,15 @@ class Wish:
                     )
                     raise ValueError(f"{name} {value!r}: give {wanted}") from None
 
+    @property
+    def cored(self) -> bool:
+        """Whether a solid core is asked for."""
+        return (
+            self.core_mm is not None
+            or self.mask is not None
+            and bool(read_voxels(open_nifti(self.mask), self.mask)[1].max().round() == 2)
+        )
+
     def given(self) -> dict:
         """The fields that say something, as a record has them."""
         return {k: v for k, v in asdict(self).items() if v is not None}
@@ -108,6 +125,9 @@ class Wish:
         """A few words for the log."""
         size = f"mask {Path(self.mask).name}" if self.mask is not None else f"{self.diameter_mm:g} mm"
         return f"{self.subtype}, {size}"
+
+
+_DEFAULTS = {f.name: f.default for f in fields(Wish)}
 
 
 def read_histogram(path: str | Path, bins: int = 40) -> np.ndarray:
@@ -152,18 +172,26 @@ def read_plan(path: str | Path, seed: int = 0) -> list[Wish]:
     wishes = []
     for k, (number, cells) in enumerate(rows.items() if readable and not unknown else ()):
         try:
-            wishes.append(_wish(dict(zip(columns, cells, strict=True)), own_seed(seed, k) if k else seed))
+            row = dict(zip(columns, cells, strict=True))
+            wishes.append(_wish(row, own_seed(seed, k) if k else seed, path.parent))
         except ValueError as error:
             problems.append(f"row {number}: {error}")
     if problems:
         raise ValueError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(problems))
+    if len(set(wishes)) < len(wishes):
+        logger.warning(
+            "%s: rows that are alike, seed and all, make nodules that are alike; give them seeds of their own", path
+        )
     return wishes
 
 
 def _recorded(path: Path) -> list[Wish]:
     """The wishes of a record.json."""
     try:
-        nodules = [dict(nodule["wish"]) for nodule in json.loads(path.read_text(encoding="utf-8"))["nodules"]]
+        nodules = [
+            _that_said_something(dict(nodule["wish"]))
+            for nodule in json.loads(path.read_text(encoding="utf-8-sig"))["nodules"]
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path}: not the record of an insertion ({type(error).__name__}: {error}); give its record.json"
@@ -179,7 +207,13 @@ def _recorded(path: Path) -> list[Wish]:
     return wishes
 
 
-def _wish(row: dict[str, str], seed: int) -> Wish:
+def _that_said_something(wish: dict) -> dict:
+    """A recorded wish without what former versions recorded and did not look at."""
+    unseen = ("diameter_mm", "location") if "mask" in wish else ("location",) if "at" in wish else ()
+    return {k: v for k, v in wish.items() if k not in unseen}
+
+
+def _wish(row: dict[str, str], seed: int, folder: Path) -> Wish:
     numbers = {"diameter_mm": float, "spiculation": float, "core_mm": float, "seed": _whole, "at": point}
     given: dict = {"seed": seed}
     for name, text in row.items():
@@ -188,6 +222,9 @@ def _wish(row: dict[str, str], seed: int) -> Wish:
                 given[name] = numbers[name](text) if name in numbers else text
             except ValueError:
                 raise ValueError(f"{name} {text!r} is not a number") from None
+    for name in ("histogram", "mask"):  # relative to the plan, as in a manifest, or to the working folder
+        if name in given and os.path.exists(folder / given[name]):
+            given[name] = str(folder / given[name])
     return Wish(**given)
 
 

@@ -55,7 +55,9 @@ def released(
     ckpt.require(meta, unet, autoencoder=weights_digest(model))
     known = {f.name for f in dataclasses.fields(Profile)}
     stored = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["profile"].items() if k in known}
-    profile = sampled(Profile(**stored), **((SAMPLING if unet == RELEASED_UNET else {}) | sampling))
+    profile = sampled(
+        Profile(**stored), **((SAMPLING if Path(unet).resolve() == RELEASED_UNET.resolve() else {}) | sampling)
+    )
     net, scale = load_unet(unet, profile, on)
     _check_card(unet, net)
     return Generator(model.to(on), net, scale, profile, on, grain)

@@ -65,13 +65,12 @@ class LatentCache:
 class Windowed:
     """All nodules and variants whose windows have one side, cut to them, on one device.
 
-    index: (n, 2) nodule and variant; start: (n, 3) first latent voxel of each window
+    index: (n, 2) nodule and variant
     z0, std, template: (n, c, s, s, s) scaled latents, template may be None
     mask:  (n, 1, 4s, 4s, 4s) bool; subtype: (n,); histogram: (n, B)
     """
 
     index: Tensor
-    start: Tensor
     z0: Tensor
     std: Tensor
     template: Tensor | None
@@ -116,7 +115,6 @@ def windowed(
         i = torch.from_numpy(keys[rows, 0])
         yield Windowed(
             index=torch.from_numpy(keys[rows]).to(device),
-            start=torch.tensor([w.start for *_, w in own], device=device),
             z0=cut(cache.mean),
             std=cut(cache.std),
             template=cut(cache.template) if profile.histogram_template else None,

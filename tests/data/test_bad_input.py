@@ -16,7 +16,7 @@ import pandas as pd
 import pydicom
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from hrldm.data.ct import CT, read_ct, write_nifti
 from hrldm.data.manifest import load_manifest, write_manifest
@@ -217,12 +217,37 @@ def test_wrong_modality(tmp_path):
 def test_two_series_in_one_folder(tmp_path):
     series(tmp_path / "s", uid="1.2.3"), series(tmp_path / "s", n=20, uid="1.2.4")
     with refused(
-        tmp_path, "2 series in one folder", "1.2.3 (24 slices, chest 1.2.3)", "1.2.4 (20 slices", "series_uid"
+        tmp_path, "2 series in one folder", "1.2.3 (24 slices, chest 1.2.3, in s)", "1.2.4 (20 slices", "series_uid"
     ):
         read_ct(tmp_path / "s")
     assert read_ct(tmp_path / "s", series_uid="1.2.4").shape[2] == 20
     with refused(tmp_path, "no CT series 9.9", "1.2.3"):
         read_ct(tmp_path / "s", series_uid="9.9")
+
+
+def test_links_to_slices_that_are_not_there(tmp_path):
+    """git-annex and DataLad leave links; without their content a scan would become shorter."""
+    files = series(tmp_path / "s", n=30)
+    for file in files[25:]:
+        file.unlink(), file.symlink_to(tmp_path / "annex" / file.name)
+    with refused(tmp_path, "5 link(s) to files that are not there, first 1.2.3-025.dcm", "git annex get"):
+        read_ct(tmp_path / "s")
+    for file in files[:25]:
+        file.unlink(), file.symlink_to(tmp_path / "annex" / file.name)
+    with refused(tmp_path, "30 link(s) to files that are not there"):
+        read_ct(tmp_path / "s")
+
+
+def test_a_dose_report_that_calls_itself_ct_is_no_slice(tmp_path):
+    series(tmp_path / "s")
+    for name, uid in (("own", "1.2.3"), ("other", "7.7")):  # in the CT's own series, and in one of its own
+        report = series(tmp_path / "reports", n=1, uid=f"1.2.{uid}")[0]
+        change(report, SOPClassUID=SecondaryCaptureImageStorage, SeriesInstanceUID=uid, ImagePositionPatient=None)
+        report.rename(tmp_path / "s" / f"{name}.dcm")
+    assert read_ct(tmp_path / "s").shape == (18, 16, 24)
+    for file in series(tmp_path / "all"):  # an export that calls every slice so
+        change(file, SOPClassUID=SecondaryCaptureImageStorage)
+    assert read_ct(tmp_path / "all").shape == (18, 16, 24)
 
 
 def test_hole_in_the_series(tmp_path):

@@ -71,7 +71,17 @@ def test_a_map_of_all_organs_is_told_by_its_lungs(tmp_path, chest, numbering):
     np.testing.assert_array_equal(labels[inside], lobes[inside])
 
 
+def test_a_map_of_luna16_is_read_without_its_windpipe(tmp_path, chest):
+    ct, lobes = chest
+    values = np.select([np.isin(lobes, (10, 11)), lobes > 11], (3, 4), 0)
+    values[tuple(np.argwhere(ct.array > 0)[:300].T)] = 5
+    labels, source = lungs.lung_labels(ct, saved(tmp_path, values, ct.affine))
+    np.testing.assert_array_equal(labels, lobes > 0)
+    assert source == "map.nii.gz"
+
+
 WRONG = {
+    "both sides on one": (lambda a: np.array([*range(10), 0, 0, 10, 11, 14], np.uint8)[a], "patient's right"),
     "left and right": (lambda a: a[::-1], "left lobes lie on the patient's right"),
     "upside down": (lambda a: a[:, :, ::-1], "its LUL lies below its LLL|not the lungs"),
     "numbers of another program": (lambda a: np.select([a == k for k in (12, 13, 14, 10, 11)], range(10, 15), 0), "patient's right"),

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from hrldm.data import lungs
 from hrldm.data.ct import CT, read_ct
 from hrldm.data.fetch import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
-from hrldm.data.geometry import to_world
+from hrldm.data.geometry import shifted, to_world
 from hrldm.data.placement import LOBE_NAMES
 from tests import tiny
 
@@ -58,6 +58,27 @@ def test_a_nodule_at_the_pleura_and_a_vessel_belong_to_the_lung():
     ct.array[ball] = 30
     found = lungs.threshold_lungs(ct)
     assert found[ball & truth].mean() > 0.8 and dice(found, truth) > 0.97
+
+
+def test_a_lung_cut_by_the_edge_of_the_image_is_told(caplog):
+    ct, truth = chest()
+    lungs.threshold_lungs(ct)
+    assert not caplog.records
+    inside = to_world(ct.affine, np.argwhere(truth))
+    keep = int(np.argwhere(truth)[inside[:, 0] < -75][:, 0].max())  # the left lung's outer part is beyond the image
+    lower = ct.affine[0, 0] > 0
+    cut = slice(keep, None) if lower else slice(None, keep)
+    found = lungs.threshold_lungs(
+        CT(ct.array[cut], shifted(ct.affine, (keep if lower else 0, 0, 0)), source="a.nii.gz")
+    )
+    assert (
+        dice(
+            found,
+            truth[cut] & (to_world(ct.affine, np.indices(ct.shape).reshape(3, -1).T)[:, 0].reshape(ct.shape)[cut] > 0),
+        )
+        > 0.95
+    )
+    assert "a.nii.gz: " in caplog.text and "cut by the edge of the image" in caplog.text
 
 
 def test_scans_without_lungs_are_refused():

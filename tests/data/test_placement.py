@@ -33,7 +33,7 @@ def lesion():
 
 def voxels(position, mask):
     full = np.zeros(SHAPE, bool)
-    full[position.box(mask.shape)] = mask
+    full[tuple(slice(c - n // 2, c - n // 2 + n) for c, n in zip(position.center, mask.shape, strict=True))] = mask
     return full
 
 

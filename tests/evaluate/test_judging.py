@@ -93,7 +93,12 @@ def test_command_line_judges_a_manifest(call, tmp_path):
     assert status == 2 and "judged: exists already" in error and "(--overwrite)" in error
     (tmp_path / "file").touch()
     assert "cannot be written" in call(tmp_path / "absent", "--out", tmp_path / "file" / "x")[2]
-    assert "JSD, n = 12" in call(root, "--split", "all")[1]
+    own = tmp_path / "judged" / "tables" / "mine.csv"
+    own.write_text("a,b")
+    former = tmp_path / "judged" / "tables" / "realism.csv"
+    former.write_text("of another run")
+    assert "JSD, n = 12" in call(root, "--split", "all", "--out", tmp_path / "judged", "--overwrite")[1]
+    assert own.read_text() == "a,b" and "another run" not in (former.read_text() if former.exists() else "")
     status, said, error = call(root, "--split", "val")
     assert status == 2 and error == f"error: {root}: no nodule of split 'val' in its manifest; choose another, or all\n"
 

@@ -30,7 +30,9 @@ def tour() -> Tour:
 def test_controls_are_the_wish(tour):
     tour.subtype.value, tour.diameter.value, tour.core.value, tour.seed.value = "part-solid", 16.0, 7.0, 3
     tour.at.value = "-70, 5, 10"
+    tour.location.value = "subpleural"  # a place that is typed says it all
     assert tour.wish() == Wish("part-solid", 16.0, at=(-70.0, 5.0, 10.0), core_mm=7.0, seed=3)
+    tour.location.value = "inner"
     tour.at.value, tour.core.value = "", 0.0
     assert tour.wish() == Wish("part-solid", 16.0, seed=3)
     assert tour.lobe.options == ("any",)  # the labels tell no lobes

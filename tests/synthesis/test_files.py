@@ -14,7 +14,8 @@ import SimpleITK as sitk
 
 import hrldm.__main__ as cli
 from hrldm.data.ct import read_ct
-from hrldm.synthesis import files
+from hrldm.synthesis import batch, files
+from hrldm.synthesis import record as records
 from hrldm.synthesis.plan import Wish, read_plan
 from tests import tiny
 from tests.synthesis.test_insert import LIBRARY, scan
@@ -277,7 +278,7 @@ def test_a_folder_of_cts_goes_on_where_it_was_and_one_bad_ct_stops_no_other(nift
     series(source / "dicom_case")
     generator = tiny.PaintingGenerator()
     wishes = [Wish("solid", 10.0)]
-    said = files.insert_folder(source, tmp_path / "out", wishes, generator)
+    said = batch.insert_folder(source, tmp_path / "out", wishes, generator)
     assert (
         said["a"] == said["b"] == said["dicom_case"] == "done" and "broken.nii: not a readable image" in said["broken"]
     )
@@ -285,18 +286,18 @@ def test_a_folder_of_cts_goes_on_where_it_was_and_one_bad_ct_stops_no_other(nift
         json.loads((tmp_path / "out" / n / "record.json").read_text())["nodules"][0]["centre_ras_mm"] for n in "ab"
     ]
     assert places[0] != places[1]  # seeds of their own
-    again = files.insert_folder(source, tmp_path / "out", wishes, generator)
+    again = batch.insert_folder(source, tmp_path / "out", wishes, generator)
     assert again["a"] == again["dicom_case"] == "there already" and "broken" in again
     with pytest.raises(ValueError, match="no CT in it"):
         (tmp_path / "empty").mkdir()
-        files.insert_folder(tmp_path / "empty", tmp_path / "out", wishes, generator)
+        batch.insert_folder(tmp_path / "empty", tmp_path / "out", wishes, generator)
 
 
 def test_a_batch_asked_for_otherwise_is_refused_before_anything_is_made(nifti, tmp_path):
     source, out, generator = tmp_path / "cts", tmp_path / "out", tiny.PaintingGenerator()
     source.mkdir()
     (source / "a.nii.gz").write_bytes(nifti.read_bytes())
-    files.insert_folder(source, out, WISHES, generator, retries=0)
+    batch.insert_folder(source, out, WISHES, generator, retries=0)
     before = (out / "a" / "record.json").read_bytes()
     (source / "b.nii.gz").write_bytes(nifti.read_bytes())
     for wishes, options in (
@@ -305,40 +306,70 @@ def test_a_batch_asked_for_otherwise_is_refused_before_anything_is_made(nifti, t
         (WISHES * 2, {"retries": 0}),
     ):
         with pytest.raises(
-            ValueError, match=r"1 result\(s\) there were made of another request or version, .* first a; choose"
+            ValueError, match=r"1 result\(s\) there were made of another request, version or file, first a; choose"
         ):
-            files.insert_folder(source, out, wishes, generator, **options)
+            batch.insert_folder(source, out, wishes, generator, **options)
     assert (out / "a" / "record.json").read_bytes() == before and not (out / "b").exists()
-    said = files.insert_folder(source, out, WISHES, generator, retries=0)
+    said = batch.insert_folder(source, out, WISHES, generator, retries=0)
     assert said == {"a": "there already", "b": "done"}
     (out / "a" / "record.json").write_text("{")
-    with pytest.raises(ValueError, match="another request or version, .* first a"):
-        files.insert_folder(source, out, WISHES, generator, retries=0)
+    with pytest.raises(ValueError, match="another request, version or file, first a"):
+        batch.insert_folder(source, out, WISHES, generator, retries=0)
     said = []
 
     def second():
         with pytest.raises(ValueError, match="another run is writing it"):
-            files.insert_folder(source, out, WISHES, tiny.PaintingGenerator())
+            batch.insert_folder(source, out, WISHES, tiny.PaintingGenerator())
         said.append(1)
 
-    files.insert_folder(source, out, WISHES, During(second), overwrite=True)
-    assert said and json.loads((out / "a" / "record.json").read_text())["seeds"] == files.SEED_RULE
+    (out / "a" / "record.json").write_bytes(before)
+    assert batch.insert_folder(source, out, WISHES, generator, retries=0, overwrite=True) == dict.fromkeys(
+        "ab", "there already"
+    )
+    batch.insert_folder(source, out, WISHES, During(second), overwrite=True)
+    assert said and json.loads((out / "a" / "record.json").read_text())["seeds"] == records.SEED_RULE
 
 
-def test_a_result_older_than_what_it_was_made_of_is_not_there_already(nifti, tmp_path):
+def test_a_result_of_other_files_is_not_there_already_and_a_copy_of_them_is(nifti, tmp_path):
     for name, source in (("cts", nifti), ("maps", tmp_path / "lungs.nii.gz")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.nii.gz").write_bytes(source.read_bytes())
     (tmp_path / "h.txt").write_text("1 " * 40)
     call = (tmp_path / "cts", tmp_path / "out", [Wish(histogram=tmp_path / "h.txt")], tiny.PaintingGenerator())
-    assert files.insert_folder(*call, tmp_path / "maps") == {"a": "done"}
-    made = (tmp_path / "out" / "a" / "record.json").stat().st_mtime
+    assert batch.insert_folder(*call, tmp_path / "maps") == {"a": "done"}
     for changed in ("cts/a.nii.gz", "maps/a.nii.gz", "h.txt"):
-        assert files.insert_folder(*call, tmp_path / "maps") == {"a": "there already"}
-        os.utime(tmp_path / changed, (made + 5, made + 5))
-        with pytest.raises(ValueError, match="before a file they were made of changed, first a"):
-            files.insert_folder(*call, tmp_path / "maps")
-        os.utime(tmp_path / changed, (made, made))
+        file, before = tmp_path / changed, (tmp_path / changed).read_bytes()
+        os.utime(file, (1e9, 1e9))  # copied without its time
+        assert batch.insert_folder(*call, tmp_path / "maps") == {"a": "there already"}
+        file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]) if changed != "h.txt" else b"2 " * 40)
+        os.utime(file, (1e8, 1e8))  # another one of the same size, and older than the result
+        with pytest.raises(ValueError, match="another request, version or file, first a"):
+            batch.insert_folder(*call, tmp_path / "maps")
+        file.write_bytes(before)
+
+
+def test_a_batch_says_what_it_lacks_before_it_begins(nifti, tmp_path):
+    source, maps = tmp_path / "cts", tmp_path / "cts" / "lungs"
+    maps.mkdir(parents=True)
+    (source / "a.nii.gz").write_bytes(nifti.read_bytes())
+    with pytest.raises(ValueError, match=r"lungs: no label map named a\.nii\.gz"):
+        batch.insert_folder(source, tmp_path / "out", WISHES, tiny.PaintingGenerator(), maps)
+    shutil.copy(tmp_path / "lungs.nii.gz", maps / "a.nii.gz")  # within the data: no CT of its own
+    assert batch.insert_folder(source, tmp_path / "out", WISHES, tiny.PaintingGenerator(), maps) == {"a": "done"}
+    with pytest.raises(ValueError, match="a lobe is asked for, and nothing here tells lobes"):
+        batch.insert_folder(source, tmp_path / "other", [Wish(lobe="RUL")], tiny.PaintingGenerator())
+    with pytest.raises(ValueError, match="/: cannot be replaced"):
+        batch.insert_folder(source, "/", WISHES, tiny.PaintingGenerator())
+
+
+def test_links_to_nothing_do_not_make_a_result_pass_for_one_that_is_asked_for(tmp_path):
+    source = tmp_path / "in"
+    affine, shape = tiny.chest_grid(np.eye(3), (4.0, 4.0, 5.0))
+    tiny.dicom_series(source / "p", tiny.chest(affine, shape), affine)
+    (source / "p" / ".notes").symlink_to("nowhere")
+    assert batch.insert_folder(source, tmp_path / "out", [Wish()], tiny.PaintingGenerator(), retries=0) == {"p": "done"}
+    with pytest.raises(ValueError, match="another request"):
+        batch.insert_folder(source, tmp_path / "out", [Wish(seed=5)], tiny.PaintingGenerator(), retries=0)
 
 
 def test_an_empty_folder_may_be_the_output_and_a_link_is_not_replaced(nifti, tmp_path):
@@ -398,10 +429,19 @@ def test_a_record_made_otherwise_is_said(nifti, tmp_path):
     generator = tiny.PaintingGenerator()
     files.insert_file(nifti, tmp_path / "a", WISHES, generator, lungs=tmp_path / "lungs.nii.gz", retries=0)
     record = tmp_path / "a" / "record.json"
-    assert files.told_apart(record, generator, lungs="x", retries=2) == ["options retries: 0 there, 2 here"]
-    assert files.told_apart(record, generator, retries=0) == ["options lungs_given: True there, False here"]
+    same = {"lungs": shutil.copy(tmp_path / "lungs.nii.gz", tmp_path / "copy.nii.gz"), "retries": 0}
+    copy = shutil.copy(nifti, tmp_path / "elsewhere.nii.gz")
+    assert records.told_apart(record, copy, WISHES, generator, **same) == []
+    assert records.told_apart(record, copy, WISHES, generator, **same | {"retries": 2}) == [
+        "options retries: 0 there, 2 here"
+    ]
+    assert records.told_apart(record, copy, WISHES, generator, retries=0) == [
+        "options lungs_given: True there, False here"
+    ]
+    other = records.told_apart(record, tmp_path / "lungs.nii.gz", WISHES, generator, lungs=nifti, retries=0)
+    assert [f.split(":")[0] for f in other] == ["files ct", "files lungs"]
     generator.profile = tiny.profile(match_t_max=300, sample_steps=7)
-    assert [f.split(":")[0] for f in files.told_apart(record, generator, lungs="x", retries=0)] == ["sampling steps"]
+    assert [f.split(":")[0] for f in records.told_apart(record, copy, WISHES, generator, **same)] == ["sampling steps"]
 
 
 def test_odd_folders_stop_no_batch(tmp_path, monkeypatch):
@@ -420,9 +460,9 @@ def test_odd_folders_stop_no_batch(tmp_path, monkeypatch):
         return listed(path)
 
     monkeypatch.setattr(files.os, "listdir", denied)
-    found, passed = files.find_cts(root)
+    found, passed = batch.find_cts(root)
     assert sorted(found) == [os.fsdecode(b"M\xfcller"), "siteA/p1"] and sorted(passed) == ["lost+found", "self"]
-    said = files.insert_folder(root, tmp_path / "out", WISHES, tiny.PaintingGenerator())
+    said = batch.insert_folder(root, tmp_path / "out", WISHES, tiny.PaintingGenerator())
     assert "not a readable image" in said[os.fsdecode(b"M\xfcller")]
 
 
@@ -439,7 +479,7 @@ def test_every_ct_of_a_folder_is_found_and_what_is_not_one_is_said(tmp_path):
     (root / "loop").mkdir()
     (root / "loop" / "again").symlink_to(root)
     (root / "loop" / "z.nii").touch()
-    found, passed = files.find_cts(root, root / "out")
+    found, passed = batch.find_cts(root, root / "out")
     assert sorted(found) == ["B", "a", "c", "disc", "loop/z", "mixed", "plain", "site1/ct", "site2/ct"]
     assert found["site1/ct"] == root / "site1" / "ct.nii.gz" and found["disc"] == root / "disc"
     assert sorted(passed) == [
@@ -456,10 +496,10 @@ def test_every_ct_of_a_folder_is_found_and_what_is_not_one_is_said(tmp_path):
     with pytest.raises(
         ValueError, match=r"a.nii.gz and a.nii would have one result, a; rename|a.nii and a.nii.gz would"
     ):
-        files.find_cts(root)
+        batch.find_cts(root)
     (root / "a.nii.gz").rename(root / "site1.nii.gz")
     with pytest.raises(ValueError, match="the result of site1/ct would lie within another's"):
-        files.find_cts(root)
+        batch.find_cts(root)
 
 
 @pytest.fixture
@@ -497,7 +537,7 @@ def test_command_line_inserts_and_says_what_came(call, nifti, tmp_path):
         (["--at", "1,2"], "three numbers"),
         (["--at", "here"], "--at 'here'"),
         (["--at", "500,0,0"], "would leave the lungs; the nearest place"),
-        (["--lobe", "RUL"], "do not tell lobes; give a TotalSegmentator map (--lungs)"),
+        (["--lobe", "RUL"], "nothing here tells lobes; give a TotalSegmentator map (--lungs)"),
         (["--histogram", "absent.txt"], "absent.txt: not a histogram"),
         (["--lungs", "absent.nii.gz"], "absent.nii.gz: no such file"),
         (["--count", "0"], "count must be at least 1"),

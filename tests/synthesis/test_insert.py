@@ -141,6 +141,9 @@ def test_labels_of_another_grid_or_without_lung_are_refused():
         put(ct, labels, Wish(), avoid=np.zeros((3, 3, 3), bool))
     with pytest.raises(ValueError, match="hold no lung"):
         put(ct, np.zeros_like(labels), Wish())
+    for odd in (labels * 0.98, labels.astype(int) * 256, -labels.astype(int)):
+        with pytest.raises(ValueError, match=r"labels of -?[\d.]+ to [\d.]+: give whole numbers 0 to 255"):
+            put(ct, odd, Wish())
 
 
 def test_a_given_place_is_taken_or_refused_with_the_nearest_good_one():
@@ -167,6 +170,9 @@ def test_lobes_and_locations():
     assert (lobes[out.mask == 1] == 12).all() and np.isin(lobes[out.mask == 2], (0, 11)).all()
     depth = ndimage.distance_transform_edt(labels, ct.spacing)
     assert depth[out.mask == 1].min() > depth[out.mask == 2].min()
+    with pytest.raises(ValueError, match="that place is in LLL, not in RUL"):
+        put(ct, lobes, Wish("solid", 8.0, lobe="RUL", at=(-70.0, 5.0, 10.0)))
+    assert put(ct, lobes, Wish("solid", 8.0, lobe="LLL", at=(-70.0, 5.0, 10.0))).records[0]["lobe"] == "LLL"
     with pytest.raises(ValueError, match="RML is asked for, but the lung labels do not tell lobes"):
         put(ct, labels, Wish("solid", 10.0, lobe="RML"))
 
@@ -276,7 +282,7 @@ def own_mask(folder, at, radius, core=0.0, affine=None) -> str:
     shape = (40, 40, 30)
     affine[:3, 3] = np.array(at) - affine[:3, :3] @ (np.array(shape) // 2)
     distance = np.linalg.norm(to_world(affine, np.stack(np.indices(shape), -1)) - at, axis=-1)
-    values = (distance <= radius).astype(np.uint8) + (distance <= core)
+    values = (distance <= radius).astype(np.uint8) + (distance <= (core or -1.0))
     nib.save(nib.Nifti1Image(values, affine), folder / "own.nii.gz")
     return str(folder / "own.nii.gz")
 
@@ -323,8 +329,34 @@ def test_a_wrong_mask_of_the_user_is_named(tmp_path):
         put(ct, labels, Wish(mask=path))
     with pytest.raises(ValueError, match="says its shape and place; leave out at"):
         Wish(mask=path, at=(0.0, 0.0, 0.0))
+    for said in ({"diameter_mm": 25.0}, {"location": "subpleural"}):
+        with pytest.raises(ValueError, match=f"says its shape and place; leave out {next(iter(said))}"):
+            Wish(mask=path, **said)
     with pytest.raises(ValueError, match="no such file"):
         Wish(mask=str(tmp_path / "absent.nii.gz"))
+    for subtype in ("solid", "ground-glass"):
+        with pytest.raises(ValueError, match=f"marks a solid core .2., which {subtype} nodules have not"):
+            Wish(subtype, mask=own_mask(tmp_path, (-72.3, 6.1, 11.7), 9.0, core=5.0))
+    assert not Wish("part-solid", mask=own_mask(tmp_path, (-72.3, 6.1, 11.7), 9.0)).cored
+
+
+@pytest.mark.parametrize(("gap", "length", "refused"), [(1, 1, False), (1, 12, False), (9, 1, True), (12, 3, True)])
+def test_a_mask_of_two_lesions_or_with_a_stray_voxel_is_refused(tmp_path, gap, length, refused):
+    """A satellite beside the lesion belongs to it, however long it is."""
+    ct, labels = scan()
+    path = own_mask(tmp_path, (-72.3, 6.1, 11.7), 5.0)
+    image = nib.load(path)
+    values = np.asarray(image.dataobj).copy()
+    last = np.argwhere(values).max(0)[0]
+    values[last + 1 + gap : last + 1 + gap + length, 20, 15] = 1
+    nib.save(nib.Nifti1Image(values, image.affine), path)
+    if refused:
+        with pytest.raises(
+            ValueError, match=r"own.nii.gz: 2 parts, one of them \d+ mm from the largest; give the mask of one"
+        ):
+            put(ct, labels, Wish(mask=path))
+    else:
+        put(ct, labels, Wish(mask=path))
 
 
 def test_records_hold_what_makes_the_nodule_again():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import hrldm.__main__ as cli
-from hrldm.synthesis import files, insert, released
+from hrldm.synthesis import insert, record, released
 from tests import tiny
 from tests.synthesis.test_insert import LIBRARY, scan
 
@@ -58,7 +58,7 @@ def content(folder: Path) -> dict[str, str]:
     return {
         str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
         for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.name != files.RECORD  # which has the time in it
+        if f.is_file() and f.name != record.RECORD  # which has the time in it
     }
 
 

@@ -18,6 +18,7 @@ from hrldm.synthesis.plan import Wish, copies, own_seed, read_histogram, read_pl
         ({"lobe": "lingula"}, "unknown lobe 'lingula'; choose one of LUL"),
         ({"location": "hilar"}, "unknown location 'hilar'"),
         ({"at": (1.0, 2.0)}, "three numbers"),
+        ({"at": (1.0, 2.0, 3.0), "location": "subpleural"}, "a place is given; leave out location"),
         ({"spiculation": 9}, "rating 1"),
         ({"histogram": "no/such.txt"}, "no/such.txt: not a histogram"),
     ],
@@ -44,6 +45,17 @@ def test_plan_rows_become_wishes_and_blanks_are_defaults(tmp_path):
         Wish("part-solid", 12.5, "RUL", seed=3),
         Wish(at=(-40.0, 10.0, 100.0), seed=own_seed(0, 1)),
     ]
+
+
+def test_files_of_a_plan_lie_beside_it_and_rows_that_are_alike_are_told(tmp_path, caplog):
+    (tmp_path / "study").mkdir()
+    file = tmp_path / "study" / "plan.csv"
+    (tmp_path / "study" / "h.txt").write_text("1 " * 40)
+    file.write_text("histogram,seed\nh.txt,4\n")
+    assert read_plan(file) == [Wish(histogram=str(tmp_path / "study" / "h.txt"), seed=4)]
+    assert not caplog.records
+    file.write_text("subtype,seed\nsolid,42\nsolid,42\n")
+    assert len(read_plan(file)) == 2 and "rows that are alike" in caplog.text
 
 
 def test_rows_without_a_seed_have_seeds_of_their_own_as_copies_have(tmp_path):
@@ -110,7 +122,9 @@ def test_copies_have_seeds_of_their_own_and_two_seeds_share_none():
 def test_a_record_is_a_plan_and_anything_else_is_named(tmp_path):
     wishes = [Wish("part-solid", 14.0, core_mm=6.0, seed=3), Wish("solid", 9.0, at=(1.0, 2.0, 3.5))]
     nodules = [{"wish": {k: v for k, v in dataclasses.asdict(w).items() if v is not None}} for w in wishes]
-    (tmp_path / "record.json").write_text(json.dumps({"nodules": nodules}))
+    (tmp_path / "record.json").write_text(
+        json.dumps({"nodules": nodules}), encoding="utf-8-sig"
+    )  # as some editors save
     assert read_plan(tmp_path / "record.json") == wishes
     for text in ("{", "[]", '{"nodules": [{"wish": {"size": 3}}]}', '{"nodules": [3]}'):
         (tmp_path / "wrong.json").write_text(text)

@@ -11,7 +11,7 @@ import hrldm
 from hrldm.data.histograms import histogram_moments, hu_histogram
 from hrldm.evaluate.triplets import ORDER
 from hrldm.synthesis.generate import Request
-from hrldm.synthesis.released import RELEASED_UNET, released
+from hrldm.synthesis.released import RELEASED_UNET, SAMPLING, released
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.latents import weights_digest
 from tests import tiny
@@ -75,6 +75,13 @@ def test_weights_with_a_flipped_bit_are_refused_by_their_card(shipped, name):
     (folder / f"{name}.json").write_text("[]")
     with pytest.raises(ckpt.CheckpointError, match=rf"{name}.json: not the card"):
         released(*files)
+
+
+@pytest.mark.skipif(not RELEASED_UNET.exists(), reason="no released U-Net in hrldm/weights")
+def test_the_shipped_weights_are_sampled_as_was_chosen_for_them_unless_something_else_is_asked():
+    made, other = released().profile, released(RELEASED_UNET.parent / "." / RELEASED_UNET.name, match_rounds=1).profile
+    assert {name: getattr(made, name) for name in SAMPLING} == SAMPLING
+    assert other == dataclasses.replace(made, match_rounds=1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
