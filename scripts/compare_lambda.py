@@ -3,7 +3,7 @@
 The released weights are trained on with lambda = 0 and with lambda = 10, three seeds each, with the template and without it
 (its input cut off, then as many steps to get used to that). All else is equal: data of `train_released.py`, nodules, times,
 noise. The answer is the JSD in the healthy place, with the template; the other rows stand beside it. Test nodules are asked for their own histograms and left to the network, in their own place (first manifest) and
-in the healthy lung of the test host (second). A call after a kill goes on. Writes to `results/released/`:
+in the healthy lung of the test host (second). A call after a kill goes on. Writes to `results/released/lambda/`:
 
     lambda.csv              template, lambda, seed: JSD, Wasserstein distance, spread and roughness over the real ones
     lambda_differences.csv  lambda = 10 minus lambda = 0: mean over nodules and seeds, interval by patient, p and p by Holm
@@ -25,7 +25,7 @@ from hrldm.synthesis.released import RELEASED_UNET, SAMPLING
 from hrldm.train.device import device
 from hrldm.train.ldm import load_unet
 from hrldm.train.runs import Study, open_study
-from scripts.train_released import OUT, SETTINGS, lesions_of, release_data, test_hosts
+from scripts.train_released import OUT, SETTINGS, lesions_of, made_for, release_data, test_hosts
 
 LAMBDAS, SEEDS = (0.0, 10.0), 3
 LEARNING_RATE = 1e-4  # of a network that is trained already
@@ -42,7 +42,8 @@ def seeded(study: Study, seed: int) -> Study:
 def judged(study: Study, made_by: Generator, nodules: list[Study]) -> pd.DataFrame:
     parts = []
     for where, part in zip(("own place", "displaced"), nodules, strict=True):
-        parts.append(lesions_of(dataclasses.replace(part, profile=study.profile), made_by, "test").assign(where=where))
+        truth, crops = made_for(dataclasses.replace(part, profile=study.profile), made_by, "test")
+        parts.append(lesions_of("", truth, crops).assign(where=where))
     table = pd.concat(parts, ignore_index=True)
     return table.assign(sd_ratio=table.sd_hu / table.truth_sd_hu)
 
@@ -75,7 +76,8 @@ def main() -> None:
     keys = ["where", "template", "system", "seed"]
     means = every.groupby(keys)[list(METRICS)].agg("mean").assign(n=every.groupby(keys).size())
     write_text(
-        OUT / "lambda.csv", means.reset_index().rename(columns={"system": "lambda"}).round(5).to_csv(index=False)
+        OUT / "lambda" / "lambda.csv",
+        means.reset_index().rename(columns={"system": "lambda"}).round(5).to_csv(index=False),
     )
     rows = []
     for (where, template), part in every.groupby(["where", "template"], sort=False):
@@ -86,7 +88,7 @@ def main() -> None:
     columns = ["where", "template", "metric", "difference", "ci_low", "ci_high", "p", "n", "seeds"]
     table = pd.DataFrame(rows, columns=columns)
     table = table.assign(p_holm=holm(table.p.to_numpy()))
-    write_text(OUT / "lambda_differences.csv", table.round(6).to_csv(index=False))
+    write_text(OUT / "lambda" / "lambda_differences.csv", table.round(6).to_csv(index=False))
     write_provenance(OUT / "lambda", study.profile, "release", study.seed, study.data_hash)
 
 

@@ -1,4 +1,4 @@
-"""The README's tables of what synthetic nodules are good for: Tables 2 and 3, Figs. 7 and 8, beside the paper's values."""
+"""The tables of what synthetic nodules are good for: Tables 2 and 3, Figs. 7 and 8, beside the paper's values."""
 
 from pathlib import Path
 

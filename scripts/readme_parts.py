@@ -1,4 +1,4 @@
-"""What the README's tables are written with."""
+"""What the tables of results/README.md are written with."""
 
 from pathlib import Path
 

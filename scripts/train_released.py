@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 
@@ -31,9 +32,12 @@ from hrldm.atomic import atomic, write_text
 from hrldm.baselines.systems import request_for
 from hrldm.config import get_profile
 from hrldm.data.manifest import load_manifest, write_manifest
-from hrldm.data.patches import load_patches, manifest_digest
+from hrldm.data.patches import Patches, load_patches, manifest_digest
 from hrldm.data.transplant import HOST, MAX_SLICE_MM, Host, embedded_hosts, givers, key_of, read_host, transplant
 from hrldm.evaluate import intensity, judging
+from hrldm.evaluate.features import default_extractor, three_plane_features
+from hrldm.evaluate.fidelity import separability
+from hrldm.evaluate.protocol import shape_patients
 from hrldm.evaluate.realism import feature_table
 from hrldm.report import figures
 from hrldm.report.figures_base import GREY, colour_of
@@ -60,6 +64,7 @@ COPIES = {
 NATIVE = 5  # times that a cube stands in the training set in its own place, each time once as it is and once turned and shifted
 SNAPSHOTS = (0.2, 0.5, 0.8)  # of the steps, kept for the curve
 SAVE_EVERY, TIMED = 500, 20
+LONG = 25  # steps that the others are held against
 SAMPLERS = {"left to itself": (4, 8, 25, 50), "imposed": (4, 8, 25)}
 OUT = paths.ROOT / "results" / "released"
 ATTRIBUTION = "Trained on LIDC-IDRI (doi:10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0); see NOTICE."
@@ -195,10 +200,14 @@ def generator(study: Study, path: Path, **sampling) -> Generator:
 # -- judged --------------------------------------------------------------------------------------------------------------
 
 
-def lesions_of(study: Study, made_by: Generator, split: str, name: str = "") -> pd.DataFrame:
-    """`lesion_table` of a split, each nodule asked for its own histogram, with its roughness over the real one's."""
+def made_for(study: Study, made_by: Generator, split: str, name: str = "") -> tuple[Patches, np.ndarray]:
+    """The nodules of a split, and the crops made with each one's own histogram."""
     truth, background = study.patches(split), study.backgrounds(split)
-    crops = made_by(request_for(study, truth, background, "target"), progress=name)
+    return truth, made_by(request_for(study, truth, background, "target"), progress=name)
+
+
+def lesions_of(name: str, truth: Patches, crops: np.ndarray) -> pd.DataFrame:
+    """`lesion_table` with each lesion's roughness over the real one's."""
     table = intensity.lesion_table(name, crops, truth.hu, truth.mask, truth.frame)
     own, real = (feature_table(hu, truth.mask).inside_grain_1_share for hu in (crops, truth.hu))
     return table.assign(roughness_ratio=(own / real).to_numpy())
@@ -208,7 +217,8 @@ def training_curve(study: Study, path: Path, start: Path | None) -> None:
     """Snapshots on the validation nodules; steps are counted from those of `start` on."""
     rows, before = [], steps_before(start)
     for file in sorted((f for f in path.parent.glob("*.safetensors")), key=lambda f: ckpt.load_meta(f)["step"]):
-        t = lesions_of(study, generator(study, file, sample_steps=SAMPLING["sample_steps"]), "val")
+        made_by = generator(study, file, sample_steps=SAMPLING["sample_steps"])
+        t = lesions_of("", *made_for(study, made_by, "val"))
         rows.append(
             {
                 "steps": before + ckpt.load_meta(file)["step"], "n": len(t), "jsd": t.jsd.mean(), "jsd_median": t.jsd.median(),
@@ -243,41 +253,33 @@ def draw_curve(curve: pd.DataFrame, loss: pd.DataFrame, before: int) -> None:
 
 
 def sampling_steps(study: Study, path: Path, judged: dict[str, tuple[Study, str]]) -> None:
-    """Few steps against many on the nodules of each (study, split), the same nodules and noise; 50 steps on test nodules only."""
-    tables = []
+    """Few steps against many on the nodules of each (study, split), the same nodules and noise."""
+    extractor, rows = default_extractor(), []
     for where, (nodules, split) in judged.items():
+        truth = nodules.patches(split)
+        real = three_plane_features(truth.hu, extractor)
         for matched, counts in SAMPLERS.items():
-            imposing = SAMPLING if matched == "imposed" else {}
-            for n in counts if split == "test" else [c for c in counts if c <= 25]:
-                made_by = generator(study, path, **(imposing | {"sample_steps": n}))
-                found = lesions_of(nodules, made_by, split, f"{where}, {n} steps, {matched}")
-                tables.append(found.assign(where=where, histogram=matched, steps=n))
-                print(
-                    where,
-                    matched,
-                    n,
-                    found[["jsd", "wasserstein_hu", "roughness_ratio"]].median().to_dict(),
-                    flush=True,
-                )
-    every, rows = pd.concat(tables), []
-    for (where, matched, n), part in every.groupby(["where", "histogram", "steps"], sort=False):
-        table = every[every["where"] == where]
-        row = {
-            "where": where,
-            "histogram": matched,
-            "steps": n,
-            "n": len(part),
-            "jsd": part.jsd.mean(),
-            "jsd_median": part.jsd.median(),
-        }
-        row |= {"wasserstein_hu": part.wasserstein_hu.mean(), "roughness_ratio": part.roughness_ratio.median()}
-        pair = table[(table.histogram == matched) & table.steps.isin((n, 25))]
-        pair = pair.assign(system=pair.steps.astype(str))
-        for metric in ("jsd", "wasserstein_hu"):
-            if n != 25:
-                e = intensity.paired_difference(pair, "25", str(n), metric, 1000, 0)
-                row |= {f"{metric}_minus_25": e.value, f"{metric}_low": e.ci_low, f"{metric}_high": e.ci_high}
-        rows.append(row)
+            tables, features = {}, {}
+            for n in counts:
+                changes = {"match_t_max": None} | (SAMPLING if matched == "imposed" else {}) | {"sample_steps": n}
+                crops = made_for(nodules, generator(study, path, **changes), split, f"{where}, {n} steps, {matched}")[1]
+                tables[n] = lesions_of(str(n), truth, crops)
+                features[str(n)] = three_plane_features(crops, extractor)
+            auroc = (
+                separability(real, features, shape_patients(truth.frame), extractor.name, 0).set_index("system").auroc
+            )
+            for n, t in tables.items():
+                row = {
+                    "where": where, "histogram": matched, "steps": n, "n": len(t), "jsd": t.jsd.mean(),
+                    "jsd_median": t.jsd.median(), "wasserstein_hu": t.wasserstein_hu.mean(),
+                    "roughness_ratio": t.roughness_ratio.median(), "auroc": auroc[str(n)],
+                }  # fmt: skip
+                pair = pd.concat([tables[n], tables[LONG]])
+                for metric in ("jsd", "wasserstein_hu") if n != LONG else ():
+                    e = intensity.paired_difference(pair, str(LONG), str(n), metric, 1000, 0)
+                    row |= {f"{metric}_minus_{LONG}": e.value, f"{metric}_low": e.ci_low, f"{metric}_high": e.ci_high}
+                rows.append(row)
+                print(rows[-1], flush=True)
     write_text(OUT / "steps.csv", pd.DataFrame(rows).round(5).to_csv(index=False))
 
 
@@ -328,9 +330,7 @@ def release(study: Study, path: Path, root: Path, start: Path | None, started: f
     training_curve(study, path, start)
     cubes, *boxes = [judging.open_nodules(f.parent) for f in sorted(root.glob("*/manifest.csv"))]
     moved, real = judging.displaced(boxes[0], "test", test_hosts(root)[0])
-    sampling_steps(
-        study, path, {"validation": (study, "val"), "own place": (cubes, "test"), "displaced": (moved, "test")}
-    )
+    sampling_steps(study, path, {"own place": (cubes, "test"), "displaced": (moved, "test")})
     for judged, native, folder in ((cubes, None, OUT), (moved, real, OUT / "displaced")):
         save_tables(judging.judge_released(judged, "test", native=native), folder)
         wall = {"since the call": round(time.perf_counter() - started, 1)}

@@ -1,4 +1,5 @@
-"""Write the README's tables from committed results: ``python -m scripts.update_readme [--check]``.
+"""Write the tables of results/README.md, and the findings of README.md, from committed results:
+``python -m scripts.update_readme [--check]``.
 
 Between ``<!-- NAME -->`` and ``<!-- /NAME -->`` stands what `BLOCKS` makes of the results of one dataset at `quick` (and of
 `results/bench/`); no number in these blocks is typed. ``--check`` writes nothing and ends with status 1 when a
@@ -6,6 +7,7 @@ block differs from the results.
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -16,16 +18,17 @@ import pandas as pd
 from hrldm import paths
 from hrldm.atomic import write_text
 from hrldm.config import SUBTYPES
+from hrldm.evaluate.classification_jobs import CLINICAL, FULL
 from hrldm.evaluate.judging import summary
 from hrldm.evaluate.protocol import difference_sentence
-from hrldm.evaluate.statistics import Estimate
+from hrldm.evaluate.statistics import Estimate, holm
 from hrldm.report.provenance import read_provenance
 from hrldm.report.published import load_published
 from scripts.readme_downstream import malignancy, scarcity, subtype, turing
 from scripts.readme_parts import interval, markdown, read_table
 
-README = paths.ROOT / "README.md"
 RESULTS = paths.ROOT / "results"
+FRONT, RECORD = paths.ROOT / "README.md", RESULTS / "README.md"
 ARTEFACTS = {  # notebook: (what it makes, file below results/<dataset>/<profile>/)
     "00_start_here": ("the paper in a page, one nodule through the pipeline", ""),
     "01_data": ("the data, its split and its limits", ""),
@@ -65,7 +68,7 @@ def artefacts(results: Path) -> str:
     minutes, memory = record["wall_time_s"], record.get("peak_memory_mb", {})
     rows = []
     for name, (what, file) in ARTEFACTS.items():
-        link = f"[`{Path(file).name}`](results/{results.parent.name}/{results.name}/{file})" if file else ""
+        link = f"[`{Path(file).name}`]({results.parent.name}/{results.name}/{file})" if file else ""
         gigabytes = f"{memory[name] / 1024:.1f} GB" if name in memory else ""
         rows.append((what, f"`{name}`", link, f"`make {name}`", f"{minutes[name] / 60:.1f}", gigabytes))
     rows.append(("all", "", "", "`make reproduce`", f"{sum(minutes.values()) / 60:.0f}", ""))
@@ -173,11 +176,7 @@ def insertions(results: Path) -> str:
     for file in sorted((results.parents[1] / "insert").glob("*/summary.csv")):
         table = pd.read_csv(file)
         for r in table.itertuples():
-            name = (
-                f"[{file.parent.name}](results/insert/{file.parent.name}/contact_sheet.png)"
-                if r.subtype == "all"
-                else ""
-            )
+            name = f"[{file.parent.name}](insert/{file.parent.name}/contact_sheet.png)" if r.subtype == "all" else ""
             fit = f"{r.slope:.2f}, {r.r2:.3f}"
             rows.append((name, r.subtype, r.n, r.failures, f"{r.least_share_in_lung:.0%}", fit, f"{r.median_jsd:.3f}", f"{r.seconds_each:.1f}"))  # fmt: skip
     head = [
@@ -294,7 +293,16 @@ def told(results: Path) -> str:
         for s in table.system.unique()
     ]
     n, patients = table.n_nodules.max(), table.n_patients.max()
-    return markdown(rows, [f"n = {n}, {patients} patients", *(f"{sets[f]}: {m}" for f, m in columns)])
+    head = [f"n = {n}, {patients} patients", *(f"{sets[f]}: {m}" for f, m in columns)]
+    lines = [
+        f"- {NAMES.get(s, s)} minus texture, AUROC: "
+        + "; ".join(
+            f"{sets[f]}, {m} {r.minus_texture:+.2f} ({r.minus_low:+.2f} to {r.minus_high:+.2f})"
+            for f, m in columns if f != "edge" for r in [wide.loc[(s, f, m)]]
+        )
+        for s in ("hr-ldm", "released") if s in wide.index
+    ]  # fmt: skip
+    return "\n".join([markdown(rows, head), "", *lines])
 
 
 def steps(results: Path) -> str:
@@ -302,7 +310,13 @@ def steps(results: Path) -> str:
     rows = []
     for r in pd.read_csv(results / "steps.csv").itertuples():
         gap = "" if pd.isna(r.jsd_minus_25) else f"{r.jsd_minus_25:+.4f} ({r.jsd_low:+.4f} to {r.jsd_high:+.4f})"
-        numbers = (f"{r.jsd:.3f}", f"{r.jsd_median:.3f}", f"{r.wasserstein_hu:.0f}", f"{r.roughness_ratio:.2f}")
+        numbers = (
+            f"{r.jsd:.3f}",
+            f"{r.jsd_median:.3f}",
+            f"{r.wasserstein_hu:.0f}",
+            f"{r.roughness_ratio:.2f}",
+            f"{r.auroc:.2f}",
+        )
         rows.append((f"{r.where}, n = {r.n}", r.histogram, str(r.steps), *numbers, gap))
     head = [
         "nodules",
@@ -312,6 +326,7 @@ def steps(results: Path) -> str:
         "median",
         "Wasserstein distance, HU",
         "roughness / real",
+        "AUROC of a linear classifier, own histograms",
         "JSD minus that of 25",
     ]
     return markdown(rows, head)
@@ -326,6 +341,103 @@ def curve(results: Path) -> str:
     ]
     return markdown(
         rows, ["steps", f"JSD, n = {table.n.max()}", "median", "error of the mean, HU (median)", "roughness / real"]
+    )
+
+
+def lambdas(results: Path) -> str:
+    """The released network trained on with and without L_hist: both levels, and their paired difference in words."""
+    table = (
+        pd.read_csv(results / "lambda" / "lambda.csv")
+        .groupby(["where", "template", "lambda"], sort=False)
+        .mean(numeric_only=True)
+    )
+    rows = [
+        (f"{where}, n = {r.n:.0f}", "with" if template else "without", f"{weight:g}", f"{r.jsd:.3f}", f"{r.wasserstein_hu:.0f}", f"{r.sd_ratio:.2f}", f"{r.roughness_ratio:.2f}")
+        for (where, template, weight), r in table.iterrows()
+    ]  # fmt: skip
+    head = ["nodules", "template", "λ", "JSD", "Wasserstein distance, HU", "SD / true SD", "roughness / real"]
+    differences = pd.read_csv(results / "lambda" / "lambda_differences.csv")
+    sentences = [
+        difference_sentence(
+            f"{LESION_UNITS[r.metric][0]}, {r.where}, {'with' if r.template else 'without'} template", "λ = 10", "λ = 0",
+            Estimate(r.difference, r.ci_low, r.ci_high, r.n, r.p), LESION_UNITS[r.metric][1],
+        )
+        for r in differences[differences.metric.isin(LESION_UNITS)].itertuples()
+    ]  # fmt: skip
+    return markdown(rows, head) + "\n\n" + "\n".join(f"- {s}" for s in sentences)
+
+
+def autoencoder(results: Path) -> str:
+    """The shipped autoencoder on test patients beside a linear code of equal size, from its card."""
+    card = json.loads((paths.WEIGHTS / "autoencoder.json").read_text(encoding="utf-8"))
+    table = pd.DataFrame(card["results"]).set_index(["region", "metric"])
+    rows = []
+    for region, metric, what, digits in (
+        ("crop", "psnr_db", "PSNR, whole crop (dB, window ±1000 HU)", ".1f"),
+        ("lesion", "mae_hu", "mean absolute error in the lesion (HU)", ".0f"),
+        ("lesion", "hist_jsd", "JSD of the lesion's HU histogram", ".3f"),
+    ):
+        found = (table.loc[(f"{region}{code}", metric)] for code in ("", " (linear code)"))
+        rows.append((what, *(interval(r.value, r.ci_low, r.ci_high, digits) for r in found)))
+    return markdown(rows, [f"n = {table.n.max():.0f}", "autoencoder", "linear code of equal size"])
+
+
+def findings(results: Path) -> str:
+    """Does the paper hold? A line a question, from the tables of all datasets."""
+    fit = read_table(results / RELEASED, "control_summary").query("system == 'hr-ldm' and quantity == 'mean_hu'")
+    fit = fit.set_index("subtype")
+    r2 = ", ".join(f"{fit.r2[s]:.2f} ({s})" for s in SUBTYPES)
+    jsd = read_table(results / RELEASED, "lesion_histograms").query("subtype == 'all' and metric == 'jsd'")
+    jsd = jsd.set_index("system")
+    ours, floor = jsd.loc["hr-ldm"], jsd.value["real"]
+    order = read_table(results / CUBES, "table1_differences").query("plane == 'average' and a == 'maisi-ddpm'")
+    order = order.set_index("metric").loc["fid"]
+    published = (
+        load_published("table1_fidelity").query("plane == 'average' and metric == 'fid'").set_index("system").value
+    )
+    theirs = published["hr-ldm"] - published["maisi-ddpm"]
+    told = read_table(results / RELEASED / "displaced", "realism").query("features == 'inside_isotropic'")
+    told = told[told.model == "logistic"].set_index("system")
+    few = read_table(results / VOIS, "fig7_scarcity").query("metric == 'auroc' and retention == 0.1")
+    few = few.set_index(["subtype", "arm"])["mean"]
+    gains = ", ".join(f"{s} {few[s, CLINICAL]:.2f} to {few[s, FULL]:.2f}" for s in SUBTYPES)
+    cells = read_table(results / VOIS, "table3_subtype").query("metric == 'auroc' and p_bootstrap == p_bootstrap")
+    better = int((holm(cells.p_bootstrap.to_numpy()) < 0.05).sum())
+    lines = [
+        f"**A nodule can be ordered by its histogram.** Obtained against requested mean HU: R² {r2}; JSD "
+        f"{interval(ours.value, ours.ci_low, ours.ci_high)} where two halves of one real lesion have {floor:.3f} "
+        f"(released network left to itself, {ours.n:.0f} nodules of unseen patients).",
+        f"**ℒ_hist, the paper's own term, {_sum_up(results)}",
+        f"**The order of Table 1 {'is seen' if order.ci_high < 0 else 'is not seen'}.** FID of HR-LDM minus MAISI-DDPM: "
+        f"{order.difference:+.1f} ({order.ci_low:+.1f} to {order.ci_high:+.1f}; paper {theirs:+.1f}), `lidc-cubes`.",
+        f"**Synthetic nodules can be told from real ones.** AUROC of a logistic regression on features of the inside "
+        f"{interval(*told.loc['released', ['auroc', 'ci_low', 'ci_high']], '.2f')} as `insert` makes them, {told.auroc['hr-ldm']:.2f} left to "
+        f"itself, {told.auroc['texture']:.2f} for a texture that was never trained ({told.n_nodules.max()} nodules, {told.n_patients.max()} patients).",
+        f"**Classifiers gain where clinical data are scarce, if at all.** With 10 % of them and all synthetic nodules (of a generator that was trained on all clinical ones) AUROC goes from "
+        f"{gains} (one run, wide intervals); with all of them {better} of {len(cells)} cells of Table 3 change by Holm's test (`lidc-vois`).",
+    ]  # fmt: skip
+    return "\n".join(f"{k}. {line}" for k, line in enumerate(lines, start=1))
+
+
+def _sum_up(results: Path) -> str:
+    """What L_hist does beyond c_hist: on the released network in healthy lung, and from scratch on `lidc-cubes`."""
+    folder, where = results / RELEASED / "lambda", "where == 'displaced' and template"
+    found = pd.read_csv(folder / "lambda_differences.csv").query(where).set_index("metric")
+    level = pd.read_csv(folder / "lambda.csv").query(f"{where} and `lambda` == 0").mean(numeric_only=True)
+    jsd, hu = found.loc["jsd"], found.loc["wasserstein_hu"]
+    table = read_table(results / CUBES, "ablations").query("factor == 'c_hist x L_hist'").set_index(["level", "metric"])
+    other = _turned(table.loc[("c_hist only", "jsd_difference")])
+    if max(jsd.ci_low, hu.ci_low) > 0:
+        word = "harms"
+    elif min(jsd.ci_high, hu.ci_high) < 0:
+        word = "helps" if hu.difference < -0.05 * level.wasserstein_hu else "helps by next to nothing"
+    else:
+        word = "adds nothing that could be seen"
+    return (
+        f"{word}** where the network is given the histogram anyway. With it minus without: JSD {jsd.difference:+.4f} ({jsd.ci_low:+.4f} to "
+        f"{jsd.ci_high:+.4f}) of {level.jsd:.3f}, Wasserstein distance {hu.difference:+.1f} HU ({hu.ci_low:+.1f} to {hu.ci_high:+.1f}) of "
+        f"{level.wasserstein_hu:.0f} (released network trained on, {jsd.n:.0f} nodules in healthy lung, {jsd.seeds:.0f} seeds); JSD "
+        f"{other.value:+.4f} ({other.ci_low:+.4f} to {other.ci_high:+.4f}) for small networks on `lidc-cubes`, {int(table.n_seeds.max())} seeds."
     )
 
 
@@ -355,21 +467,23 @@ BLOCKS: dict[str, tuple[Callable[[Path], str], str]] = {
         for f in (fidelity, lesions, regularisation, two_by_two, control, separability, verdict, claims)
     },
     **{f"vois_{f.__name__}": (f, VOIS) for f in (scarcity, subtype, malignancy)},
-    **{f.__name__: (f, RELEASED) for f in (released, curve, grain)},
+    **{f.__name__: (f, RELEASED) for f in (released, curve, grain, steps, lambdas)},
     "told": (told, f"{RELEASED}/displaced"),
+    "autoencoder": (autoencoder, ""),
 }
+FRONT_BLOCKS = {"findings": (findings, "")}
 
 
-def updated(text: str, results: Path) -> str:
-    """The README with every block made anew from `results`, the folder of all results.
+def updated(text: str, results: Path, blocks: dict[str, tuple[Callable[[Path], str], str]]) -> str:
+    """The text with every block made anew from `results`, the folder of all results.
 
     Raises:
         ValueError: a block's markers are absent.
     """
-    for name, (make, folder) in BLOCKS.items():
+    for name, (make, folder) in blocks.items():
         found = re.search(rf"<!-- {name} -->\n.*?<!-- /{name} -->", text, re.DOTALL)
         if found is None:
-            raise ValueError(f"README.md: no block between <!-- {name} --> and <!-- /{name} -->")
+            raise ValueError(f"no block between <!-- {name} --> and <!-- /{name} -->")
         before, after = found.span()
         text = f"{text[:before]}<!-- {name} -->\n{make(results / folder)}\n<!-- /{name} -->{text[after:]}"
     return text
@@ -384,11 +498,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 when a block is out of date")
     check = parser.parse_args().check
-    before = README.read_text(encoding="utf-8")
-    after = updated(before, RESULTS)
-    if before != after and not check:
-        write_text(README, after)
-    return int(check and before != after)
+    stale = False
+    for file, blocks in ((FRONT, FRONT_BLOCKS), (RECORD, BLOCKS)):
+        before = file.read_text(encoding="utf-8")
+        after = updated(before, RESULTS, blocks)
+        stale |= before != after
+        if before != after and not check:
+            write_text(file, after)
+    return int(check and stale)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """The README's numbers are those of the committed results."""
 
 import io
+import itertools
+import re
 import subprocess
 import tarfile
 
@@ -134,7 +136,7 @@ def test_regularisation_is_said_with_its_paired_interval(results):
 
 def test_minutes_and_memory_come_from_provenance(results):
     block = update_readme.artefacts(results)
-    link = "[`table1_fidelity.csv`](results/lidc-mini/quick/tables/table1_fidelity.csv)"
+    link = "[`table1_fidelity.csv`](lidc-mini/quick/tables/table1_fidelity.csv)"
     assert cells(block, 2) == ["Table 1", "`05_fidelity`", link, "`make 05_fidelity`", "1.5", "1.5 GB"]
     assert cells(block, 3)[3:5] == ["`make reproduce`", "2"]
 
@@ -149,7 +151,7 @@ def test_insertions_and_their_cost(results):
     assert cells(block, 2)[1:] == ["0.5 s", "0.098 GB"] and cells(block, 4)[1:] == ["100 ×", "20 ×"]
     assert cells(block, 5)[0].endswith("9x9x9 voxels") and cells(block, 6)[0] == "nodules in one call: 16"
     block = update_readme.insertions(results)
-    link = "[scan](results/insert/scan/contact_sheet.png)"
+    link = "[scan](insert/scan/contact_sheet.png)"
     assert cells(block, 2) == [link, "all", "200", "1", "97%", "1.01, 0.995", "0.007", "1.8"]
     assert cells(block, 3)[:3] == ["", "solid", "67"]
 
@@ -164,17 +166,26 @@ def test_the_released_network_in_one_table_its_steps_and_its_curve(results):
     fit = ["0.97, 0.950"] * 3
     assert cells(block, 2) == ["real, floor", "0.100 (0.100 to 0.100)", "0.050", "", "", "", "", ""]
     assert cells(block, 3) == ["hr-ldm", "0.100 (0.100 to 0.100)", "0.080", *fit, "95% of 20", "0.80"]
-    head = "where histogram steps n jsd jsd_median wasserstein_hu roughness_ratio jsd_minus_25 jsd_low jsd_high".split()
-    rows = [("displaced", "imposed", 4, 71, 0.05, 0.04, 45.4, 0.97, 0.001, -0.002, 0.004)]
-    rows += [("displaced", "imposed", 25, 71, 0.049, 0.04, 45, 0.9)]
+    head = "where histogram steps n jsd jsd_median wasserstein_hu roughness_ratio auroc jsd_minus_25 jsd_low jsd_high".split()
+    rows = [("displaced", "imposed", 4, 71, 0.05, 0.04, 45.4, 0.97, 0.7, 0.001, -0.002, 0.004)]
+    rows += [("displaced", "imposed", 25, 71, 0.049, 0.04, 45, 0.9, 0.71)]
     pd.DataFrame(rows, columns=head).to_csv(results / "steps.csv", index=False)
     block = update_readme.steps(results)
     assert cells(block, 2)[:7] == ["displaced, n = 71", "imposed", "4", "0.050", "0.040", "45", "0.97"]
-    assert (
-        cells(block, 2)[7] == "+0.0010 (-0.0020 to +0.0040)"
-        and cells(block, 3)[3] == "0.049"
-        and cells(block, 3)[7] == ""
-    )
+    assert cells(block, 2)[7:] == ["0.70", "+0.0010 (-0.0020 to +0.0040)"]
+    assert cells(block, 3)[3] == "0.049" and cells(block, 3)[8] == ""
+    rows = [("displaced", True, weight, seed, jsd, 40.0, 0.9, 0.8, 71) for weight in (0, 10) for seed, jsd in ((0, 0.05), (1, 0.06))]  # fmt: skip
+    head = "where template lambda seed jsd wasserstein_hu sd_ratio roughness_ratio n".split()
+    (results / "lambda").mkdir()
+    pd.DataFrame(rows, columns=head).to_csv(results / "lambda" / "lambda.csv", index=False)
+    rows = [("displaced", True, m, 0.01, 0.005, 0.02, 0.01, 71, 3, 0.04) for m in ("jsd", "roughness_ratio")]
+    head = "where template metric difference ci_low ci_high p n seeds p_holm".split()
+    pd.DataFrame(rows, columns=head).to_csv(results / "lambda" / "lambda_differences.csv", index=False)
+    block = update_readme.lambdas(results)
+    assert cells(block, 3) == ["displaced, n = 71", "with", "10", "0.055", "40", "0.90", "0.80"]
+    assert block.splitlines()[5:] == [
+        "- JSD, displaced, with template, λ = 10 minus λ = 0: +0.01 (95 % interval +0.005 to +0.02, p = 0.01, n = 71): λ = 0 is closer."
+    ]
     curve = pd.DataFrame([(500, 40, 0.2, 0.15, 50.4, 0.7), (7000, 40, 0.1, 0.08, 20.4, 0.9)])
     curve.columns = "steps n jsd jsd_median mean_error_hu roughness_ratio".split()
     curve.to_csv(results / "curve.csv", index=False)
@@ -183,17 +194,19 @@ def test_the_released_network_in_one_table_its_steps_and_its_curve(results):
 
 def test_told_from_real_has_a_row_a_system_and_a_column_a_model(results):
     rows = [
-        (s, f, m, 0.6 + 0.1 * i, 0.5, 0.9, 70, 50)
+        (s, f, m, 0.6 + 0.1 * i, 0.5, 0.9, -0.1, -0.2, 0.01, 70, 50)
         for i, s in enumerate(("transplant", "released"))
         for f in ("inside", "inside_isotropic", "edge")
         for m in ("logistic", "forest")
     ]
-    head = "system features model auroc ci_low ci_high n_nodules n_patients".split()
+    head = "system features model auroc ci_low ci_high minus_texture minus_low minus_high n_nodules n_patients".split()
     pd.DataFrame(rows, columns=head).to_csv(results / "tables" / "realism.csv", index=False)
     block = update_readme.told(results)
     assert cells(block, 0)[0] == "n = 70, 50 patients" and cells(block, 0)[4] == "inside, without anisotropy: forest"
     assert cells(block, 2) == ["real lesion, pasted", *["0.60 (0.50 to 0.90)"] * 6]
     assert cells(block, 3)[1] == "0.70 (0.50 to 0.90)"
+    said = block.splitlines()[-1]
+    assert said.count("-0.10 (-0.20 to +0.01)") == 4 and "AUROC: inside, logistic -0.10" in said and "edge" not in said
 
 
 def test_control_separability_and_the_two_by_two(results):
@@ -255,18 +268,15 @@ def test_the_verdict_is_of_both_against_c_hist_alone(results):
     assert "95.0 % of the real one with it and 90.0 % without (difference +5.0 points, +2.0 to +7.0), nearer to" in said
 
 
-def test_only_the_blocks_change_and_an_absent_marker_is_named(results, monkeypatch):
+def test_only_the_blocks_change_and_an_absent_marker_is_named(results):
     blocks = {name: block for name, block in update_readme.BLOCKS.items() if block[1] == update_readme.MINI}
-    monkeypatch.setattr(update_readme, "BLOCKS", blocks)
     results = results.parents[1]
-    text = "before\n" + "".join(f"<!-- {n} -->\nSTALE\n<!-- /{n} -->\nprose of {n}\n" for n in update_readme.BLOCKS)
-    new = update_readme.updated(text, results)
-    assert (
-        "STALE" not in new and new.startswith("before\n") and all(f"prose of {n}" in new for n in update_readme.BLOCKS)
-    )
-    assert update_readme.updated(new, results) == new
+    text = "before\n" + "".join(f"<!-- {n} -->\nSTALE\n<!-- /{n} -->\nprose of {n}\n" for n in blocks)
+    new = update_readme.updated(text, results, blocks)
+    assert "STALE" not in new and new.startswith("before\n") and all(f"prose of {n}" in new for n in blocks)
+    assert update_readme.updated(new, results, blocks) == new
     with pytest.raises(ValueError, match="<!-- claims -->"):
-        update_readme.updated(text.replace("claims", "other"), results)
+        update_readme.updated(text.replace("claims", "other"), results, blocks)
 
 
 def test_committed_readme_is_what_the_committed_results_say(tmp_path):
@@ -276,5 +286,20 @@ def test_committed_readme_is_what_the_committed_results_say(tmp_path):
         pytest.skip("no repository here")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(tmp_path, filter="data")
-    text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert update_readme.updated(text, tmp_path / "results") == text, "run python -m scripts.update_readme"
+    for file, blocks in (("README.md", update_readme.FRONT_BLOCKS), ("results/README.md", update_readme.BLOCKS)):
+        text = (tmp_path / file).read_text(encoding="utf-8")
+        assert update_readme.updated(text, tmp_path / "results", blocks) == text, "run python -m scripts.update_readme"
+
+
+def test_every_link_of_the_readmes_leads_somewhere():
+    for file in (ROOT / "README.md", ROOT / "results" / "README.md"):
+        text = file.read_text(encoding="utf-8")
+        links = itertools.chain(*re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", text))
+        for link in (link for link in links if link and not link.startswith("http")):
+            path, _, anchor = link.partition("#")
+            target = file.parent / path if path else file
+            assert target.exists(), f"{file.name}: {link}"
+            if anchor:
+                heads = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+                slugs = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+                assert anchor in slugs, f"{file.name}: {link}"
