@@ -2,6 +2,7 @@
 
 DATA_ROOT holds `lidc-cubes/`, `lidc-vois/` and `r01-001/`. Training CT: the right lung of LIDC-IDRI-0001 (its left lung is
 the test side of lidc-mini), R01-001, and the training patients' cubes and boxes by the committed patient split.
+`--start hrldm/weights/autoencoder.safetensors --lr 2e-4` goes on with the decoder alone: latents, and a U-Net trained on them, stay.
 Resumes from its checkpoint; validation PSNR on the validation patients' cubes goes to the log beside the linear code's.
 """
 
@@ -84,12 +85,15 @@ def main() -> None:
     parser.add_argument("--adversarial-start", type=int, default=5000)
     parser.add_argument("--latent-channels", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="shipped weights to go on from; trains their decoder alone")
+    parser.add_argument("--lr", type=float, help="learning rate; with --start a small one")
     args = parser.parse_args()
     profile = get_profile(
         "quick", ae_source="train", ae_steps=args.steps, ae_adversarial_start=args.adversarial_start,
-        ae_latent_channels=args.latent_channels, mixed_precision="bf16",
+        ae_latent_channels=args.latent_channels, mixed_precision="bf16", **({} if args.lr is None else {"ae_lr": args.lr}),
     )  # fmt: skip
-    folder = paths.cache_dir() / f"shipped-autoencoder-{args.latent_channels}"
+    start = None if args.start is None else ckpt.load(args.start)[0]["ema"]
+    folder = paths.cache_dir() / f"shipped-autoencoder-{args.latent_channels}{'' if start is None else '-on'}"
     folder.mkdir(parents=True, exist_ok=True)
     train, val = load_sources(args.root, "train"), load_sources(args.root, "val")["cubes"]
     volumes = [v for name in SHARES for v in train[name]]
@@ -97,7 +101,7 @@ def main() -> None:
     print({k: len(v) for k, v in train.items()}, "validation cubes:", len(val), flush=True)
     perceptual = PerceptualLoss(wheel_file(*LITE0))
     probe, path, started = Autoencoder.from_profile(profile), folder / "last.safetensors", time.time()
-    steps = train_autoencoder(volumes, weights, profile, args.seed, path, perceptual, save_every=250)
+    steps = train_autoencoder(volumes, weights, profile, args.seed, path, perceptual, save_every=250, start=start)
     for state in (bar := tqdm(steps, total=profile.ae_steps, mininterval=30)):
         bar.set_postfix({k: f"{v:.4f}" for k, v in state.metrics.items()}, refresh=False)
         if state.step % 250 == 0:

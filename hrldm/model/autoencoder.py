@@ -150,6 +150,12 @@ class Autoencoder(nn.Module):
         """Channels of `decode_truncated`: those of the network, and one of the linear code."""
         return self.net.decoder.blocks[-1].conv.conv.in_channels + (self.linear is not None)
 
+    @property
+    def encoding_parts(self) -> list[nn.Module]:
+        """What `encode` runs through."""
+        linear = [] if self.linear is None else [self.linear.analysis]
+        return [self.net.encoder, self.net.quant_conv_mu, self.net.quant_conv_log_sigma, *linear]
+
     def encode(self, x: Float[Tensor, "b 1 4d 4h 4w"]) -> tuple[Tensor, Tensor]:
         """CT in [0, 1] -> posterior mean and standard deviation, each (B, c, d, h, w)."""
         if any(n % FACTOR for n in x.shape[2:]):

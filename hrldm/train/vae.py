@@ -8,7 +8,8 @@ weights as an uninterrupted one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
-from torch import nn
+from torch import Tensor, nn
 
 from hrldm.config import Profile
 from hrldm.data.volumes import sample_patches
@@ -52,11 +53,13 @@ def train_autoencoder(
     perceptual: nn.Module | None = None,
     accelerator: Accelerator | None = None,
     save_every: int = 200,
+    start: Mapping[str, Tensor] | None = None,
 ) -> Iterator[StepState]:
     """Train `ae_steps` steps on random patches, resuming from `path` when it exists.
 
     volumes:    HU arrays at 1 mm     # see `hrldm.data.volumes.sample_patches`
     perceptual: module (x, y) -> scalar, or None to leave the term out whatever its weight
+    start:      weights to go on from; then the decoder alone is trained, so that a U-Net trained on the latents stays right
 
     Raises:
         CheckpointError: `path` belongs to a run with other settings.
@@ -65,20 +68,30 @@ def train_autoencoder(
     accelerator = accelerator or Accelerator(cpu=device() == "cpu")
     torch.manual_seed(seed)
     model, critic = Autoencoder.from_profile(profile), discriminator()
-    fit_linear_code(model, volumes, weights, seed)
+    if start is None:
+        fit_linear_code(model, volumes, weights, seed)
+    else:
+        model.load_state_dict(start)
+        for part in model.encoding_parts:
+            part.requires_grad_(False)
     ema = ckpt.Ema(model, 0.999)
     linear = list(model.linear.parameters()) if model.linear is not None else []
     # the linear code starts at its optimum: a tenth of the step keeps it near while the network learns the rest
     groups_g = [{"params": [q for q in model.parameters() if all(q is not p for p in linear)], "scale": 1.0}]
     groups_g += [{"params": linear, "scale": 0.1}] if linear else []
+    groups_g = [g | {"params": [q for q in g["params"] if q.requires_grad]} for g in groups_g]
     opt_g = torch.optim.Adam(groups_g, profile.ae_lr)
     opt_d = torch.optim.Adam([{"params": critic.parameters(), "scale": 0.5}], profile.ae_lr)
     fields = [f.name for f in dataclasses.fields(profile) if f.name.startswith("ae_")]
     meta = {"stage": STAGE, "digest": profile.digest(*fields), "seed": seed, "step": 0}
     meta["architecture"] = architecture(profile)
+    if start is not None:
+        weights_of = hashlib.sha256(b"".join(v.numpy().tobytes() for _, v in sorted(start.items())))
+        meta["start"] = weights_of.hexdigest()[:16]
     if Path(path).exists():
         groups, meta_old = ckpt.load(path)
-        ckpt.require(meta_old, path, stage=STAGE, digest=meta["digest"], seed=seed)
+        begun = {"start": meta["start"]} if start is not None else {}
+        ckpt.require(meta_old, path, stage=STAGE, digest=meta["digest"], seed=seed, **begun)
         model.load_state_dict(groups["model"])
         critic.load_state_dict(groups["critic"])
         ckpt.restore_optimizer(opt_g, groups["opt_g"])

@@ -29,9 +29,9 @@ class Difference(nn.Module):
         return (x[:, :, index] - y[:, :, index]).square().mean()
 
 
-def train(path, seed=0, save_every=2, perceptual=None, **changes):
+def train(path, seed=0, save_every=2, perceptual=None, start=None, **changes):
     profile = tiny.profile(**(SIZES | changes))
-    return train_autoencoder(volumes(), np.ones(3), profile, seed, path, perceptual, save_every=save_every)
+    return train_autoencoder(volumes(), np.ones(3), profile, seed, path, perceptual, save_every=save_every, start=start)
 
 
 def finish(steps):
@@ -82,6 +82,24 @@ def test_training_without_the_linear_code_learns_the_intensities(tmp_path):
     changes = {"ae_steps": 25, "ae_adversarial": 0.0, "ae_linear_skip": False, "ae_norm": True, "ae_lr": 0.02}
     errors = [s.metrics["l1"] for s in train(tmp_path / "a", save_every=100, **changes)]
     assert np.mean(errors[-3:]) < 0.5 * np.mean(errors[:3])
+
+
+def test_going_on_trains_the_decoder_and_leaves_the_latents(tmp_path):
+    finish(train(tmp_path / "a"))
+    start = ckpt.load(tmp_path / "a")[0]["ema"]
+    finish(train(tmp_path / "b", start=start, ae_lr=1e-4))
+    before, after = tiny.autoencoder(), tiny.autoencoder()
+    before.load_state_dict(start), after.load_state_dict(ckpt.load(tmp_path / "b")[0]["ema"])
+    x = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (z, sd), (z2, sd2) = before.encode(x), after.encode(x)
+        assert torch.equal(z, z2) and torch.equal(sd, sd2) and not torch.equal(before.decode(z), after.decode(z))
+    resumed = train(tmp_path / "c", start=start, ae_lr=1e-4)
+    next(resumed), next(resumed), next(resumed), resumed.close()
+    finish(train(tmp_path / "c", start=start, ae_lr=1e-4))
+    assert_same(tmp_path / "b", tmp_path / "c")
+    with pytest.raises(ckpt.CheckpointError, match="start"):
+        next(train(tmp_path / "c", start={k: v + 1 for k, v in start.items()}, ae_lr=1e-4, ae_steps=9))
 
 
 def test_divergence_is_named(tmp_path):
