@@ -106,8 +106,7 @@ class Generator:
 
     def _decoded(self, z: torch.Tensor) -> np.ndarray:
         """HU crops of scaled latents."""
-        parts = (self.autoencoder.decode(part / self.scale) for part in z.split(DECODED))
-        return denormalise_hu(torch.cat(list(parts)).clamp(0, 1))[:, 0].cpu().numpy()
+        return decoded_hu(self.autoencoder, z / self.scale)
 
     def _grained(self, request: Request, z: torch.Tensor, plain: np.ndarray) -> np.ndarray:
         """HU crops of lesions that share a window's side, with the grain of each background; `plain` is what the autoencoder holds of that."""
@@ -229,12 +228,14 @@ def feathered(background: np.ndarray, lesion_hu: np.ndarray, mask: np.ndarray) -
     return out
 
 
+def decoded_hu(autoencoder: Autoencoder, z: torch.Tensor) -> np.ndarray:
+    """HU crops (N, D, D, D) of latents as the autoencoder has them (not scaled)."""
+    parts = [denormalise_hu(autoencoder.decode(part).clamp(0, 1))[:, 0].cpu().numpy() for part in z.split(DECODED)]
+    return np.concatenate(parts)
+
+
 @torch.no_grad()
 def reconstruct(autoencoder: Autoencoder, hu: np.ndarray, batch: int = 4, device: str = "cpu") -> np.ndarray:
     """Plain reconstruction of HU crops (N, D, D, D) through the posterior mean."""
     autoencoder = autoencoder.to(device).eval()
-    parts = []
-    for i in range(0, len(hu), batch):
-        mean, _ = encode_patches(autoencoder, hu[i : i + batch], device)
-        parts.append(denormalise_hu(autoencoder.decode(mean.to(device)).clamp(0, 1))[:, 0].cpu().numpy())
-    return np.concatenate(parts)
+    return decoded_hu(autoencoder, encode_patches(autoencoder, hu, device, batch)[0].to(device))

@@ -8,7 +8,6 @@ weights as an uninterrupted one.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from hrldm.data.volumes import sample_patches
 from hrldm.model.autoencoder import Autoencoder, architecture, kl_divergence, normalise_hu
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import autocast, device
+from hrldm.train.latents import weights_digest
 from hrldm.train.steps import StepState, require_finite
 
 STAGE = "autoencoder"
@@ -86,12 +86,10 @@ def train_autoencoder(
     meta = {"stage": STAGE, "digest": profile.digest(*fields), "seed": seed, "step": 0}
     meta["architecture"] = architecture(profile)
     if start is not None:
-        weights_of = hashlib.sha256(b"".join(v.numpy().tobytes() for _, v in sorted(start.items())))
-        meta["start"] = weights_of.hexdigest()[:16]
+        meta["start"] = weights_digest(model)
     if Path(path).exists():
         groups, meta_old = ckpt.load(path)
-        begun = {"start": meta["start"]} if start is not None else {}
-        ckpt.require(meta_old, path, stage=STAGE, digest=meta["digest"], seed=seed, **begun)
+        ckpt.require(meta_old, path, **{k: meta[k] for k in ("stage", "digest", "seed", "start") if k in meta})
         model.load_state_dict(groups["model"])
         critic.load_state_dict(groups["critic"])
         ckpt.restore_optimizer(opt_g, groups["opt_g"])
