@@ -7,9 +7,11 @@ On a CPU it does, on one machine with one number of threads. On a GPU sums are t
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 
 import psutil
 import torch
+from torch import Tensor, nn
 
 from hrldm.config import Profile
 
@@ -42,4 +44,39 @@ def autocast(profile: Profile, kind: str) -> torch.autocast:
     """
     if profile.mixed_precision not in ("no", "bf16"):
         raise ValueError(f"unknown mixed_precision {profile.mixed_precision!r}; choose no or bf16")
-    return torch.autocast(kind, torch.bfloat16, enabled=profile.mixed_precision == "bf16" and kind == "cuda")
+    bf16 = profile.mixed_precision == "bf16" and kind == "cuda"
+    return torch.autocast(
+        kind, torch.bfloat16, enabled=bf16, cache_enabled=False
+    )  # a cache of casts would break CUDA graphs
+
+
+class _OneShape(nn.Module):
+    """A network under a name of its own, since capturing replaces `forward`."""
+
+    def __init__(self, model: nn.Module, profile: Profile) -> None:
+        super().__init__()
+        self.model, self.profile = model, profile
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        with autocast(self.profile, "cuda"):
+            return self.model(*inputs)
+
+
+def graphed(model: nn.Module, examples: Sequence[tuple[Tensor, ...]], profile: Profile) -> Callable[..., Tensor]:
+    """The network, forward and backward, as one CUDA graph for each example's shapes: a step is then one launch and not
+    some thousand from Python, which take longer than their arithmetic.
+
+    examples: inputs, told apart by the shape of the first
+    """
+    searched, torch.backends.cudnn.benchmark = (
+        torch.backends.cudnn.benchmark,
+        not torch.are_deterministic_algorithms_enabled(),
+    )
+    try:  # few shapes, many steps: worth the search for the fastest kernels
+        graphs = {
+            x[0].shape: torch.cuda.make_graphed_callables(_OneShape(model, profile), x, allow_unused_input=True)
+            for x in examples
+        }
+    finally:
+        torch.backends.cudnn.benchmark = searched
+    return lambda *inputs: graphs[inputs[0].shape](*inputs)

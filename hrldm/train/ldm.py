@@ -22,16 +22,17 @@ from hrldm.model.diffusion import Schedule, noisy_input, training_pair
 from hrldm.model.losses import inpainting_loss, total_loss
 from hrldm.model.unet import ConditionalUNet
 from hrldm.train import checkpoint as ckpt
-from hrldm.train.device import autocast
+from hrldm.train.device import autocast, graphed
 from hrldm.train.device import device as device_name
 from hrldm.train.hist_term import HistogramTerm
-from hrldm.train.latents import LatentCache, windowed
+from hrldm.train.latents import LatentCache, Windowed, windowed
 from hrldm.train.linear_start import fit_linear
 from hrldm.train.steps import StepState, require_finite
 
 STAGE = "ldm"
 VERSION = 1  # raise when the same settings and latents would give other weights; part of the keys of caches
 CHECK_EVERY = 50  # steps between two looks at the losses on a GPU, which has to wait for each
+GRAPHED_FROM = 200  # steps that pay for the capture of CUDA graphs
 RUN_FIELDS = (  # what a trained U-Net depends on
     "ae_latent_channels", "unet_channels", "unet_attention", "unet_res_blocks", "unet_head_channels", "unet_norm_groups", "unet_linear_skip",
     "ctx_dim", "hist_tokens", "histogram_template", "mask_channels", "mask_detail", "ldm_steps", "ldm_batch", "ldm_lr", "ldm_lr_power", "ldm_ema",
@@ -52,10 +53,14 @@ class Batches:
         self.shares = sizes / sizes.sum()
 
     def draw(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        """One batch, see `Windowed.take`, with its times t (B,) and noise eps like z0; with `latent_sample` z0 is drawn from the
-        posterior. Each t is uniform on 0..T-1, one from each B-th of it: smallest first, and less chance in the gradient."""
-        p, group = self.profile, self.groups[rng.choice(len(self.groups), p=self.shares)]
-        g = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
+        """One batch of the groups, see `of`."""
+        return self.of(self.groups[rng.choice(len(self.groups), p=self.shares)], int(rng.integers(2**62)))
+
+    def of(self, group: Windowed, seed: int) -> dict[str, Tensor]:
+        """One batch of a group, see `Windowed.take`, with its times t (B,) and noise eps like z0; with `latent_sample` z0 is drawn
+        from the posterior. Each t is uniform on 0..T-1, one from each B-th of it: smallest first, and less chance in the gradient.
+        """
+        p, g = self.profile, torch.Generator(self.device).manual_seed(seed)
         rows = torch.randint(len(group), (p.ldm_batch,), generator=g, device=self.device)
         batch = group.take(rows, p.mask_detail) | {"group": group, "rows": rows}
         z0, std = batch["z0"], batch.pop("std")
@@ -124,20 +129,29 @@ def train_ldm(
     ema.shadow = {k: v.to(device) for k, v in ema.shadow.items()}
     check_every = 1 if device.type == "cpu" else CHECK_EVERY
 
+    def network_inputs(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """z_t (Eq. 1), what the network is to put out, and its inputs."""
+        z0, t = batch["z0"], batch["t"]
+        z_t, target = training_pair(schedule, z0, batch["eps"], t, profile.objective, profile.prediction)
+        t = t + 1 if profile.objective == "rflow" else t  # as in sampling
+        z_in = noisy_input(z0, z_t, batch["m"], profile.background)  # line 4
+        return z_t, target, (z_in, t, batch["condition"], batch["subtype"], batch["histogram"])
+
+    denoise = model
+    if device.type == "cuda" and accelerator.num_processes == 1 and profile.ldm_steps - meta["step"] >= GRAPHED_FROM:
+        denoise = graphed(model, [network_inputs(batches.of(g, seed))[2] for g in batches.groups], profile)
+
     for step in range(meta["step"], profile.ldm_steps):
         batch = batches.draw(np.random.default_rng((seed, step, accelerator.process_index)))
-        z0, m, t, eps = batch["z0"], batch["m"], batch["t"], batch["eps"]
         lr = ckpt.polynomial_lr(profile.ldm_lr, step, profile.ldm_steps, profile.ldm_lr_power)
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 20)
 
-        z_t, target = training_pair(schedule, z0, eps, t, profile.objective, profile.prediction)
-        t = t + 1 if profile.objective == "rflow" else t  # as in sampling
-        z_in = noisy_input(z0, z_t, m, profile.background)  # line 4
+        z_t, target, inputs = network_inputs(batch)
         with autocast(profile, device.type):
-            out = model(z_in, t, batch["condition"], batch["subtype"], batch["histogram"])  # lines 5, 6
-        out = out.float()
-        losses = {"inpaint": inpainting_loss(target, out, m, profile.inpaint_norm)}  # line 9
+            out = denoise(*inputs)  # lines 5, 6
+        out, t = out.float(), inputs[1]
+        losses = {"inpaint": inpainting_loss(target, out, batch["m"], profile.inpaint_norm)}  # line 9
         if term is not None:
             eps_hat = schedule.noise(out, z_t, t, profile.prediction)
             losses["hist"] = term(schedule.predict_z0(z_t, eps_hat, t), batch)  # lines 7, 8, 10

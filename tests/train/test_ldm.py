@@ -63,6 +63,18 @@ def test_divergence_is_named_and_keeps_the_checkpoint(cache, tmp_path):
     assert (tmp_path / "a").read_bytes() == kept
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("changes", [{}, {"mixed_precision": "bf16"}, {"objective": "rflow", "lambda_hist": 0.0}])
+def test_cuda_graphs_compute_what_single_launches_compute(cache, tmp_path, monkeypatch, changes):
+    runs = {}
+    for name, least in (("launches", 10**9), ("graphs", 1)):
+        monkeypatch.setattr(ldm, "GRAPHED_FROM", least)
+        runs[name] = [float(s.metrics["inpaint"]) for s in train(cache, tmp_path / name, **changes)]
+    assert np.allclose(runs["graphs"], runs["launches"], rtol=1e-2 if changes.get("mixed_precision") else 1e-3)
+    for key, value in weights(tmp_path / "graphs").items():
+        assert torch.allclose(value.float(), weights(tmp_path / "launches")[key].float(), atol=1e-2), key
+
+
 # -- resumption ----------------------------------------------------------------------------------------------------------
 
 
