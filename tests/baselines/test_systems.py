@@ -10,6 +10,7 @@ from hrldm.baselines import latent, systems
 from hrldm.data.texture import choose_histogram
 from hrldm.synthesis.generate import reconstruct
 from hrldm.train import runs
+from hrldm.train.device import device
 from hrldm.train.latents import lesion_histograms
 from tests import tiny
 
@@ -60,7 +61,7 @@ def test_results_are_kept_by_request_and_system(study, asked, monkeypatch):
 def test_autoencoder_row_is_the_truth_reconstructed(study, asked):
     request, patches = asked
     made = systems.synthesise(study, "autoencoder", request, patches)
-    expected = reconstruct(study.autoencoder, patches.hu)
+    expected = reconstruct(study.autoencoder, patches.hu, device=device())
     np.testing.assert_allclose(made[request.mask], expected[request.mask], atol=0.51)
 
 
