@@ -25,6 +25,7 @@ FORCE:
 quoted = '$(subst ','\'',$(1))'
 export PYTHONHASHSEED := 0
 export PYTHONUTF8 := 1
+export PYTHONPATH := $(CURDIR)/notebooks$(if $(PYTHONPATH),:$(PYTHONPATH))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # -- the environment: PYTHON=… as given, else an active conda environment that holds hrldm, else .venv ------------------
@@ -73,7 +74,7 @@ reproduce: $(STAMP)/all.done
 
 $(STAMP)/all.done: $(call done,$(NAMES))
 	$(eval RAN := yes)
-	@$(PY) -m hrldm.report.tables '$(OUT)'
+	@$(PY) -m study.report.tables '$(OUT)'
 	@touch $@
 
 # one notebook, after those whose stages it uses: make 05_fidelity
@@ -136,7 +137,7 @@ lab: $(ENV)
 	$(PY) -m jupyter lab notebooks
 
 bench: $(ENV)
-	$(PY) -m hrldm.bench
+	$(PY) -m study bench
 
 # committed results stay
 clean:

@@ -4,13 +4,13 @@ import importlib
 
 __version__ = "0.1.0"
 _TOOL = {  # what a user of the tool needs, imported when asked for: the library itself takes seconds to import
-    "insert": "hrldm.synthesis.insert",
-    "insert_file": "hrldm.synthesis.files",
-    "lung_labels": "hrldm.data.lungs",
-    "read_ct": "hrldm.data.ct",
-    "released": "hrldm.synthesis.released",
-    "write_nifti": "hrldm.data.ct",
-    "Wish": "hrldm.synthesis.plan",
+    "insert": "hrldm.insert.insert",
+    "insert_file": "hrldm.insert.files",
+    "lung_labels": "hrldm.ct.lungs",
+    "read_ct": "hrldm.ct.volume",
+    "released": "hrldm.insert.released",
+    "write_nifti": "hrldm.ct.volume",
+    "Wish": "hrldm.insert.wish",
 }
 
 

@@ -1,4 +1,4 @@
-"""Command line: ``python -m hrldm insert CT OUT --subtype part-solid --diameter 12``, ``batch FOLDER OUT``, ``judge ROOT``."""
+"""Command line: ``python -m hrldm insert CT OUT --subtype part-solid --diameter 12``, ``batch FOLDER OUT``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from hrldm.synthesis.plan import Wish
+    from hrldm.insert.wish import Wish
 
 logger = logging.getLogger(__name__)
 Subtype = Literal["solid", "part-solid", "ground-glass"]
@@ -44,7 +44,6 @@ def insert(
     grain: bool = True,
     device: Literal["cpu", "cuda"] | None = None,
     retries: int = 2,
-    whole_volume: bool = False,
     private: Literal["strip", "keep"] = "strip",
     format: Literal["same", "nifti"] = "same",
     series_uid: str | None = None,
@@ -75,16 +74,15 @@ def insert(
         grain: give the nodule the grain of its surroundings, which the autoencoder smooths away.
         device: cpu or cuda; default: the GPU where there is one.
         retries: how often a nodule that misses its wish is made again.
-        whole_volume: the paper's Algorithm 2 over the whole scan, for comparison; slow, and it changes every voxel.
         private: strip or keep private DICOM tags.
         format: same as the input's (a derived DICOM series beside the NIfTI), or nifti alone.
         series_uid: which series of a DICOM folder with several.
         overwrite: replace the folder of a former insertion.
     """
     from hrldm.atomic import held
-    from hrldm.synthesis.files import check_output, described, insert_file
-    from hrldm.synthesis.plan import Wish
-    from hrldm.synthesis.record import told_apart
+    from hrldm.insert.files import check_output, described, insert_file
+    from hrldm.insert.record import told_apart
+    from hrldm.insert.wish import Wish
 
     out = Path(os.path.abspath(out))
     with held(out):
@@ -106,7 +104,6 @@ def insert(
         "lungs": lungs,
         "avoid": avoid,
         "retries": retries,
-        "whole_volume": whole_volume,
         "private": private,
         "format": format,
     }
@@ -160,8 +157,8 @@ def batch(
         format: see insert.
         overwrite: make again what was made otherwise (delete a result to make it again in any case).
     """
-    from hrldm.synthesis.batch import insert_folder
-    from hrldm.synthesis.plan import Wish
+    from hrldm.insert.batch import insert_folder
+    from hrldm.insert.wish import Wish
 
     wishes = _wishes(plan, Wish(subtype=subtype, diameter_mm=diameter, seed=seed), count)
     options = {"retries": retries, "private": private, "format": format, "overwrite": overwrite}
@@ -171,61 +168,8 @@ def batch(
     return int(any(what not in ("done", "there already") for what in said.values()))
 
 
-def judge(
-    root: tyro.conf.Positional[Path],
-    out: Path | None = None,
-    split: Literal["train", "val", "test", "all"] = "test",
-    host: Path | None = None,
-    host_lungs: Path | None = None,
-    seed: int = 0,
-    device: Literal["cpu", "cuda"] | None = None,
-    overwrite: bool = False,
-) -> int:
-    """Judge the released network on real nodules: HU histograms, control, three subtypes in order, separability.
-
-    Args:
-        root: folder with manifest.csv, one row a nodule (README, Your own data).
-        out: folder for the tables and their provenance; default: print the summary only.
-        split: which nodules of the manifest.
-        host: CT of another patient (NIfTI, DICOM folder, zip): judge in its healthy lung, into which the nodules are set.
-        host_lungs: lung mask or lobe map of the host.
-        seed: of noise and of the histograms asked for.
-        device: cpu or cuda; default: the GPU where there is one.
-        overwrite: replace the tables of a former run.
-    """
-    from hrldm.atomic import held
-    from hrldm.data.transplant import read_host
-    from hrldm.evaluate import judging  # slow to import, and `insert` needs none of these
-    from hrldm.report.provenance import write_provenance
-    from hrldm.report.tables import drop_table, save_tables
-
-    started = time.perf_counter()
-    if (host is None) != (host_lungs is None):
-        raise ValueError("--host and --host-lungs go together")
-    if out is not None:
-        out = Path(os.path.abspath(out))
-        with held(out):  # found now if it cannot be written
-            if out.is_file() or (out / "tables").exists() and not overwrite:
-                raise ValueError(
-                    f"{out}: exists already; choose another folder or ask to overwrite it (overwrite=True)"
-                )
-    study, native = judging.open_nodules(root, split, seed), None
-    if host is not None:
-        taker = read_host(host, host_lungs, host.resolve().parent.name, (split,))
-        study, native = judging.displaced(study, split, taker)
-    tables = judging.judge_released(study, split, device, native)
-    print(judging.summary(tables).to_markdown(index=False, disable_numparse=True))
-    if out is not None:
-        for name in judging.TABLES:  # none of another run may stay beside these
-            drop_table(out, name)
-        save_tables(tables, out)
-        wall_time = {f"judge {split}": round(time.perf_counter() - started, 1)}
-        write_provenance(out, study.profile, study.dataset, study.seed, study.data_hash, wall_time)
-    return 0
-
-
 def _generator(steps: int | None, matching: bool, grain: bool, device: str | None):
-    from hrldm.synthesis.released import released
+    from hrldm.insert.released import released
 
     changes = {} if steps is None else {"sample_steps": steps}
     return released(on=device, grain=grain, **changes, **({} if matching else {"match_t_max": None}))
@@ -233,7 +177,7 @@ def _generator(steps: int | None, matching: bool, grain: bool, device: str | Non
 
 def _wishes(plan: Path | None, wish: Wish, count: int) -> list[Wish]:
     """Those of a plan, beside which nothing may be said but the seed of rows without one; else `count` after one wish."""
-    from hrldm.synthesis.plan import Wish, copies, read_plan
+    from hrldm.insert.wish import Wish, copies, read_plan
 
     if plan is None:
         return copies(wish, count)
@@ -249,7 +193,7 @@ def _wishes(plan: Path | None, wish: Wish, count: int) -> list[Wish]:
 
 
 def _point(text: str | None) -> tuple[float, ...] | None:
-    from hrldm.synthesis.plan import point
+    from hrldm.insert.wish import point
 
     if text is None:
         return None
@@ -260,15 +204,18 @@ def _point(text: str | None) -> tuple[float, ...] | None:
 
 
 def main() -> int:
+    return run({"insert": insert, "batch": batch}, "python -m hrldm")
+
+
+def run(commands: dict[str, Callable], prog: str) -> int:
+    """The command that was called for; what the caller can mend is one line and status 2."""
     with contextlib.suppress(AttributeError):  # names of files may hold what no encoding has
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(_log_options)
     try:
-        return tyro.extras.subcommand_cli_from_dict(
-            {"insert": insert, "batch": batch, "judge": judge}, prog="python -m hrldm"
-        )
+        return tyro.extras.subcommand_cli_from_dict(commands, prog=prog)
     except (ValueError, OSError) as error:
         print(f"error: {_as_options(str(error))}", file=sys.stderr)
         return 2
@@ -292,7 +239,7 @@ def _as_options(text: str) -> str:
         value = "" if found[2] in ("True", "...") else " " + found[2].strip("'")
         return f"--{name.replace('_', '-')}{value}"
 
-    names = r"overwrite|retries|lungs|avoid|whole_volume|match_t_max|sample_steps|on|series_uid|private|format|mask"
+    names = r"overwrite|retries|lungs|avoid|match_t_max|sample_steps|on|series_uid|private|format|mask"
     text = text.replace("core_mm", "--core").replace("diameter_mm", "--diameter")
     return re.sub(rf"(?<![^ (])({names})=(\.\.\.|'?[\w.+-]+'?)", option, text)
 

@@ -53,7 +53,7 @@ class Profile:
     ctx_dim: int = 64  # d_ctx of Eq. 3
     unet_linear_skip: bool = True  # a linear denoiser, fitted in closed form, beside the U-Net; False = paper
     hist_tokens: int = 1  # 1 = paper; B = one token per bin
-    histogram_template: bool = False  # the requested histogram also as a picture (data/template.py); False = paper
+    histogram_template: bool = False  # the requested histogram also as a picture (nodules/template.py); False = paper
     mask_channels: int = 1  # C of Section 3.2.1 item 3
     mask_detail: int = 4  # parts of a latent voxel's side that the soft mask tells apart; 1 = paper
     lesion_context: int | None = 1  # latent voxels around the lesion that the U-Net sees; None = the whole crop (paper)
@@ -86,7 +86,7 @@ class Profile:
     sampler: str = "ddim"  # ddpm | ddim | rflow
     sample_steps: int = 25
     match_t_max: int | None = (
-        None  # impose the requested histogram at t <= this (synthesis/matching.py); None = paper: never
+        None  # impose the requested histogram at t <= this (insert/matching.py); None = paper: never
     )
     match_rounds: int = (
         1  # how often at each such step, since decoding undoes a part of it; the second time counts double
@@ -102,7 +102,7 @@ class Profile:
     ablation_core_seeds: int = 3  # of the 2 x 2 of c_hist and L_hist, and of the background rule
     ablation_n: int = 32  # test nodules sampled per ablation cell
     cls_crop_mm: int = 32  # 90 in the paper
-    cls_arch: str = "densenet-small"  # densenet121 in the paper; see train/classifier.py
+    cls_arch: str = "densenet-small"  # densenet121 in the paper; see study/classify/train.py
     cls_epochs: int = 6
     cls_batch: int = 16
     cls_lr: float = 1e-3

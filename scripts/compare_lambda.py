@@ -15,17 +15,19 @@ from pathlib import Path
 
 import pandas as pd
 
+import scripts._study  # noqa: F401
 from hrldm.atomic import write_text
 from hrldm.config import get_profile
-from hrldm.evaluate import intensity, judging
-from hrldm.evaluate.statistics import holm
-from hrldm.report.provenance import write_provenance
-from hrldm.synthesis.generate import Generator
-from hrldm.synthesis.released import RELEASED_UNET, SAMPLING
+from hrldm.insert.generator import Generator
+from hrldm.insert.released import RELEASED_UNET, SAMPLING
 from hrldm.train.device import device
 from hrldm.train.ldm import load_unet
-from hrldm.train.runs import Study, open_study
 from scripts.train_released import OUT, SETTINGS, lesions_of, made_for, release_data, test_hosts
+from study import judging
+from study.measure import intensity
+from study.measure.statistics import holm
+from study.report.provenance import write_provenance
+from study.study import Study, open_study
 
 LAMBDAS, SEEDS = (0.0, 10.0), 3
 LEARNING_RATE = 1e-4  # of a network that is trained already

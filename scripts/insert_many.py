@@ -1,4 +1,4 @@
-"""Many insertions into one CT, measured: ``python scripts/insert_many.py NAME CT [--lungs MAP] [--n 200] [--rounds-of 10]``.
+"""Many insertions into one CT, measured: ``python -m scripts.insert_many NAME CT [--lungs MAP] [--n 200] [--rounds-of 10]``.
 
 Writes `results/insert/NAME/`: `insertions.csv` (one row a nodule), `summary.csv` (failures, lesion voxels in the lung, requested
 against obtained mean HU with slope and R2, per subtype, seconds a nodule), `contact_sheet.png` of the first hundred,
@@ -15,17 +15,18 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+import scripts._study  # noqa: F401
 from hrldm import paths
 from hrldm.config import SUBTYPES
-from hrldm.data.ct import read_ct
-from hrldm.data.fetch import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
-from hrldm.data.lungs import lung_labels
-from hrldm.report import figures
-from hrldm.report.provenance import write_provenance
-from hrldm.report.tour import around_lesion
-from hrldm.synthesis.insert import insert
-from hrldm.synthesis.plan import Wish
-from hrldm.synthesis.released import released
+from hrldm.ct.lungs import lung_labels
+from hrldm.ct.volume import read_ct
+from hrldm.insert.insert import insert
+from hrldm.insert.released import released
+from hrldm.insert.wish import Wish
+from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
+from study.report import figures
+from study.report.provenance import write_provenance
+from study.report.tour import around_lesion
 
 EMBEDDED = "lidc-idri-0001"
 SHOWN, SHOWN_MM = 100, 40.0

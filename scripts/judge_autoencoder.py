@@ -1,4 +1,4 @@
-"""Judge the shipped autoencoder on real nodules of unseen patients: `python scripts/judge_autoencoder.py LIDC_CUBES_ROOT`.
+"""Judge the shipped autoencoder on real nodules of unseen patients: `python -m scripts.judge_autoencoder LIDC_CUBES_ROOT`.
 
 Writes its card, hrldm/weights/autoencoder.json: middle 48 mm of the test patients' cubes, beside the linear code of equal size fitted on the training patients' cubes.
 """
@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pandas as pd
 
+import scripts._study  # noqa: F401
 from hrldm import paths
 from hrldm.atomic import write_text
-from hrldm.data.manifest import load_manifest
-from hrldm.data.patches import load_patches
-from hrldm.evaluate.reconstruction import autoencoder_table, linear_code, linear_reconstruction, nodule_scores
-from hrldm.synthesis.generate import reconstruct
+from hrldm.insert.generator import reconstruct
+from hrldm.nodules.manifest import load_manifest
+from hrldm.nodules.patches import load_patches
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder
 from hrldm.train.latents import weights_digest
+from study.measure.reconstruction import autoencoder_table, linear_code, linear_reconstruction, nodule_scores
 
 SIZE, N_BOOT, SEED = 48, 1000, 0
 ATTRIBUTION = (

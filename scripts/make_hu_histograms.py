@@ -1,8 +1,8 @@
-"""Measure `hrldm/data/hu_histograms.csv` and `texture_statistics.csv` on real nodules (development only).
+"""Measure `hrldm/nodules/hu_histograms.csv` and `texture_statistics.csv` on real nodules (development only).
 
-    python scripts/make_hu_histograms.py path/to/lidc-vois
+    python -m scripts.make_hu_histograms path/to/lidc-vois
 
-Only nodules of training patients (hrldm.data.split), 6-30 mm. Two files of plain numbers come out:
+Only nodules of training patients (hrldm.nodules.split), 6-30 mm. Two files of plain numbers come out:
 
 hu_histograms.csv: one row a nodule, its HU histogram (40 bins, -1000..400 HU, values beyond fall in the edge bins) in
 counts per 10,000, over every voxel of the mask at native spacing: no erosion, so the partial-volume edge is part of it
@@ -26,8 +26,8 @@ import pandas as pd
 from scipy import ndimage, stats
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM
-from hrldm.data.split import patient_split
-from hrldm.data.texture import size_bin
+from hrldm.nodules.split import patient_split
+from hrldm.nodules.texture import size_bin
 
 OUT = Path(__file__).resolve().parents[1] / "hrldm" / "data"
 BINS = 40

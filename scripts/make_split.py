@@ -1,4 +1,4 @@
-"""Fix the patient split once: `python scripts/make_split.py LIDC_CUBES_ROOT` writes hrldm/data/lidc_split.csv.
+"""Fix the patient split once: `python -m scripts.make_split LIDC_CUBES_ROOT` writes hrldm/nodules/lidc_split.csv.
 
 Patients with a cube (few, and the only nodules with full 3D context) are split 60/10/30, stratified by subtype; all other
 LIDC patients 70/10/20. LIDC-IDRI-0001 is training: its CT is the embedded dataset. Cubes whose patient is not certain

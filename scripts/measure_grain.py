@@ -1,8 +1,8 @@
-"""How strong real lesions' grain is beside that of their surroundings: ``python scripts/measure_grain.py LIDC_CUBES_ROOT``.
+"""How strong real lesions' grain is beside that of their surroundings: ``python -m scripts.measure_grain LIDC_CUBES_ROOT``.
 
 Training nodules with at least 100 voxels 2 mm below the surface: standard deviation of r = x - D(E(x)) in there, over
 percentiles of r's local standard deviation around the lesion. Writes `results/lidc-cubes/grain/tables/strength.csv`, on which
-`QUANTILE` in hrldm/synthesis/grain.py was chosen.
+`QUANTILE` in hrldm/insert/grain.py was chosen.
 """
 
 import argparse
@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+import scripts._study  # noqa: F401
 from hrldm import paths
 from hrldm.config import get_profile
-from hrldm.data.manifest import load_manifest
-from hrldm.data.patches import load_patches, manifest_digest
-from hrldm.report.provenance import write_provenance
-from hrldm.report.tables import save_table
-from hrldm.synthesis.generate import reconstruct
-from hrldm.synthesis.grain import local_sd, residual_of
+from hrldm.insert.generator import reconstruct
+from hrldm.insert.grain import local_sd, residual_of
+from hrldm.nodules.manifest import load_manifest
+from hrldm.nodules.patches import load_patches, manifest_digest
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder
+from study.report.provenance import write_provenance
+from study.report.tables import save_table
 
 PERCENTILES, DEPTH, LEAST = (5, 10, 25, 50, 75), 2, 100
 OUT = paths.ROOT / "results" / "lidc-cubes" / "grain"

@@ -1,7 +1,7 @@
 """Which files a notebook really uses, as a Makefile fragment: ``python scripts/notebook_deps.py NOTEBOOKS PACKAGE [DATA ...]``.
 
-For each ``NOTEBOOKS/*.ipynb`` the imports of its code cells are followed through the modules of PACKAGE (imports inside
-functions count, and so does the ``__init__`` of every parent). A module that names a data file of PACKAGE or of a DATA
+For each ``NOTEBOOKS/*.ipynb`` the imports of its code cells are followed through the modules of PACKAGE and of the packages
+beside the notebooks (imports inside functions count, and so does the ``__init__`` of every parent). A module that names a data file of PACKAGE or of a DATA
 folder in a string ("lidc_split.csv"), or such a folder by the upper-case constant of `paths.py` (``WEIGHTS``,
 ``PUBLISHED``), depends on it. Printed per notebook: ``$(STAMP)/NAME.done: files``. Standard library only: it runs
 before the environment exists.
@@ -44,10 +44,11 @@ def imported(tree, package):
             yield from (f"{parent}.{alias.name}" for alias in node.names)
 
 
-def module_files(dotted, root):
-    """Files run by ``import dotted`` below the package folder `root`; empty when it is not a module of the package."""
+def module_files(dotted, roots):
+    """Files run by ``import dotted`` below the package folders `roots`; empty when it is not a module of theirs."""
     parts = dotted.split(".")
-    if parts[0] != root.name:
+    root = next((r for r in roots if r.name == parts[0]), None)
+    if root is None:
         return []
     folders = [root.parent.joinpath(*parts[:i]) for i in range(1, len(parts) + 1)]
     candidates = [f / "__init__.py" for f in folders] + [folders[-1].with_suffix(".py")]
@@ -63,8 +64,8 @@ def data_files(tree, by_name, by_folder):
             yield from by_folder.get(node.id if isinstance(node, ast.Name) else node.attr, [])
 
 
-def used_files(notebook, root, data):
-    """All files of the package and of the `data` list that `notebook` reaches, sorted, the notebook first."""
+def used_files(notebook, roots, data):
+    """All files of the packages and of the `data` list that `notebook` reaches, sorted, the notebook first."""
     by_name, by_folder = {}, {}
     for file in data:
         by_name.setdefault(file.name, []).append(file)
@@ -74,23 +75,26 @@ def used_files(notebook, root, data):
     while todo:
         path, text, package = todo.pop()
         tree = parse(text, path)
-        if path != root / "paths.py":
+        if path.name != "paths.py":
             found.update(data_files(tree, by_name, by_folder))
         for dotted in imported(tree, package):
-            for file in module_files(dotted, root):
+            for file in module_files(dotted, roots):
                 if file not in seen:
                     seen.add(file)
-                    inside = list(file.relative_to(root.parent).with_suffix("").parts[:-1])
+                    top = next(r for r in roots if r in file.parents)
+                    inside = list(file.relative_to(top.parent).with_suffix("").parts[:-1])
                     todo.append((file, file.read_text(encoding="utf-8"), inside))
     return [notebook, *sorted(seen | found)]
 
 
 def main(notebooks, package, *data_folders):
-    root = Path(package)
+    roots = [Path(package), *(f.parent for f in sorted(Path(notebooks).glob("*/__init__.py")))]
     suffixes = {".csv", ".json", ".safetensors"}
-    data = [f for folder in (root, *map(Path, data_folders)) for f in sorted(folder.rglob("*")) if f.suffix in suffixes]
+    data = [
+        f for folder in (*roots, *map(Path, data_folders)) for f in sorted(folder.rglob("*")) if f.suffix in suffixes
+    ]
     for notebook in sorted(Path(notebooks).glob("*.ipynb")):
-        print(f"$(STAMP)/{notebook.stem}.done:", *(f.as_posix() for f in used_files(notebook, root, data)))
+        print(f"$(STAMP)/{notebook.stem}.done:", *(f.as_posix() for f in used_files(notebook, roots, data)))
 
 
 if __name__ == "__main__":

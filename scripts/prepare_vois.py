@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from hrldm.atomic import new_folder
 from hrldm.config import HU_MIN, SIZE_BINS_MM
-from hrldm.data.ct import CT, read_ct, write_nifti
-from hrldm.data.geometry import shifted, voxel_size
-from hrldm.data.manifest import file_name, load_manifest, write_manifest
-from hrldm.data.nifti import open_nifti, read_voxels
+from hrldm.ct.geometry import shifted, voxel_size
+from hrldm.ct.nifti import open_nifti, read_voxels
+from hrldm.ct.volume import CT, read_ct, write_nifti
+from hrldm.nodules.manifest import file_name, load_manifest, write_manifest
 
 LOW, HIGH = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]  # mm, the paper's range
 SIDE_MM = 72.0  # 40 mm crops about a nodule off the middle of its box, shifted by 4 mm

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 
+import scripts._study  # noqa: F401
 from hrldm.config import SUBTYPES
-from hrldm.evaluate.classification_jobs import CLINICAL, FULL, REAL_ONLY, REAL_SYNTH
-from hrldm.evaluate.statistics import wilson_interval
-from hrldm.report.published import load_published
 from scripts.readme_parts import interval, markdown, read_table
+from study.classify.jobs import CLINICAL, FULL, REAL_ONLY, REAL_SYNTH
+from study.measure.statistics import wilson_interval
+from study.report.published import load_published
 
 
 def turing(results: Path) -> str:

@@ -20,7 +20,7 @@ from traitlets.config import Config
 from hrldm import paths
 from hrldm.atomic import write_text
 from hrldm.config import get_profile
-from hrldm.report.provenance import write_provenance
+from study.report.provenance import write_provenance
 
 PARAMETERS = {"profile", "dataset", "data_root", "seed"}
 

@@ -1,4 +1,4 @@
-"""Ship a trained autoencoder: `python scripts/ship_autoencoder.py CHECKPOINT` writes hrldm/weights/autoencoder.safetensors.
+"""Ship a trained autoencoder: `python -m scripts.ship_autoencoder CHECKPOINT` writes hrldm/weights/autoencoder.safetensors.
 
 Only the averaged weights travel, in float32, with the architecture and the provenance of the training in the header.
 """

@@ -1,4 +1,4 @@
-"""Train, judge and ship the released network: `python scripts/train_released.py DATA_ROOT [--minutes 90] [--device cuda]`.
+"""Train, judge and ship the released network: `python -m scripts.train_released DATA_ROOT [--minutes 90] [--device cuda]`.
 
 DATA_ROOT holds manifests of real nodules (`*/manifest.csv`: cubes with context, or boxes) and CTs that take test nodules
 (`*/ct.nii.gz` with `lung.nii.gz` beside it); the embedded CT takes those of training and validation. The training set is
@@ -27,30 +27,32 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+import scripts._study  # noqa: F401
 from hrldm import paths
 from hrldm.atomic import atomic, write_text
-from hrldm.baselines.systems import request_for
 from hrldm.config import get_profile
-from hrldm.data.manifest import load_manifest, write_manifest
-from hrldm.data.patches import Patches, load_patches, manifest_digest
-from hrldm.data.transplant import HOST, MAX_SLICE_MM, Host, embedded_hosts, givers, key_of, read_host, transplant
-from hrldm.evaluate import intensity, judging
-from hrldm.evaluate.features import default_extractor, three_plane_features
-from hrldm.evaluate.fidelity import separability
-from hrldm.evaluate.protocol import shape_patients
-from hrldm.evaluate.realism import feature_table
-from hrldm.report import figures
-from hrldm.report.figures_base import GREY, colour_of
-from hrldm.report.provenance import git_state, write_provenance
-from hrldm.report.tables import save_tables
-from hrldm.synthesis.generate import Generator
-from hrldm.synthesis.released import RELEASED_UNET, SAMPLING
+from hrldm.insert.generator import Generator
+from hrldm.insert.released import RELEASED_UNET, SAMPLING
+from hrldm.nodules.manifest import load_manifest, write_manifest
+from hrldm.nodules.patches import Patches, load_patches, manifest_digest
+from hrldm.nodules.transplant import HOST, MAX_SLICE_MM, Host, embedded_hosts, givers, key_of, read_host, transplant
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import device
 from hrldm.train.history import follow, read_history
 from hrldm.train.latents import weights_digest
 from hrldm.train.ldm import load_unet, train_ldm
-from hrldm.train.runs import Study, library_of, open_study
+from study import judging
+from study.experiments import shape_patients
+from study.measure import intensity
+from study.measure.features import default_extractor, three_plane_features
+from study.measure.fidelity import separability
+from study.measure.realism import feature_table
+from study.report import figures
+from study.report.figures_base import GREY, colour_of
+from study.report.provenance import git_state, write_provenance
+from study.report.tables import save_tables
+from study.study import Study, library_of, open_study
+from study.systems.registry import request_for
 
 SETTINGS = {  # of the network and its training, over `quick`
     "unet_channels": (64, 128), "unet_res_blocks": 2, "lesion_context": 2, "histogram_template": True,
@@ -313,7 +315,7 @@ def ship(study: Study, path: Path, start: Path | None) -> None:
         "parameters": sum(p.numel() for p in unet.parameters()),
         "weights_sha256_16": weights_digest(unet),
         "commit": git_state()["commit"],
-        "sampling": "DDIM, 4 steps; requested histogram imposed at t <= 400 (match_t_max), twice a step; `released()` adds grain (synthesis/grain.py)",
+        "sampling": "DDIM, 4 steps; requested histogram imposed at t <= 400 (match_t_max), twice a step; `released()` adds grain (insert/grain.py)",
         "judged": "results/released: test patients, none seen in training, and a test host (R01-001) that took no training "
         "nodule; the autoencoder, not this network, was trained on that host's lung too",
         "attribution": ATTRIBUTION,

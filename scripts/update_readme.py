@@ -15,17 +15,18 @@ from pathlib import Path
 
 import pandas as pd
 
+import scripts._study  # noqa: F401
 from hrldm import paths
 from hrldm.atomic import write_text
 from hrldm.config import SUBTYPES
-from hrldm.evaluate.classification_jobs import CLINICAL, FULL
-from hrldm.evaluate.judging import summary
-from hrldm.evaluate.protocol import difference_sentence
-from hrldm.evaluate.statistics import Estimate, holm
-from hrldm.report.provenance import read_provenance
-from hrldm.report.published import load_published
 from scripts.readme_downstream import malignancy, scarcity, subtype, turing
 from scripts.readme_parts import interval, markdown, read_table
+from study.classify.jobs import CLINICAL, FULL
+from study.experiments import difference_sentence
+from study.judging import summary
+from study.measure.statistics import Estimate, holm
+from study.report.provenance import read_provenance
+from study.report.published import load_published
 
 RESULTS = paths.ROOT / "results"
 FRONT, RECORD = paths.ROOT / "README.md", RESULTS / "README.md"

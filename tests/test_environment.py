@@ -52,7 +52,12 @@ def top_level_imports(paths) -> set[str]:
 
 
 def product_files():
-    return [*ROOT.glob("hrldm/**/*.py"), *ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("scripts/*.py")]
+    return [
+        *ROOT.glob("hrldm/**/*.py"),
+        *ROOT.glob("notebooks/**/*.py"),
+        *ROOT.glob("notebooks/*.ipynb"),
+        *ROOT.glob("scripts/*.py"),
+    ]
 
 
 DIRECT = pins(PROJECT["dependencies"])
@@ -73,7 +78,9 @@ def test_installed_version_is_the_pinned_one(name):
 
 def test_every_import_of_the_product_is_declared():
     declared = (
-        {MODULES.get(name, name) for name in DIRECT | OPTIONAL} | set(sys.stdlib_module_names) | {"hrldm", "scripts"}
+        {MODULES.get(name, name) for name in DIRECT | OPTIONAL}
+        | set(sys.stdlib_module_names)
+        | {"hrldm", "scripts", "study"}
     )
     assert top_level_imports(product_files()) - declared == set()
 

@@ -3,7 +3,7 @@
 import pytest
 
 from hrldm import paths
-from hrldm.train.runs import open_study
+from study.study import open_study
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "..", "a b", "it's", "-x", "x\n", "a\\b", "~", "$HOME"])

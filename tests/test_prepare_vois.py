@@ -5,9 +5,9 @@ import sys
 import nibabel as nib
 import numpy as np
 
-from hrldm.data.geometry import to_world
-from hrldm.data.manifest import load_manifest
-from hrldm.data.patches import load_patches
+from hrldm.ct.geometry import to_world
+from hrldm.nodules.manifest import load_manifest
+from hrldm.nodules.patches import load_patches
 from scripts import prepare_vois
 from tests import tiny
 

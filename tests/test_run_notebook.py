@@ -8,8 +8,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from hrldm import paths
-from hrldm.report.provenance import read_provenance
 from scripts import run_notebook
+from study.report.provenance import read_provenance
 
 PARAMETERS = 'profile = "smoke"\ndataset = "lidc-mini"\ndata_root = ""\nseed = 0'
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from hrldm.config import get_profile
-from hrldm.report.provenance import write_provenance
 from scripts import update_readme
+from study.report.provenance import write_provenance
 from tests.conftest import ROOT
 
 

@@ -14,10 +14,10 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from torch import nn
 
 from hrldm.config import SUBTYPES, Profile, get_profile
-from hrldm.data.histograms import quantiles
-from hrldm.data.patches import Patches
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.unet import ConditionalUNet
+from hrldm.nodules.histograms import quantiles
+from hrldm.nodules.patches import Patches
 
 SETTINGS = {
     "patch_mm": 16, "ae_channels": (8, 8, 8), "ae_norm_groups": 4, "ae_latent_channels": 4, "ae_patch": 16,

@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from hrldm import paths
 from hrldm.config import Profile
-from hrldm.data.histograms import hu_histogram
-from hrldm.data.patches import Patches
-from hrldm.data.template import template
-from hrldm.data.volumes import cube_symmetry
 from hrldm.model.autoencoder import FACTOR, Autoencoder, normalise_hu
 from hrldm.model.diffusion import blend
 from hrldm.model.unet import latent_masks
 from hrldm.model.window import by_side, lesion_window
+from hrldm.nodules.augmentation import cube_symmetry
+from hrldm.nodules.histograms import hu_histogram
+from hrldm.nodules.patches import Patches
+from hrldm.nodules.template import template
 
 SHIFT = 4  # mm, largest shift of an augmented variant
 TEMPLATE_SEED = 11  # keeps the templates' fields apart from the variants' turns

@@ -24,7 +24,7 @@ from hrldm.model.unet import ConditionalUNet
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import autocast, graphed
 from hrldm.train.device import device as device_name
-from hrldm.train.hist_term import HistogramTerm
+from hrldm.train.histogram_term import HistogramTerm
 from hrldm.train.latents import LatentCache, Windowed, windowed
 from hrldm.train.linear_start import fit_linear
 from hrldm.train.steps import StepState, require_finite

@@ -19,8 +19,8 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
 from hrldm.config import Profile
-from hrldm.data.volumes import sample_patches
 from hrldm.model.autoencoder import Autoencoder, architecture, kl_divergence, normalise_hu
+from hrldm.nodules.augmentation import sample_patches
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import autocast, device
 from hrldm.train.latents import weights_digest
@@ -57,7 +57,7 @@ def train_autoencoder(
 ) -> Iterator[StepState]:
     """Train `ae_steps` steps on random patches, resuming from `path` when it exists.
 
-    volumes:    HU arrays at 1 mm     # see `hrldm.data.volumes.sample_patches`
+    volumes:    HU arrays at 1 mm     # see `hrldm.nodules.augmentation.sample_patches`
     perceptual: module (x, y) -> scalar, or None to leave the term out whatever its weight
     start:      weights to go on from; then the decoder alone is trained, so that a U-Net trained on the latents stays right
 

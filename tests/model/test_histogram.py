@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hrldm.data.histograms import histogram_jsd, histogram_moments, hu_histogram
 from hrldm.model import histogram
 from hrldm.model.histogram import dense_histogram, masked_soft_histogram, soft_histogram
+from hrldm.nodules.histograms import histogram_jsd, histogram_moments, hu_histogram
 
 
 def column(*values: float) -> torch.Tensor:

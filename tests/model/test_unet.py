@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hrldm.data.fetch import FetchError
-from hrldm.data.shapes import load_shapes
 from hrldm.model.unet import HistogramEmbedding, latent_masks
+from hrldm.nodules.shapes import load_shapes
+from hrldm.wheels import FetchError
 from tests import tiny
 
 SPACINGS = (0.5, 0.7, 1.25, 2.0, 2.5)

@@ -10,7 +10,7 @@ import pytest
 from scripts.notebook_deps import python_source
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
-STACK = {"hrldm", "numpy", "pandas", "torch", "scipy", "IPython"} | sys.stdlib_module_names
+STACK = {"hrldm", "study", "numpy", "pandas", "torch", "scipy", "IPython"} | sys.stdlib_module_names
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hrldm import paths
-from hrldm.data.histograms import hu_histogram
+from hrldm.nodules.histograms import hu_histogram
 from hrldm.train import latents
 from tests import tiny
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from hrldm.config import get_profile
-from hrldm.data.histograms import hu_histogram
-from hrldm.data.patches import Patches
 from hrldm.model.unet import ConditionalUNet
 from hrldm.model.window import lesion_window
+from hrldm.nodules.histograms import hu_histogram
+from hrldm.nodules.patches import Patches
 from hrldm.train import checkpoint as ckpt
 from hrldm.train import ldm
 from hrldm.train.device import device
-from hrldm.train.hist_term import HistogramTerm, lesion_cubes
+from hrldm.train.histogram_term import HistogramTerm, lesion_cubes
 from hrldm.train.latents import LatentCache, build_latents, encode_patches, mask_tensor, windowed
 from hrldm.train.steps import DivergedError
 from tests import tiny

@@ -1,0 +1,1 @@
+"""A scan in and out: NIfTI and DICOM, geometry, lungs."""

@@ -1,0 +1,230 @@
+"""One DICOM CT series (a folder or a zip of it) to HU voxels and a RAS-mm affine.
+
+pydicom reads the headers, which decide everything; SimpleITK (GDCM) decodes the pixels, compressed or not, and applies
+each slice's rescale. Notation: r, c = direction cosines along a row and along a column (ImageOrientationPatient),
+n = r × c the slice normal, p_k = ImagePositionPatient of slice k, all in LPS mm. Slices are sorted by n·p_k; the array
+index is (column, row, slice), so the LPS affine has the columns r·Δcolumn, c·Δrow, (p_last − p_0)/(N − 1), and
+diag(−1, −1, 1, 1) takes it to RAS. A series that is not a straight, evenly spaced, complete stack is refused: guessing
+would put the nodule in the wrong place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+
+from hrldm.ct.dicom_headers import check_headers, in_plane, number, one_series, read_headers, stored_range
+
+_KEPT = ("SeriesInstanceUID", "Manufacturer", "ConvolutionKernel", "KVP", "SliceThickness")  # no patient data
+MAX_TILT_DEG = 0.5
+MAX_UNEVEN = 0.1  # of the median slice step
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The HU that a series can store: base + step·k for whole k of low..high; any HU in that range where the slices differ
+    in their rescale (step 0)."""
+
+    base: float
+    step: float
+    low: float
+    high: float
+
+    def nearest(self, hu: np.ndarray) -> np.ndarray:
+        """HU of any shape, each the nearest that can be stored. Below the least there is that: scanners clip air so too."""
+        if not self.step:
+            return np.clip(hu, self.low, self.high)
+        return self.base + self.step * np.clip(np.rint((hu - self.base) / self.step), self.low, self.high)
+
+
+def read_series(
+    path: str | Path, series_uid: str | None = None
+) -> tuple[np.ndarray, np.ndarray, dict[str, str], Levels]:
+    """HU voxels of the one CT series under `path`.
+
+    Args:
+        path:        folder (searched through) or zip of a DICOM series
+        series_uid:  which SeriesInstanceUID, needed when there are several
+
+    Returns:
+        array (X, Y, Z) of HU, int16 where it fits without loss, else float32; affine (4, 4) to RAS mm; provenance; what HU
+        the series can store.
+
+    Raises:
+        ValueError: no DICOM, not CT, several series, multi-frame, geometry or rescale missing, slices missing, doubled,
+            uneven or of unequal shape, gantry tilt, pixels that cannot be decoded.
+    """
+    path = Path(path)
+    with opened(path) as folder:
+        slices = sorted_slices(folder, path, series_uid)
+        affine = _affine(slices, path)
+        array = _pixels(slices, path)
+    first = slices[0][1]
+    provenance = {"format": "dicom", "n_slices": str(len(slices))}
+    provenance |= {tag: str(first[tag].value) for tag in _KEPT if tag in first}
+    return array, affine, provenance, _levels([header for _, header in slices])
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """The folder itself, or the zip unpacked to a temporary folder."""
+    if path.is_dir():
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="hrldm-dicom-") as tmp:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+                # the end record, whose count of files zipfile reads but does not compare
+                archive.fp.seek(-22 - len(archive.comment), 2)
+                count = int.from_bytes(archive.fp.read(12)[10:], "little")
+                if len(set(names)) < len(names) or count not in (len(names), 0xFFFF):  # the last: zip64
+                    raise zipfile.BadZipFile(f"its list of files is damaged: {len(set(names))} names of {count} files")
+                archive.extractall(tmp)
+        except Exception as error:  # zipfile raises many kinds: damaged, encrypted, unknown method
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(
+                    error.errno, f"{path}: no room to unpack it in {tmp}; set TMPDIR to a larger disk"
+                ) from error
+            raise ValueError(
+                f"{path}: cannot be unpacked ({error}); give an intact zip without password, or the folder"
+            ) from error
+        yield Path(tmp)
+
+
+def sorted_slices(folder: Path, path: Path, series_uid: str | None = None) -> list[tuple[Path, pydicom.Dataset]]:
+    """(file, header) of the one CT series under `folder`, along its slice normal, checked; `path` is named in errors."""
+    slices = one_series(read_headers(folder, path), path, series_uid)
+    check_headers(slices, path)
+    cosines = in_plane(slices[0][1])[1]
+    normal = np.cross(cosines[:3], cosines[3:])
+    return sorted(slices, key=lambda s: float(normal @ np.array(s[1].ImagePositionPatient, float)))
+
+
+def _levels(headers: list[pydicom.Dataset]) -> Levels:
+    """What all of the slices can store."""
+    found = {(float(h.RescaleIntercept), float(h.RescaleSlope), *stored_range(h)) for h in headers}
+    if len(found) == 1:
+        return Levels(*found.pop())
+    return Levels(0, 0, max(b + s * low for b, s, low, _ in found), min(b + s * high for b, s, _, high in found))
+
+
+def _affine(slices: list, path: Path) -> np.ndarray:
+    """RAS-mm affine (4, 4) of (column, row, slice) of an evenly spaced, straight, complete stack."""
+    header = slices[0][1]
+    _, cosines, (row_mm, column_mm) = in_plane(header)
+    normal = np.cross(cosines[:3], cosines[3:])
+    positions = np.array([h.ImagePositionPatient for _, h in slices], float)  # (N, 3)
+    if len(slices) == 1:
+        thickness = number(header, "SpacingBetweenSlices") or number(header, "SliceThickness")
+        if not thickness:
+            raise ValueError(f"{path}: one slice without SliceThickness; give the whole series")
+        step = normal * abs(thickness)
+    else:
+        _check_steps(positions @ normal, [f.name for f, _ in slices], path)
+        step = (positions[-1] - positions[0]) / (len(slices) - 1)
+        tilt = float(np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1))))
+        tilt = max(tilt, abs(number(header, "GantryDetectorTilt")))
+        if tilt > MAX_TILT_DEG:
+            raise ValueError(
+                f"{path}: gantry tilt of {tilt:.1f}°, the slices are sheared; straighten it first (dcm2niix does) and give the NIfTI"
+            )
+        astray = positions - positions[0] - np.arange(len(slices))[:, None] * step  # (N, 3)
+        astray = np.linalg.norm(astray - np.outer(astray @ normal, normal), axis=1)  # in-plane part, mm
+        if astray.max() > max(row_mm, column_mm):
+            name = slices[int(astray.argmax())][0].name
+            raise ValueError(
+                f"{path}: {name} is shifted {astray.max():.1f} mm in plane; keep the slices of one acquisition"
+            )
+    lps = np.eye(4)
+    lps[:3] = np.column_stack([cosines[:3] * column_mm, cosines[3:] * row_mm, step, positions[0]])
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+
+
+def _check_steps(along: np.ndarray, names: list[str], path: Path) -> None:
+    """Refuse doubled, missing and unevenly spaced slices; `along` (N,) are sorted positions in mm."""
+    steps = np.diff(along)
+    typical = float(np.median(steps))
+    doubled = np.flatnonzero(steps < max(0.01, 0.1 * typical))
+    if doubled.size:
+        k = doubled[0]
+        raise ValueError(
+            f"{path}: {doubled.size} slice position(s) twice, first {names[k]} and {names[k + 1]}; remove the duplicates"
+        )
+    holes = np.flatnonzero(steps > 1.5 * typical)
+    if holes.size:
+        k, lost = holes[0], int(np.rint(steps[holes] / typical - 1).sum())
+        raise ValueError(
+            f"{path}: {lost} slice(s) missing, first between {names[k]} and {names[k + 1]} "
+            f"({steps[k]:.2f} mm where others are {typical:.2f} mm apart); fetch the series again"
+        )
+    k = int(np.abs(steps - typical).argmax())
+    if abs(steps[k] - typical) > MAX_UNEVEN * typical:
+        raise ValueError(
+            f"{path}: uneven slice spacing ({steps[k]:.2f} mm at {names[k]}, {typical:.2f} mm elsewhere); resample it to even slices first"
+        )
+    drift = np.abs(along - np.linspace(along[0], along[-1], len(along)))  # small differences add up
+    if drift.max() > 0.5 * typical:
+        k = int(drift.argmax())
+        raise ValueError(
+            f"{path}: uneven slice spacing, {names[k]} lies {drift[k]:.2f} mm from its place in an even stack; "
+            "resample it to even slices first"
+        )
+
+
+def _pixels(slices: list, path: Path) -> np.ndarray:
+    """HU (X, Y, Z), slice by slice with its own rescale; int16 where it fits without loss, else float32."""
+    planes = []
+    rows, columns = in_plane(slices[0][1])[0]
+    for file, header in slices:
+        _check_length(file, header, path)
+        try:
+            planes.append(_decoded(file, header))
+        except Exception as error:  # SimpleITK's RuntimeError, and many kinds of pydicom
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise ValueError(
+                f"{path}: pixels of {file.name} cannot be decoded ({reason}); fetch the file again"
+            ) from error
+        if planes[-1].shape != (1, rows, columns):
+            raise ValueError(
+                f"{path}: pixels of {file.name} are {planes[-1].shape[1:]} where its header says {(rows, columns)}; fetch the file again"
+            )
+    volume = np.concatenate(planes).transpose(2, 1, 0)  # (Z, Y, X) -> (X, Y, Z)
+    whole = volume.dtype.kind in "iu" or bool((volume == np.rint(volume)).all())
+    fits = volume.min() >= np.iinfo(np.int16).min and volume.max() <= np.iinfo(np.int16).max
+    return np.ascontiguousarray(volume, dtype=np.int16 if whole and fits else np.float32)
+
+
+def _decoded(file: Path, header: pydicom.Dataset) -> np.ndarray:
+    """HU (1, Y, X) of one file."""
+    if header.BitsAllocated < 32:
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))
+    pixels = pydicom.dcmread(file).pixel_array  # GDCM takes 16 of 32 bits for 16
+    return pixels[None] * float(header.RescaleSlope) + float(header.RescaleIntercept)
+
+
+def _check_length(file: Path, header: pydicom.Dataset, path: Path) -> None:
+    """Refuse uncompressed pixels that are not as many as the header says: the decoder reads on regardless."""
+    try:
+        data = pydicom.dcmread(file, specific_tags=["PixelData"])
+        if data.file_meta.TransferSyntaxUID.is_encapsulated:
+            return
+        length = len(data.PixelData)
+    except Exception as error:  # pydicom raises many kinds
+        raise ValueError(f"{path}: pixels of {file.name} cannot be decoded ({error}); fetch the file again") from error
+    each = header.BitsAllocated // 8
+    surplus = length - header.Rows * header.Columns * each
+    if not 0 <= surplus < min(header.Rows, header.Columns) * each:  # a padded end is no harm
+        raise ValueError(
+            f"{path}: pixels of {file.name} cannot be decoded ({length} bytes for {header.Rows} × {header.Columns} of "
+            f"{header.BitsAllocated} bits); fetch the file again"
+        )

@@ -1,0 +1,198 @@
+"""What a user gives beside a scan (a lung map, a mask) must belong to it, and shows it: by the lungs that it lies in.
+
+M = voxels of the map, O = the scan's own lungs (by threshold), both on O's coarse grid. The measure is the share
+|M ∩ O| / min(|M|, |O|): it is near 1 for a map of one lobe, and for one that holds diseased parts which a threshold misses.
+A map that covers much of the lungs is also tried mirrored, turned and moved; where that fits clearly better, it is not the
+map of this scan as it stands.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage, signal
+
+from hrldm.ct.geometry import reach, sample, to_world, voxel_size
+from hrldm.ct.nifti import open_nifti, read_voxels
+from hrldm.ct.volume import CT
+
+LOBE_NAMES = {10: "LUL", 11: "LLL", 12: "RUL", 13: "RML", 14: "RLL"}  # TotalSegmentator labels
+LEFT, RIGHT = (10, 11), (12, 13, 14)
+NUMBERINGS = {"v2": 0, "v1": 3}  # TotalSegmentator's: what its lobe numbers are above ours
+LEAST_SHARE = 0.7  # of the map in the scan's lungs
+BETTER_BY = 0.05  # share that a mirrored or turned map gains, if it was given the wrong way
+MOVED_BY, MOVED_MM = 0.1, 10.0  # share and distance for one that was moved
+WRONG_SIDE_MM = 20.0
+NEAR_LUNG_MM = 20.0
+LESION_HU = (-700.0, 250.0)  # mean of a known lesion that the lungs leave out
+COARSE_MM = 6.0
+
+
+def read_beside(path: str | Path, ct: CT) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (x, y, z), whole numbers, of a NIfTI file that lies in the world of `ct`, and its affine.
+
+    Raises:
+        ValueError: unreadable or not finite; or it has the CT's shape and an affine that some program made up (origin 0).
+    """
+    image = open_nifti(path)
+    own, other = (np.array(reach(a, [-0.5] * 3, np.array(n[:3]) - 0.5)) for a, n in ((image.affine, image.shape), (ct.affine, ct.shape)))  # fmt: skip
+    lost = sorted(image.shape[:3]) == sorted(ct.shape) and np.abs(image.affine[:3, 3]).max() < 1e-3
+    if lost and np.abs(own - other).max() > voxel_size(ct.affine).max():
+        raise ValueError(
+            f"{path}: its affine is not that of {ct.source or 'the CT'} but one without a place (origin 0, voxels of "
+            f"{' × '.join(f'{s:.3g}' for s in voxel_size(image.affine))} mm), so where it lies is lost; "
+            "save it again with the affine of the CT"
+        )
+    values = read_voxels(image, path)[1]
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise ValueError(f"{path}: voxels that are NaN or infinite; save whole numbers, 0 where nothing is marked")
+        values = np.rint(values)
+    return values, image.affine
+
+
+def read_map(path: str | Path, ct: CT, own: np.ndarray, own_affine: np.ndarray) -> tuple[np.ndarray, str | None]:
+    """A lung mask or lobe map on the CT's grid.
+
+    Args:
+        path: NIfTI in the world of the CT, any grid
+        own:  (x, y, z) bool, the CT's lungs as the CT shows them, on a grid of its own with `own_affine`
+
+    Returns:
+        labels (X, Y, Z) uint8: our lobe numbers where the map has lobes, else 1; and the numbering taken (`NUMBERINGS`),
+        None for a plain mask.
+
+    Raises:
+        ValueError: unreadable, not finite, without a voxel inside the CT.
+    """
+    values, affine = read_beside(path, ct)
+    first, last = min(LOBE_NAMES), max(LOBE_NAMES) + max(NUMBERINGS.values())
+    if values.max() == 5 and not np.isin(values, (1, 2)).any() and np.isin(values, (3, 4)).any():
+        values = np.isin(values, (3, 4))  # LUNA16: two lungs, and the windpipe
+    values = np.where((values >= first) & (values <= last), values, values > 0).astype(np.uint8)
+    numbering = None
+    if (values > 1).any():
+        numbering = _numbering(sample(values, affine, own.shape, own_affine, order=0, outside=0), own, own_affine)
+        ours = values.astype(np.int16) - NUMBERINGS[numbering]
+        values = np.where(np.isin(ours, list(LOBE_NAMES)), ours, 0).astype(np.uint8)
+    labels = sample(values, affine, ct.shape, ct.affine, order=0, outside=0)
+    if not labels.any():
+        raise ValueError(f"{path}: no lung voxel within {ct.source or 'the CT'}; it belongs to another scan")
+    return labels, numbering
+
+
+def _numbering(values: np.ndarray, own: np.ndarray, affine: np.ndarray) -> str:
+    """The numbering under which more of the map is lung; where that is alike, the one whose sides are right."""
+    lobes = {name: np.where(np.isin(values - np.int16(k), list(LOBE_NAMES)), values - np.int16(k), 0) for name, k in NUMBERINGS.items()}  # fmt: skip
+    lung = {name: int(own[lobes[name] > 0].sum()) for name in NUMBERINGS}
+    likely = [name for name in NUMBERINGS if lung[name] >= 0.95 * max(lung.values())]
+    return next((name for name in likely if not _wrong_sides(lobes[name], own, affine)), likely[0])
+
+
+def check_map(path: str | Path, ct: CT, labels: np.ndarray, own: np.ndarray, affine: np.ndarray) -> None:
+    """Raise ValueError for labels (X, Y, Z) on the CT's grid that do not fit its own lungs; arguments as for `read_map`."""
+    name = ct.source or "the CT"
+    on_own = sample(labels, ct.affine, own.shape, affine, order=0, outside=0)
+    if wrong := _wrong_sides(on_own, own, affine):
+        raise ValueError(f"{path}: {wrong}, so it is mirrored, turned or of other numbers; give the map of {name}")
+    step = max(1, round(COARSE_MM / voxel_size(affine).min()))
+    own, affine = own[::step, ::step, ::step], affine @ np.diag([step, step, step, 1.0])
+
+    def fitting(mask: np.ndarray) -> np.ndarray:
+        return sample(mask, ct.affine, own.shape, affine, order=0, outside=0) > 0
+
+    mask = (labels > 0).astype(np.uint8)
+    given = fitting(mask)
+    share = _share(given, own)
+    if given.sum() >= own.sum() / 2:
+        turned = max((_share(fitting(m), own), words) for m, words in _turned(mask))
+        moved, by = _moved(given, own, affine)
+        better = max(((turned[0] - BETTER_BY, turned), (moved - MOVED_BY, (moved, by))))
+        if better[0] > share:
+            raise ValueError(
+                f"{path}: {share:.0%} of it lies in the lungs of {name}, and {better[1][0]:.0%} would if it were "
+                f"{better[1][1]}; give the map of this scan, with its affine"
+            )
+    if share < LEAST_SHARE:
+        raise ValueError(
+            f"{path}: {share:.0%} of it lies in the lungs of {name}, at least {LEAST_SHARE:.0%} must; give the map of this scan"
+        )
+
+
+def _share(map_: np.ndarray, own: np.ndarray) -> float:
+    return float((map_ & own).sum()) / max(1, min(map_.sum(), own.sum()))
+
+
+def _turned(mask: np.ndarray):
+    """The mask mirrored along its axes and with its axes exchanged, as far as that fits its grid, with words for it."""
+    for axes in itertools.permutations(range(3)):
+        for flips in itertools.product((False, True), repeat=3):
+            there = mask.transpose(axes)
+            if there.shape == mask.shape and (any(flips) or axes != (0, 1, 2)):
+                words = [f"with its axes in the order {axes}"] if axes != (0, 1, 2) else []
+                along = [str(k) for k, flip in enumerate(flips) if flip]
+                words += [f"mirrored along axis {' and '.join(along)}"] if along else []
+                yield np.flip(there, [k for k, flip in enumerate(flips) if flip]), " and ".join(words)
+
+
+def _moved(map_: np.ndarray, own: np.ndarray, affine: np.ndarray) -> tuple[float, str]:
+    """Share after the move (by `MOVED_MM` or more) that fits best, and words for it."""
+    fit = signal.fftconvolve(own.astype(np.float32), map_[::-1, ::-1, ::-1].astype(np.float32))
+    shift = (np.indices(fit.shape).reshape(3, -1).T - np.array(map_.shape) + 1) @ affine[:3, :3].T
+    fit = np.where(np.linalg.norm(shift, axis=1) >= MOVED_MM, fit.ravel(), 0)
+    k = int(fit.argmax())
+    return float(fit[k]) / max(1, min(map_.sum(), own.sum())), f"moved by {', '.join(f'{x:.0f}' for x in shift[k])} mm"
+
+
+def _wrong_sides(lobes: np.ndarray, own: np.ndarray, affine: np.ndarray) -> str:
+    """What is wrong with the places of lobes (x, y, z) to each other and to the lungs; empty where nothing is."""
+
+    def middle(numbers) -> np.ndarray | None:
+        found = np.argwhere(np.isin(lobes, numbers))
+        return to_world(affine, found.mean(0)) if len(found) else None
+
+    left, right = middle(LEFT), middle(RIGHT)
+    box = np.argwhere(own) if own.any() else np.argwhere(np.ones_like(own))
+    lungs = to_world(affine, box)[:, 0]
+    centre = (lungs.min() + lungs.max()) / 2
+    if left is not None and right is not None and left[0] > right[0]:
+        return "its left lobes lie on the patient's right"
+    if left is not None and left[0] > centre + WRONG_SIDE_MM:
+        return "its left lobes lie on the patient's right"
+    if right is not None and right[0] < centre - WRONG_SIDE_MM:
+        return "its right lobes lie on the patient's left"
+    for upper, lower in ((10, 11), (12, 14)):
+        above, below = middle(upper), middle(lower)
+        if above is not None and below is not None and above[2] < below[2]:
+            return f"its {LOBE_NAMES[upper]} lies below its {LOBE_NAMES[lower]}"
+    return ""
+
+
+def read_avoided(path: str | Path, ct: CT, labels: np.ndarray) -> np.ndarray:
+    """Voxels (X, Y, Z) bool of the CT's grid that a mask marks, for example known lesions.
+
+    labels: (X, Y, Z) of `lungs.lung_labels`
+
+    Raises:
+        ValueError: unreadable, empty, outside the CT, or away from the lungs (in air, bone or another organ), where it
+            would keep nothing free.
+    """
+    values, affine = read_beside(path, ct)
+    if not (values > 0).any():
+        raise ValueError(f"{path}: empty mask; mark what no nodule may touch, or leave it out")
+    mask = sample(values > 0, affine, ct.shape, ct.affine, order=0, outside=0)
+    if not mask.any():
+        raise ValueError(f"{path}: no voxel of it lies within {ct.source or 'the CT'}; is it the mask of this scan?")
+    if not (mask & (labels > 0)).any():
+        step = np.maximum(1, np.rint(4 / ct.spacing)).astype(int)
+        lung = labels[:: step[0], :: step[1], :: step[2]] > 0
+        away = ndimage.distance_transform_edt(~lung, ct.spacing * step)[tuple((np.argwhere(mask) // step).T)].min()
+        mean = float(ct.array[mask].mean())
+        if away > NEAR_LUNG_MM or not LESION_HU[0] <= mean <= LESION_HU[1]:
+            raise ValueError(
+                f"{path}: it lies {away:.0f} mm beside the lungs at a mean of {mean:.0f} HU (air or bone?), so it keeps "
+                "nothing free there; is it the mask of this scan?"
+            )
+    return mask

@@ -1,0 +1,157 @@
+"""Lungs and lobes of a CT: a label map that the user has, TotalSegmentator where it is installed, else a threshold.
+
+All return labels on the CT's own grid: TotalSegmentator's lobe numbers (`label_maps.LOBE_NAMES`) where lobes are known,
+1 for lung otherwise, 0 outside. Whatever the source, the result must look like lung on this CT and lie where the CT has
+its lungs (`label_maps`), so that the map of another patient or of another orientation is refused and not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from hrldm.ct.geometry import head_foot, resample, sample, to_world
+from hrldm.ct.label_maps import check_map, read_map
+from hrldm.ct.volume import CT, write_nifti
+
+logger = logging.getLogger(__name__)
+TISSUE_HU = -400.0  # lung and air below, tissue above
+GRID_MM = 2.0  # the threshold method works on this grid
+CLOSING_MM = 8.0  # vessels and nodules at the pleura up to about twice this size are closed over
+LEAST_ML = 400.0  # fewer is no pair of lungs, nor one of them
+SMALLER_LUNG = 0.15  # of the larger: smaller pieces are bowel gas or the trachea
+LUNG_HU = -950.0  # mean below: air
+LUNG_MEAN_HU = (-980.0, -450.0)  # plausible mean inside a lung mask, vessels included
+ROI = tuple(f"lung_{part}_lobe_{side}" for part, side in (
+    ("upper", "left"), ("lower", "left"), ("upper", "right"), ("middle", "right"), ("lower", "right")))  # fmt: skip
+
+
+def lung_labels(ct: CT, path: str | Path | None = None) -> tuple[np.ndarray, str]:
+    """Labels (X, Y, Z) uint8 on the CT's grid, and where they come from: the map's file name (or TotalSegmentator) with the
+    numbering of its lobes, or "threshold".
+
+    path: label map or mask of this CT (NIfTI, any grid in the same world; TotalSegmentator's numbers, version 1 or 2); None
+        segments it
+
+    Raises:
+        ValueError: no lungs in the scan, or a map that is not of this CT, with what to do.
+    """
+    if path is None and not shutil.which("TotalSegmentator"):
+        labels = threshold_lungs(ct).astype(np.uint8)
+        _check_lung(ct, labels, "threshold")
+        return labels, "threshold"
+    with total_segmentator(ct) if path is None else contextlib.nullcontext(path) as file:
+        own, affine = _shown_lungs(ct)
+        labels, numbering = read_map(file, ct, own, affine)
+        _check_lung(ct, labels, str(file))
+        check_map(file, ct, labels, own, affine)
+    numbers = f" (TotalSegmentator {numbering} numbers)" if numbering else ""
+    return labels, ("TotalSegmentator" if path is None else Path(path).name) + numbers
+
+
+def threshold_lungs(ct: CT) -> np.ndarray:
+    """Lungs (X, Y, Z) bool by threshold and morphology: dark, not joined to the air around the patient, large, closed.
+
+    Raises:
+        ValueError: no piece of at least `LEAST_ML` ml.
+    """
+    closed, affine = _own_lungs(ct, alone=True)
+    return sample(closed.astype(np.float32), affine, ct.shape, ct.affine, order=1, outside=0.0) > 0.5
+
+
+def _own_lungs(ct: CT, alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """`threshold_lungs` on a grid of `GRID_MM` along the CT's axes, and its affine. alone: no map says where the lungs are."""
+    hu, affine = resample(ct.array, ct.affine, GRID_MM)
+    labels, n = ndimage.label(hu < TISSUE_HU)
+    across = np.moveaxis(
+        labels, head_foot(affine), -1
+    )  # the air around the patient reaches the sides; lungs may be cut
+    outside = np.unique(np.concatenate([across[[0, -1]].ravel(), across[:, [0, -1]].ravel()]))  # at head and foot
+    volume = np.bincount(labels.ravel(), minlength=n + 1) * GRID_MM**3 / 1000
+    volume[[0, *outside]] = 0
+    largest = volume.max(initial=0)
+    if largest < LEAST_ML:
+        raise ValueError(
+            f"{ct.source or 'CT'}: no lungs found (the largest dark region inside the body has {largest:.0f} ml, a lung at "
+            f"least {LEAST_ML:.0f}); give a chest CT, or its lung mask"
+        )
+    lungs = np.isin(labels, np.flatnonzero(volume >= SMALLER_LUNG * largest))
+    if alone:
+        _warn_of_cut_lung(ct, hu, labels, outside[outside > 0], lungs, affine)
+    reach = int(np.ceil(CLOSING_MM / GRID_MM)) + 1
+    padded = np.pad(lungs, reach)
+    grown = ndimage.distance_transform_edt(~padded) * GRID_MM <= CLOSING_MM
+    closed = ndimage.distance_transform_edt(grown) * GRID_MM > CLOSING_MM
+    return ndimage.binary_fill_holes(closed | padded)[(slice(reach, -reach),) * 3], affine
+
+
+def _warn_of_cut_lung(
+    ct: CT, hu: np.ndarray, labels: np.ndarray, at_edge: np.ndarray, lungs: np.ndarray, affine: np.ndarray
+) -> None:
+    """Say so where the other lung seems to be cut by the image's edge: it cannot be told from the air around the patient."""
+    kept = to_world(affine, np.argwhere(lungs))[:, 0]
+    volume = np.bincount(labels.ravel()) * GRID_MM**3 / 1000
+    for k in at_edge[volume[at_edge] >= SMALLER_LUNG * lungs.sum() * GRID_MM**3 / 1000]:
+        region = np.argwhere(labels == k)
+        beside = not kept.min() < to_world(affine, region.mean(0))[0] < kept.max()  # a mattress lies below
+        if beside and (mean := float(hu[tuple(region.T)].mean())) > LUNG_HU:
+            logger.warning(
+                "%s: %.0f ml of the density of lung (mean %.0f HU) are cut by the edge of the image and not taken for lung; "
+                "give a lung mask to have nodules there", ct.source or "CT", volume[k], mean,
+            )  # fmt: skip
+
+
+def _shown_lungs(ct: CT) -> tuple[np.ndarray, np.ndarray]:
+    """`_own_lungs`; of a scan that is cut so that they join the air outside, all that is dark."""
+    try:
+        return _own_lungs(ct)
+    except ValueError:
+        hu, affine = resample(ct.array, ct.affine, GRID_MM)
+        return hu < TISSUE_HU, affine
+
+
+def read_labels(path: str | Path, ct: CT) -> np.ndarray:
+    """A lung mask or TotalSegmentator map (X, Y, Z) uint8 on the CT's grid, unchecked: its lobes where it has them, else 1.
+
+    Raises:
+        ValueError: unreadable, not finite, or no voxel of it inside the CT.
+    """
+    return read_map(path, ct, *_shown_lungs(ct))[0]
+
+
+@contextlib.contextmanager
+def total_segmentator(ct: CT) -> Iterator[Path]:
+    """The map of the five lobes by the user's own TotalSegmentator (its weights have a licence of their own).
+
+    Raises:
+        ValueError: it failed; the message ends with its last line.
+    """
+    with tempfile.TemporaryDirectory(prefix="hrldm-lobes-") as folder:
+        image, out = Path(folder) / "ct.nii.gz", Path(folder) / "lobes.nii.gz"
+        write_nifti(image, ct.stored, ct)
+        command = ["TotalSegmentator", "-i", str(image), "-o", str(out), "--ml", "--roi_subset", *ROI]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode or not out.exists():
+            said = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+            raise ValueError(f"TotalSegmentator failed ({said}); run it yourself and give its map, or a lung mask")
+        yield out
+
+
+def _check_lung(ct: CT, labels: np.ndarray, source: str) -> None:
+    """Raise ValueError for labels that cannot be the lungs of this CT."""
+    inside = labels > 0
+    volume = float(inside.sum()) * float(np.prod(ct.spacing)) / 1000
+    mean = float(np.clip(ct.array[inside], -1024, 400).mean()) if inside.any() else 0.0
+    if volume < LEAST_ML or not LUNG_MEAN_HU[0] <= mean <= LUNG_MEAN_HU[1]:
+        raise ValueError(
+            f"{source}: not the lungs of {ct.source or 'this CT'} ({volume:.0f} ml with a mean of {mean:.0f} HU; lungs have "
+            f"at least {LEAST_ML:.0f} ml and {LUNG_MEAN_HU[0]:.0f}..{LUNG_MEAN_HU[1]:.0f} HU); give the mask of this scan"
+        )

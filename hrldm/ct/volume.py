@@ -1,0 +1,186 @@
+"""A CT with its geometry: NIfTI or a DICOM series in, NIfTI out, nothing lost between.
+
+Notation: index i = (x, y, z) of a voxel, A (4, 4) its affine, world w = A·(i, 1) in RAS mm. A file stores s and means
+HU = slope·s + inter; `CT` keeps s as read, so a voxel nobody touched is written back bit for bit. Changing the voxel
+order (`to_ras`, `from_ras`) only permutes and flips; every other change of grid is a single `sample` through
+A_source⁻¹·A_target, so obliquity needs no special case. `nifti` and `dicom` read the files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from hrldm.atomic import atomic
+from hrldm.ct.dicom_read import Levels, read_series
+from hrldm.ct.geometry import check_geometry, grid_gap, head_foot, voxel_size
+from hrldm.ct.nifti import open_nifti, read_voxels, unscaled
+
+logger = logging.getLogger(__name__)
+_RAS = np.array([[0, 1], [1, 1], [2, 1]])
+THICK_MM = 5.0  # slices from here on are warned about
+HU_LIMITS = (-10240, 32767)  # extended CT scale with its padding value; beyond it is no HU
+AIR_HU = -300  # every chest CT, and every crop around a lung nodule, has voxels below
+
+
+@dataclass(frozen=True, eq=False)
+class CT:
+    """A CT volume. `array` (X, Y, Z) is in HU: the stored values themselves where they are HU already, else float32.
+
+    Attributes:
+        array:      (X, Y, Z) HU in the voxel order of the source
+        affine:     (4, 4) voxel index to RAS mm
+        stored:     (X, Y, Z) values as in the file, native byte order
+        slope, inter: HU = slope·stored + inter
+        header:     NIfTI header of the source, None for DICOM
+        source:     path it was read from
+        provenance: free text by key (series UID, kernel, …; no patient data)
+        levels:     what HU a DICOM source can store, None for NIfTI
+    """
+
+    array: np.ndarray = field(repr=False)
+    affine: np.ndarray = field(repr=False)
+    stored: np.ndarray = field(default=None, repr=False)
+    slope: float = 1.0
+    inter: float = 0.0
+    header: nib.Nifti1Header | None = field(default=None, repr=False)
+    source: str = ""
+    provenance: dict[str, str] = field(default_factory=dict)
+    levels: Levels | None = None
+
+    def __post_init__(self):
+        if self.stored is None:
+            object.__setattr__(self, "stored", self.array)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """(3,) voxel size in mm along the array's own axes."""
+        return voxel_size(self.affine)
+
+    def to_stored(self, hu: np.ndarray) -> np.ndarray:
+        """The stored values, in the dtype of `stored`, that mean `hu` (any shape): rounded and clipped to what the source's
+        format holds, so that it can be written back as what it was."""
+        return unscaled(
+            hu if self.levels is None else self.levels.nearest(hu), self.stored.dtype, self.slope, self.inter
+        )
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_ct(path: str | Path, min_slices: int = 20, series_uid: str | None = None) -> CT:
+    """The CT in a NIfTI file, a DICOM folder or a zip of one, checked to be a CT in HU with a usable geometry.
+
+    Args:
+        path:        .nii, .nii.gz, folder or .zip
+        min_slices:  fewest slices (voxels along the axis nearest to head-foot); 1 for crops around a nodule
+        series_uid:  which series of a DICOM folder with several
+
+    Raises:
+        ValueError: names the file, what is wrong with it and what to do. Slices of 5 mm or more are only warned about.
+    """
+    path = Path(path)
+    if (
+        os.path.isdir(path) or path.suffix.lower() == ".zip" and os.path.isfile(path)
+    ):  # Path's raise on an overlong name
+        array, affine, provenance, levels = read_series(path, series_uid)
+        check_geometry(affine, array.shape, path)
+        ct = CT(array, affine, source=str(path), provenance=provenance, levels=levels)
+    else:
+        image = open_nifti(path)
+        stored, array = read_voxels(image, path)
+        slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
+        ct = CT(array, image.affine, stored, slope, inter, image.header, str(path), {"format": "nifti"})
+    n_slices = ct.shape[head_foot(ct.affine)]
+    if n_slices < min_slices:
+        raise ValueError(f"{path}: {n_slices} slices, a whole chest CT has at least {min_slices}; give the full series")
+    check_hu(ct.array, path)
+    if ct.spacing.max() >= THICK_MM:
+        logger.warning(
+            "%s: %.1f mm slices; nodules below twice that are badly resolved, prefer ≤ 2.5 mm", path, ct.spacing.max()
+        )
+    return ct
+
+
+def check_hu(array: np.ndarray, name: str | Path) -> None:
+    """Raise ValueError when (X, Y, Z) values cannot be a chest CT (or a crop of lung) in HU."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise ValueError(f"{name}: {bad} voxels are NaN or infinite; replace them by -1024 HU (air)")
+    lo, hi = float(array.min()), float(array.max())
+    if lo == hi:
+        raise ValueError(f"{name}: every voxel is {lo:g}, an empty image; convert it again")
+    if lo < HU_LIMITS[0] or hi > HU_LIMITS[1]:
+        raise ValueError(
+            f"{name}: values {lo:g}..{hi:g} are beyond HU; apply the rescale slope and intercept, pad with -1024"
+        )
+    step = max(1, round((array.size / 1e6) ** (1 / 3)))  # about a million voxels are enough
+    if np.mean(array[::step, ::step, ::step] < AIR_HU) < 1e-3:
+        raise ValueError(
+            f"{name}: not a chest CT in HU (values {lo:g}..{hi:g}, no air below {AIR_HU}): "
+            "another modality, a mask, or values normalised or without their intercept; give the CT in HU"
+        )
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def write_nifti(path: str | Path, stored: np.ndarray, like: CT, overwrite: bool = False) -> Path:
+    """Write stored values (X, Y, Z) on the grid of `like`, with its affine, header and scaling; the dtype is `stored`'s.
+
+    For values of another meaning (a mask, HU of a crop) give `like=CT(values, affine)`: a plain header, no scaling.
+
+    Raises:
+        ValueError: not .nii or .nii.gz, shape differs from `like`, or the file exists and `overwrite` is False.
+        OSError: could not be written; nothing is left behind.
+    """
+    path = Path(path)
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{path}: output must end in .nii or .nii.gz")
+    if stored.shape != like.shape:
+        raise ValueError(
+            f"{path}: array of shape {stored.shape} on the grid of {like.source or 'a CT'} {like.shape}; give an array of that shape"
+        )
+    stored = stored.astype(np.uint8) if stored.dtype == bool else stored
+    kind = nib.Nifti2Image if isinstance(like.header, nib.Nifti2Header) else nib.Nifti1Image
+    shape = like.header.get_data_shape() if like.header is not None else stored.shape
+    behind = shape[3:] if shape[:3] == stored.shape else ()  # length-1 axes of the source
+    image = kind(stored.reshape(stored.shape + behind), like.affine, like.header, dtype=stored.dtype)
+    if like.header is None:
+        image.header.set_xyzt_units("mm")
+        image.set_sform(like.affine, code=1)
+        image.set_qform(like.affine, code=1)
+        if grid_gap(image.header.get_qform(), like.affine, stored.shape) > like.spacing.min() / 4:
+            image.set_qform(None, code=0)  # a quaternion cannot hold a slight shear; sform alone then
+    image.header.set_slope_inter(like.slope, like.inter)  # a fixed slope makes nibabel write `stored` as it is
+    with atomic(path, overwrite) as part:
+        nib.save(image, part)
+    return path
+
+
+# -- geometry ----------------------------------------------------------------------------------------------------------
+
+
+def to_ras(ct: CT) -> CT:
+    """The same voxels with axes ordered right, anterior, superior (oblique: nearest). Exact; undone by `from_ras`."""
+    turn = nib.io_orientation(ct.affine)
+    affine = ct.affine @ nib.orientations.inv_ornt_aff(turn, ct.shape)
+    array = np.ascontiguousarray(nib.apply_orientation(ct.array, turn))
+    stored = array if ct.stored is ct.array else np.ascontiguousarray(nib.apply_orientation(ct.stored, turn))
+    return dataclasses.replace(ct, array=array, stored=stored, affine=affine)
+
+
+def from_ras(array: np.ndarray, like: CT) -> np.ndarray:
+    """(X, Y, Z) in the voxel order of `like` from an array in the voxel order of `to_ras(like)`. Exact."""
+    back = nib.orientations.ornt_transform(_RAS, nib.io_orientation(like.affine))
+    return np.ascontiguousarray(nib.apply_orientation(array, back))

@@ -1,0 +1,157 @@
+"""Insertion into every CT of a folder: which CTs there are, and which results are there already."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from hrldm.atomic import held
+from hrldm.ct.dicom_headers import holds_dicom
+from hrldm.insert.files import check_request, insert_file
+from hrldm.insert.generator import Generator
+from hrldm.insert.record import RECORD, asked_for, inputs, made_of
+from hrldm.insert.wish import Wish, own_seed
+
+logger = logging.getLogger(__name__)
+_SUFFIX = re.compile(r"\.(nii\.gz|nii|zip)$", re.IGNORECASE)
+
+
+def insert_folder(
+    folder: str | Path,
+    out: str | Path,
+    wishes: Sequence[Wish],
+    generator: Generator,
+    lungs: str | Path | None = None,
+    overwrite: bool = False,
+    **options,
+) -> dict[str, str]:
+    """`insert_file` for every CT in `folder` into `out/<name>`; those that are there already are left, so a killed run goes on.
+
+    Each CT gets the same wishes with seeds of its own (from its name). lungs: folder with a label map of the same name.
+    What `find_cts` passes over is logged.
+
+    Returns:
+        name -> "done", "there already" or the error.
+
+    Raises:
+        ValueError: no CT in the folder, two of one name, another run into `out`, or results there that were asked for
+            otherwise: nothing is begun then.
+    """
+    out = Path(os.path.abspath(out))
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: a file, where a folder for the results is needed")
+    found, passed = find_cts(folder, out, lungs)
+    if passed:
+        logger.warning("%s: passed over, no CT: %s", folder, ", ".join(passed))
+    if not found:
+        raise ValueError(f"{folder}: no CT in it (.nii, .nii.gz, .zip, or folders of DICOM files)")
+    check_request(wishes, generator, lungs=lungs, **options)
+    own = {
+        name: [replace(w, seed=own_seed(w.seed, *hashlib.sha256(os.fsencode(name)).digest())) for w in wishes]
+        for name in found
+    }
+    said = {}
+    with held(out):
+        asked = asked_for(generator, lungs, **options)
+        maps = {name: None if lungs is None else _same_name(Path(lungs), name) for name in found}
+        if lungs is not None and (without := [name for name, map_ in maps.items() if map_ is None]):
+            more = f", nor {len(without) - 1} other(s)" if len(without) > 1 else ""
+            said_of = f"{lungs}: no label map named {without[0]}.nii.gz{more}"
+            if len(without) == len(found):
+                raise ValueError(said_of)
+            logger.warning("%s", said_of)
+        made = {
+            name: made_of(out / name, own[name], asked, inputs(path, own[name], maps[name], options.get("avoid")))
+            for name, path in found.items()
+        }
+        others = [name for name, as_asked in made.items() if as_asked is False and not overwrite]
+        if others:
+            raise ValueError(
+                f"{out}: {len(others)} result(s) there were made of another request, version or file, first {others[0]}; "
+                "choose another folder, or overwrite=True"
+            )
+        for name, path in tqdm(found.items(), desc="CTs", mininterval=5):
+            target = out / name
+            try:
+                with held(target):
+                    there = (target / RECORD).exists() and (not overwrite or made[name] is True)
+                if not there:
+                    if lungs is not None and maps[name] is None:
+                        raise ValueError(f"{lungs}: no label map named {name}.nii.gz")
+                    insert_file(path, target, own[name], generator, maps[name], overwrite=overwrite, **options)
+                said[name] = "there already" if there else "done"
+            except (ValueError, OSError) as error:
+                logger.error("%s: %s", name, error)
+                said[name] = str(error)
+    return said
+
+
+def find_cts(
+    folder: str | Path, out: Path | None = None, lungs: str | Path | None = None
+) -> tuple[dict[str, Path], list[str]]:
+    """CTs of a folder by the name of their result, and what was passed over.
+
+    A CT is a NIfTI file, a zip, or a folder of files that are neither; folders that hold NIfTI files or zips and no DICOM
+    are searched through, so names may have parts ("site/scan"). Passed over: other files, hidden ones, empty folders,
+    results of insertions, `out`, and the folder of label maps.
+
+    Raises:
+        ValueError: no such folder, or CTs whose results would have one name.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder")
+    found: dict[str, Path] = {}
+    passed = []
+    for path, is_ct in _entries(root, tuple(Path(os.path.realpath(p)) for p in (root, out, lungs) if p is not None)):
+        inner = path.relative_to(root)
+        if not is_ct:
+            passed.append(str(inner))
+        elif (name := str(inner.with_name(_SUFFIX.sub("", path.name)))) in found:
+            raise ValueError(
+                f"{root}: {inner} and {found[name].relative_to(root)} would have one result, {name}; rename or move one"
+            )
+        else:
+            found[name] = path
+    if nested := [n for n in found if any(str(above) in found for above in Path(n).parents)]:
+        raise ValueError(f"{root}: the result of {nested[0]} would lie within another's; rename or move one")
+    return found, passed
+
+
+def _entries(folder: Path, known: tuple) -> Iterator[tuple[Path, bool]]:
+    """What lies in a folder, and whether it is a CT; `known`: folders to leave."""
+    for path in sorted(folder.iterdir()):
+        try:
+            yield from _entry(path, known)
+        except OSError as error:  # lost+found, a colleague's
+            logger.warning("%s: cannot be read (%s)", path, error.strerror or error)
+            yield path, False
+
+
+def _entry(path: Path, known: tuple) -> Iterator[tuple[Path, bool]]:
+    real = Path(os.path.realpath(path))
+    if path.name.startswith(".") or real in known or (path / RECORD).exists():
+        yield path, False
+    elif not path.is_dir():
+        yield path, _SUFFIX.search(path.name) is not None  # a link to nothing, too: that is said as its error
+    else:
+        os.listdir(path)  # one that cannot be read says so
+        below = list(path.rglob("*"))  # follows no links
+        files = [f for f in below if not f.is_dir()]
+        volumes = [f for f in files if _SUFFIX.search(f.name)]
+        if (volumes or any(f.is_symlink() and f.is_dir() for f in below)) and not holds_dicom(path):
+            yield from _entries(path, (*known, real))
+        else:
+            yield path, bool(files)
+            yield from ((f, False) for f in volumes)
+
+
+def _same_name(folder: Path, name: str) -> Path | None:
+    return next((f for suffix in (".nii.gz", ".nii") if (f := folder / f"{name}{suffix}").is_file()), None)

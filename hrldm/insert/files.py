@@ -1,0 +1,163 @@
+"""Insertion from disk to disk: one CT into a folder of results.
+
+The results of one CT appear together, when all of them are written: `ct.nii.gz` (or `.nii`, as the input) with the
+input's affine, header and dtype, `mask.nii.gz` (k for the k-th nodule), `record.json`, and for a DICOM input the derived
+series in `dicom/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from hrldm.atomic import new_folder, write_text
+from hrldm.ct.dicom_write import PRIVATE, check_source, write_series
+from hrldm.ct.label_maps import read_avoided
+from hrldm.ct.lungs import lung_labels
+from hrldm.ct.volume import CT, read_ct, write_nifti
+from hrldm.insert.generator import Generator
+from hrldm.insert.insert import Inserted, check_retries, insert
+from hrldm.insert.record import RECORD, asked_for, inputs, record_of, stamp
+from hrldm.insert.wish import Wish, summary
+
+logger = logging.getLogger(__name__)
+FORMATS = ("same", "nifti")
+_WRITTEN = re.compile(r"ct\.nii(\.gz)?|mask\.nii\.gz|record\.json|dicom/\d+\.dcm")  # what `insert_file` writes
+
+
+def insert_file(
+    path: str | Path,
+    out: str | Path,
+    wishes: Sequence[Wish],
+    generator: Generator,
+    lungs: str | Path | None = None,
+    avoid: str | Path | None = None,
+    retries: int = 2,
+    overwrite: bool = False,
+    private: str = "strip",
+    series_uid: str | None = None,
+    format: str = "same",
+    algorithm: Callable[..., Inserted] = insert,
+) -> dict:
+    """Read a CT, insert the wishes, write the folder `out`; returns the record.
+
+    Args:
+        path:      NIfTI file, DICOM folder or zip
+        lungs:     lung mask or TotalSegmentator map of this CT; None segments it
+        avoid:     mask that no nodule may touch, for example of known lesions
+        overwrite: replace a folder that a former insertion wrote
+        private:   strip or keep private DICOM tags
+        format:    "same": a DICOM source gives a derived DICOM series too; "nifti": NIfTI alone
+        algorithm: another way to insert, with `insert`'s arguments; the record then names it
+
+    Raises:
+        ValueError: any wrong input, before any long work, named; nothing is written.
+        OSError: no room for the results, or they could not be written; nothing of them is left.
+    """
+    path, out = Path(path), Path(os.path.abspath(out))
+    check_request(wishes, generator, retries, private, format, lungs)
+    source, target = (Path(os.path.realpath(p)) for p in (path, out))
+    if source in (target, *target.parents) or target in source.parents:
+        raise ValueError(f"{out}: the CT and its results cannot lie in one another; choose a folder beside {path}")
+    with new_folder(out, lambda folder: check_output(folder, overwrite)) as part:
+        ct = read_ct(path, series_uid=series_uid)
+        derive = format == "same" and ct.provenance.get("format") == "dicom"
+        if derive:
+            check_source(path, series_uid)
+        need, disk = ct.stored.nbytes * (1 + derive), shutil.disk_usage(part)
+        if disk.total and disk.free < need:  # some shared disks say nothing
+            raise OSError(
+                f"{out}: the results take up to {need / 1e6:.0f} MB, and its disk has {disk.free / 1e6:.0f} MB free"
+            )
+        labels, found = lung_labels(ct, lungs)
+        known = None if avoid is None else read_avoided(avoid, ct, labels)
+        files = {name: stamp(file) for name, file in inputs(path, wishes, lungs, avoid).items()}
+        with _memory():
+            made = algorithm(ct, wishes, generator, labels, known, retries)
+        asked = asked_for(generator, lungs, avoid, retries, private, format)
+        if algorithm is not insert:
+            asked["algorithm"] = algorithm.__name__
+        record = record_of(ct, made, generator, found) | asked | {"files": files, "nodules": made.records}
+        suffix = ".nii" if str(path).endswith(".nii") else ".nii.gz"
+        write_nifti(part / f"ct{suffix}", made.stored, ct)
+        write_nifti(part / "mask.nii.gz", made.mask, CT(made.mask, ct.affine))
+        if derive:
+            key = hashlib.sha256(json.dumps(record["nodules"], sort_keys=True).encode()).hexdigest()
+            write_series(path, made.stored, part / "dicom", key, private, series_uid)
+        write_text(part / RECORD, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return record
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Raise ValueError when `out` may not be written: it exists, or holds something that no insertion made."""
+    if not os.path.lexists(out):
+        return
+    if out.is_dir() and not out.is_symlink() and not os.listdir(out):  # a job script made it
+        return
+    if not overwrite:
+        raise ValueError(f"{out}: exists already; choose another name or ask to overwrite it (overwrite=True)")
+    if out.is_symlink():
+        raise ValueError(f"{out}: a link, so it is not overwritten; give the folder it leads to")
+    if not out.is_dir() or not (out / RECORD).is_file():
+        raise ValueError(f"{out}: not a folder that an insertion wrote (no {RECORD}), so it is not overwritten")
+    within = (f.relative_to(out) for f in out.rglob("*") if f.is_symlink() or not f.is_dir())
+    if foreign := sorted(str(f) for f in within if not _WRITTEN.fullmatch(f.as_posix())):
+        raise ValueError(f"{out}: no insertion wrote {foreign[0]} in it, so it is not overwritten; move that elsewhere")
+
+
+@contextlib.contextmanager
+def _memory() -> Iterator[None]:
+    """Too little memory, of a machine or of a GPU that others use too, is a sentence."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = str(error).splitlines()[0] if str(error) else "none left"
+        if isinstance(error, RuntimeError) and not re.search("memory|CUDA", said):
+            raise
+        raise OSError(
+            errno.ENOMEM, f"not enough memory, or the GPU is not to be had ({said}); free some, or on='cpu'"
+        ) from error
+
+
+def check_request(
+    wishes: Sequence[Wish],
+    generator: Generator,
+    retries: int = 2,
+    private: str = PRIVATE[0],
+    format: str = FORMATS[0],
+    lungs: str | Path | None = None,
+    **_,
+) -> None:
+    """Raise ValueError for options that do not exist or do not go together, before anything is read."""
+    if format not in FORMATS:
+        raise ValueError(f"format: choose {' or '.join(FORMATS)}, not {format!r}")
+    if private not in PRIVATE:
+        raise ValueError(f"private tags: choose {' or '.join(PRIVATE)}, not {private!r}")
+    check_retries(retries)
+    if not wishes:
+        raise ValueError("nothing to insert: the plan is empty")
+    if lungs is None and any(w.lobe for w in wishes) and not shutil.which("TotalSegmentator"):
+        raise ValueError("a lobe is asked for, and nothing here tells lobes; give a TotalSegmentator map (lungs=...)")
+    if generator.profile.match_t_max is None and any(w.cored for w in wishes):
+        raise ValueError("a solid core is made by imposing its histogram while sampling; ask for that, or for no core")
+
+
+def described(wishes: Sequence[Wish], record: dict) -> str:
+    """What was made, a line a nodule."""
+    lines = [summary(wishes)]
+    for k, n in enumerate(record["nodules"], start=1):
+        q = n["quality"]
+        lines.append(
+            f"{k}: {n['wish']['subtype']} {n['diameter_mm']:g} mm, {n['lobe']}, at {n['centre_ras_mm']} mm; mean "
+            f"{q['requested_mean_hu']:.0f} HU requested, {q['obtained_mean_hu']:.0f} obtained"
+            + (f"; MISSED: {'; '.join(n['missed'])}" if n["missed"] else "")
+        )
+    return "\n".join(lines)

@@ -1,0 +1,241 @@
+"""Lesions into crops: encode the background, denoise inside M, decode, and keep the original voxels elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hrldm.config import Profile
+from hrldm.insert.blend import feather
+from hrldm.insert.grain import grain_like, residual_of, with_grain
+from hrldm.insert.matching import CORE_HU, GAIN, core_lead, match_latents
+from hrldm.model.autoencoder import Autoencoder, denormalise_hu
+from hrldm.model.diffusion import Schedule, inpaint
+from hrldm.model.unet import ConditionalUNet, latent_masks
+from hrldm.model.window import Window, by_side, lesion_window
+from hrldm.nodules.template import template
+from hrldm.train.device import autocast
+from hrldm.train.latents import encode_patches, mask_tensor
+
+GRAIN_SEED, TEMPLATE_SEED = 17, 19  # keep their chance apart from the sampler's
+DECODED = 2  # crops at once: more no longer fit a processor's cache
+FEATHER_MM = 1.0  # sigma of the fall-off around the lesion
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What to make, for N nodules.
+
+    background: (N, D, D, D) int16 HU, 1 mm
+    mask:       (N, D, D, D) bool, where
+    subtype:    (N,) labels 0, 1, 2
+    histogram:  (N, B) target HU histogram (c_hist)
+    seeds:      (N,) noise seed of each nodule: the same seed gives the same lesion whatever the batch
+    core:       (N, D, D, D) bool, the solid core of each (empty: none); None: of none. Needs the histogram to be imposed
+
+    Raises:
+        ValueError: fields of different length, or an empty mask, naming where.
+    """
+
+    background: np.ndarray
+    mask: np.ndarray
+    subtype: np.ndarray
+    histogram: np.ndarray
+    seeds: np.ndarray
+    core: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(value) for f in self.__dataclass_fields__ if (value := getattr(self, f)) is not None}
+        if len(lengths) != 1:
+            raise ValueError(f"the fields of a request differ in length: {sorted(lengths)}")
+        if empty := [i for i, mask in enumerate(self.mask) if not mask.any()]:
+            raise ValueError(f"empty lesion mask at position(s) {empty} of the request: nothing to inpaint")
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    def __getitem__(self, rows) -> Request:
+        """The chosen rows (slice or indices)."""
+        values = (getattr(self, f) for f in self.__dataclass_fields__)
+        return Request(*(None if value is None else value[rows] for value in values))
+
+
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """A trained system: autoencoder, U-Net, the latent scale of its training, and how to sample.
+
+    grain: give lesions the grain of their surroundings, which the autoencoder smooths away (`grain_like`); ours
+    """
+
+    autoencoder: Autoencoder
+    unet: ConditionalUNet
+    scale: float
+    profile: Profile
+    device: str = "cpu"
+    grain: bool = False
+
+    @torch.no_grad()
+    def __call__(self, request: Request, batch: int = 8, paste: bool = True, progress: str = "") -> np.ndarray:
+        """HU crops (N, D, D, D) float32: the decoded lesion feathered into the background (or the plain decoding).
+
+        With grain, what is decoded is each lesion's window, and beyond it the background.
+
+        Raises:
+            ValueError: a crop whose side is not a multiple of 4, or a core without an imposed histogram.
+        """
+        if request.core is not None and request.core.any() and self.profile.match_t_max is None:
+            raise ValueError("a solid core is made by imposing its histogram while sampling; give match_t_max=...")
+        groups = by_side(self._windows(request))
+        batches = [rows[i : i + batch] for rows in groups for i in range(0, len(rows), batch)]
+        decoded = np.empty(request.background.shape, np.float32)
+        for rows in tqdm(batches, desc=progress, mininterval=10, disable=not progress):
+            asked = request[rows]
+            z_bg = self._encoded(asked.background)
+            z = self._inpainted(asked, z_bg)
+            decoded[rows] = self._grained(asked, z, self._decoded(z_bg)) if self.grain else self._decoded(z)
+        return feathered(request.background, decoded, request.mask) if paste else decoded
+
+    def _encoded(self, hu: np.ndarray) -> torch.Tensor:
+        """Scaled latents of HU crops, by the posterior mean."""
+        return encode_patches(self.autoencoder, hu, self.device)[0].to(self.device) * self.scale
+
+    def _decoded(self, z: torch.Tensor) -> np.ndarray:
+        """HU crops of scaled latents."""
+        return decoded_hu(self.autoencoder, z / self.scale)
+
+    def _grained(self, request: Request, z: torch.Tensor, plain: np.ndarray) -> np.ndarray:
+        """HU crops of lesions that share a window's side, with the grain of each background; `plain` is what the autoencoder holds of that."""
+        windows, out = self._windows(request), plain.copy()
+        lesions = self._decoded(torch.stack([x[w.latent] for x, w in zip(z, windows, strict=True)]))
+        for i, (seed, window) in enumerate(zip(request.seeds, windows, strict=True)):
+            out[i][window.voxels] = lesions[i]
+            residual, around = residual_of(request.background[i], plain[i], request.mask[i])
+            grain = grain_like(residual, around, np.random.default_rng((GRAIN_SEED, int(seed))))
+            out[i] = with_grain(out[i], grain, request.mask[i])
+        return out
+
+    @torch.no_grad()
+    def latents(self, request: Request, each_step: Callable[[SimpleNamespace], None] | None = None) -> torch.Tensor:
+        """Final latents (N, c, d, d, d).
+
+        each_step: receives, for pictures, every state of the nodules that share a window's side, in the whole crop's grid
+        """
+        return self._inpainted(request, self._encoded(request.background), each_step)
+
+    def _inpainted(self, request: Request, z: torch.Tensor, each_step: Callable | None = None) -> torch.Tensor:
+        """`z`, the scaled latents of the backgrounds, with lesions in it (a copy)."""
+        z = z.clone()
+        if (pictures := self.templates(request)) is not None:
+            pictures = self._encoded(pictures)
+        windows = self._windows(request)
+        for rows in by_side(windows):
+            cuts = [windows[i].latent for i in rows]
+            z_bg = torch.stack([z[i][cut] for i, cut in zip(rows, cuts, strict=True)])
+            mask = mask_tensor(np.stack([request.mask[i][windows[i].voxels] for i in rows]))
+            lead = None
+            if request.core is not None:
+                leads = [core_lead(request.core[i][windows[i].voxels]) for i in rows]
+                lead = torch.from_numpy(np.stack(leads)).to(self.device)
+            picture = None
+            if pictures is not None:
+                picture = torch.stack([pictures[i][cut] for i, cut in zip(rows, cuts, strict=True)])
+            for state in self.denoise(request[rows], z_bg, mask, lead, picture):
+                if each_step is not None:
+                    state.z, state.z0_hat = (_filled(z[rows], x, cuts) for x in (state.z, state.z0_hat))
+                    each_step(state)
+            z[rows] = state.z if each_step is not None else _filled(z[rows], state.z, cuts)
+        return z
+
+    def templates(self, request: Request) -> np.ndarray | None:
+        """HU (N, D, D, D) of the requested histograms as pictures; None for a network that takes none."""
+        if not self.profile.histogram_template:
+            return None
+        core = np.zeros_like(request.mask) if request.core is None else request.core
+        rows = zip(request.background, request.mask, request.histogram, request.seeds, core, strict=True)
+        return np.stack(
+            [
+                template(b, m, h, np.random.default_rng((TEMPLATE_SEED, int(s))), core_lead(c) / CORE_HU)
+                for b, m, h, s, c in rows
+            ]
+        )
+
+    def _windows(self, request: Request) -> list[Window]:
+        p = self.profile
+        return [lesion_window(mask, p.lesion_context, len(p.unet_channels)) for mask in request.mask]
+
+    def denoise(
+        self,
+        request: Request,
+        z_bg: torch.Tensor,
+        mask: torch.Tensor,
+        lead: torch.Tensor | None = None,
+        picture: torch.Tensor | None = None,
+    ) -> Iterator[SimpleNamespace]:
+        """The sampler's states for nodules whose windows have one side; z_bg, mask, lead and picture are cut to them.
+
+        lead: `core_lead` where cores are given; picture: scaled latent of `templates`
+        """
+        p, schedule = self.profile, Schedule.from_profile(self.profile)
+        self.unet.to(self.device).eval()
+        mask = mask.to(self.device)
+        m, condition = latent_masks(mask, p.mask_detail)
+        if picture is not None:
+            condition = torch.cat([condition, picture], 1)
+        subtype = torch.from_numpy(np.array(request.subtype)).long().to(self.device)
+        histogram = torch.from_numpy(np.array(request.histogram)).float().to(self.device)
+        generators = [torch.Generator().manual_seed(int(s)) for s in request.seeds]
+        sampler = "rflow" if p.objective == "rflow" else p.sampler
+
+        def match(z0_hat: torch.Tensor) -> torch.Tensor:
+            lesion = z0_hat / self.scale
+            for k in range(p.match_rounds):
+                gain = GAIN if k == 1 else 1.0
+                lesion = match_latents(self.autoencoder, lesion, z_bg / self.scale, m, mask, histogram, lead, gain)
+            return lesion * self.scale
+
+        def denoiser(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            with autocast(p, z.device.type):
+                out = self.unet(z, t, condition, subtype, histogram).float()
+            late = p.match_t_max is not None and float(t[0]) <= p.match_t_max
+            if sampler == "rflow":
+                tau = float(t[0]) / schedule.timesteps
+                return (match(z + tau * out) - z) / tau if late else out
+            eps_hat = schedule.noise(out, z, t, p.prediction)
+            return schedule.noise_of(z, match(schedule.predict_z0(z, eps_hat, t)), t) if late else eps_hat
+
+        return inpaint(denoiser, z_bg, m, schedule, generators, sampler, p.sample_steps, p.background)
+
+
+def _filled(z: torch.Tensor, windows: torch.Tensor, cuts: list[tuple]) -> torch.Tensor:
+    """Whole latents (n, c, d, d, d) with their windows (n, c, side, side, side) put in."""
+    z = z.clone()
+    for whole, part, cut in zip(z, windows, cuts, strict=True):
+        whole[cut] = part
+    return z
+
+
+def feathered(background: np.ndarray, lesion_hu: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Paste lesions (N, D, D, D) into their backgrounds; voxels beyond the feather are the background's own."""
+    out = background.astype(np.float32)
+    for i in range(len(out)):
+        w = feather(mask[i], FEATHER_MM, 1.0)
+        out[i] = np.where(w > 0, (1 - w) * out[i] + w * lesion_hu[i], out[i])
+    return out
+
+
+def decoded_hu(autoencoder: Autoencoder, z: torch.Tensor) -> np.ndarray:
+    """HU crops (N, D, D, D) of latents as the autoencoder has them (not scaled)."""
+    parts = [denormalise_hu(autoencoder.decode(part).clamp(0, 1))[:, 0].cpu().numpy() for part in z.split(DECODED)]
+    return np.concatenate(parts)
+
+
+@torch.no_grad()
+def reconstruct(autoencoder: Autoencoder, hu: np.ndarray, batch: int = 4, device: str = "cpu") -> np.ndarray:
+    """Plain reconstruction of HU crops (N, D, D, D) through the posterior mean."""
+    autoencoder = autoencoder.to(device).eval()
+    return decoded_hu(autoencoder, encode_patches(autoencoder, hu, device, batch)[0].to(device))

@@ -1,0 +1,285 @@
+"""Where a nodule goes and what it is to look like: everything of a wish that is chosen before any network runs.
+
+Places are looked for on a 1 mm RAS grid over the lungs. A wish brings its own lesion as a mask file, or gets a shape of the
+library, a place for it, and a real histogram that is not darker than the lung there.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import ndimage
+
+from hrldm.ct.geometry import reach, sample, to_world, voxel_size
+from hrldm.ct.label_maps import LOBE_NAMES, read_beside
+from hrldm.ct.volume import CT, to_ras
+from hrldm.insert.blend import MARGIN_SIGMAS
+from hrldm.insert.generator import FEATHER_MM
+from hrldm.insert.wish import LARGEST_MM, Wish, read_histogram
+from hrldm.nodules.positions import LungMap, PlacementReport, sample_positions
+from hrldm.nodules.shape_fitting import choose_shape, core_of, fitted
+from hrldm.nodules.shapes import ShapeLibrary
+from hrldm.nodules.texture import FLOOR_REACH, choose_histogram, lung_floor, with_solid_share
+
+logger = logging.getLogger(__name__)
+APART_MM = 2 * MARGIN_SIGMAS * FEATHER_MM  # between lesions: the feathers do not meet
+SHAPES_TRIED = 5  # a shape that finds no place is turned or exchanged so often
+OWN_IN_LUNG = 0.9  # of a mask given by the user; a reader's outline may touch the wall
+PARTS_MM = 5.0  # between parts of one lesion in a mask given by the user
+OWN_AIR_HU = -975.0  # mean below: windpipe, stomach or bulla, nothing that a lesion grows in
+OWN_LARGEST_MM = 2 * LARGEST_MM  # beyond, a mask file is no lesion but an organ
+
+
+@dataclass(frozen=True, eq=False)
+class LungSpace:
+    """The lungs of `ct` on an axis-aligned RAS grid of 1 mm: HU, labels, depth, and what is taken."""
+
+    ct: CT
+    affine: np.ndarray
+    hu: np.ndarray
+    labels: np.ndarray
+    map: LungMap
+    occupied: np.ndarray
+    report: PlacementReport = field(default_factory=PlacementReport)
+
+    @classmethod
+    def of(cls, ct: CT, labels: np.ndarray, avoid: np.ndarray | None = None) -> LungSpace:
+        """labels, avoid: (X, Y, Z) on the CT's grid; avoid: voxels that stay as they are (known lesions).
+
+        Raises:
+            ValueError: not on the CT's grid, or no lung.
+        """
+        for name, given in (("labels", labels), ("avoid", avoid)):
+            if given is not None and np.shape(given) != ct.shape:
+                raise ValueError(
+                    f"{name} have {np.shape(given)} voxels and the CT {ct.shape} (x, y, z); SimpleITK's arrays are (z, y, x)"
+                )
+        whole = np.asarray(labels)
+        if whole.dtype.kind == "f" and (whole != np.rint(whole)).any() or whole.min() < 0 or whole.max() > 255:
+            raise ValueError(
+                f"labels of {whole.min():g} to {whole.max():g}: give whole numbers 0 to 255, 0 outside the lungs (of a "
+                "probability map, its voxels above 0.5)"
+            )
+        if not (whole > 0).any():
+            raise ValueError("the labels hold no lung: no voxel above 0")
+        # one voxel order and one rounding, so that the same scan stored in another order gives the same places
+        ras = to_ras(CT(ct.array, ct.affine))
+        grid = np.round(ras.affine, 6)
+        label = to_ras(CT(labels.astype(np.uint8), ct.affine)).array
+        box = ndimage.find_objects((label > 0).astype(np.uint8))[0]
+        first, last = reach(grid, [s.start - 1 for s in box], [s.stop for s in box])
+        low, high = np.floor(first), np.ceil(last)
+        affine = np.eye(4)
+        affine[:3, 3] = low
+        shape = tuple(int(n) for n in high - low + 1)
+        hu = sample(ras.array, grid, shape, affine)
+        on_grid = sample(label, grid, shape, affine, order=0, outside=0)
+        occupied = np.zeros(shape, bool)
+        if avoid is not None:
+            known = to_ras(CT(avoid.astype(bool), ct.affine)).array
+            occupied = sample(known, grid, shape, affine, order=0, outside=0)
+            if occupied.any():  # the feather may not reach it either; half a voxel of either grid is lost in sampling
+                near = MARGIN_SIGMAS * FEATHER_MM + (1 + ct.spacing.max()) / 2
+                occupied = ndimage.distance_transform_edt(~occupied) <= near
+        return cls(ct, affine, hu, on_grid, LungMap(on_grid), occupied)
+
+
+@dataclass(frozen=True, eq=False)
+class Nodule:
+    """A wish with everything chosen.
+
+    mask, core: (x, y, z) bool at 1 mm RAS, whose voxel shape // 2 lies at centre_mm; core None: no solid core asked for
+    chosen:     ids of the shape and of the histogram
+    """
+
+    wish: Wish
+    centre_mm: np.ndarray
+    mask: np.ndarray
+    core: np.ndarray | None
+    histogram: np.ndarray
+    lobe: int
+    chosen: dict[str, str]
+
+    @property
+    def noise_seed(self) -> int:
+        return int(np.random.SeedSequence((self.wish.seed, 2)).generate_state(1)[0])
+
+
+def place_nodule(space: LungSpace, wish: Wish, library: ShapeLibrary, number: int) -> Nodule:
+    """Choose shape, place and histogram of one wish, and take the place.
+
+    Raises:
+        ValueError: no place, a place outside the lungs or taken, a core that does not fit; the message has the number.
+    """
+    rng = np.random.default_rng((wish.seed, 1))
+    try:
+        if wish.mask is not None:
+            mask, core, centre = _own_lesion(space, wish.mask)
+            shape = "own mask"
+        else:
+            shape, mask, centre = _library_lesion(space, wish, library, rng)
+            core = None if wish.core_mm is None else core_of(mask, wish.core_mm, rng)
+        source, histogram = _histogram(space, wish, mask, core, centre, rng)
+    except ValueError as error:
+        raise ValueError(f"nodule {number} ({wish.described()}): {error}") from error
+    _take(space, mask, centre)
+    chosen = {"shape": shape, "histogram": source}
+    return Nodule(wish, to_world(space.affine, centre), mask, core, histogram, int(space.labels[tuple(centre)]), chosen)
+
+
+# -- the lesion and its place -------------------------------------------------------------------------------------------
+
+
+def _library_lesion(
+    space: LungSpace, wish: Wish, library: ShapeLibrary, rng: np.random.Generator
+) -> tuple[str, np.ndarray, np.ndarray]:
+    """Id of a shape, its mask, and the voxel of `space` its middle lies at."""
+    lobe = _lobe_label(space, wish)
+    for attempt in range(SHAPES_TRIED):
+        row = choose_shape(library, wish.subtype, wish.diameter_mm, rng, wish.spiculation)
+        mask = fitted(library.masks[row], wish.diameter_mm, rng)
+        try:
+            if wish.at is not None:
+                centre = np.rint(np.asarray(wish.at, float) - space.affine[:3, 3]).astype(int)
+                _check_place(space, mask, centre, wish.at)
+                if lobe is not None and (found := int(space.labels[tuple(centre)])) != lobe:
+                    raise ValueError(
+                        f"that place is in {LOBE_NAMES.get(found, 'no lobe')}, not in {wish.lobe}; leave out one of both"
+                    )
+            else:
+                found, report = sample_positions(
+                    space.hu, space.labels, mask, 1, rng, location=wish.location, lobe=lobe, occupied=space.occupied,
+                    lung_map=space.map,
+                )  # fmt: skip
+                space.report.add(report)
+                centre = np.array(found[0].center)
+            return str(library.table.nodule_id[row]), mask, centre
+        except ValueError:
+            if attempt == SHAPES_TRIED - 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _lobe_label(space: LungSpace, wish: Wish) -> int | None:
+    if wish.lobe is None:
+        return None
+    label = next(k for k, name in LOBE_NAMES.items() if name == wish.lobe)
+    if not (space.labels == label).any():
+        if there := [name for k, name in LOBE_NAMES.items() if (space.labels == k).any()]:
+            raise ValueError(f"lobe {wish.lobe} is asked for, but the lung labels have {', '.join(there)} only")
+        raise ValueError(
+            f"lobe {wish.lobe} is asked for, but the lung labels do not tell lobes; give a TotalSegmentator map (lungs=...)"
+        )
+    return label
+
+
+def _check_place(space: LungSpace, mask: np.ndarray, centre: np.ndarray, at: tuple[float, ...]) -> None:
+    """Raise ValueError unless the whole lesion lies within the lungs and off what is taken."""
+    voxels = np.argwhere(mask) - np.array(mask.shape) // 2 + centre
+    if (voxels < 0).any() or (voxels >= space.hu.shape).any() or (space.map.depth[tuple(voxels.T)] <= 0).any():
+        reach = np.linalg.norm(np.argwhere(mask) - np.array(mask.shape) // 2, axis=1).max()
+        deep = np.argwhere(space.map.depth >= min(reach + 1, space.map.depth.max()))
+        nearest = deep[np.argmin(((deep - centre) ** 2).sum(1))] + space.affine[:3, 3]
+        raise ValueError(
+            f"at {', '.join(f'{x:.0f}' for x in at)} mm the lesion would leave the lungs; the nearest place for it is "
+            f"{', '.join(f'{x:.0f}' for x in nearest)}"
+        )
+    if space.occupied[tuple(voxels.T)].any():
+        raise ValueError(f"at {', '.join(f'{x:.0f}' for x in at)} mm there is another lesion; choose another place")
+
+
+def _own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Mask, core (None without one) and middle voxel of a lesion drawn by the user: 1 the lesion, 2 its solid core."""
+    values, affine = read_beside(path, space.ct)
+    if not (values > 0).any():
+        raise ValueError(f"{path}: empty mask; mark the lesion with 1, its solid core with 2")
+    if (values < 0).any() or values.max() > 2:
+        raise ValueError(
+            f"{path}: labels {values.min():g} to {values.max():g}; mark the lesion with 1, its solid core with 2"
+        )
+    found = ndimage.find_objects((values > 0).astype(np.uint8))[0]
+    to_space = np.linalg.inv(space.affine) @ affine
+    first, last = reach(to_space, [s.start - 0.5 for s in found], [s.stop - 0.5 for s in found])
+    longest = float((last - first).max())
+    if longest > OWN_LARGEST_MM:
+        raise ValueError(
+            f"{path}: {longest:.0f} mm long, a lesion has at most {OWN_LARGEST_MM:g}; give the mask of one lesion"
+        )
+    _check_one(path, values[found] > 0, voxel_size(affine))
+    low, high = np.floor(first).astype(int) - 1, np.ceil(last).astype(int) + 2
+    grid = space.affine.copy()
+    grid[:3, 3] += low
+    shape = tuple(int(n) for n in high - low)
+    part = [sample((values >= k).astype(np.float32), affine, shape, grid, outside=0.0) >= 0.5 for k in (1, 2)]
+    if not part[0].any():
+        raise ValueError(f"{path}: {int((values > 0).sum())} voxel(s) that are less than 1 mm³; mark a whole lesion")
+    centre = low + np.array(shape) // 2
+    voxels = np.argwhere(part[0]) + low
+    within = ((voxels >= 0) & (voxels < space.hu.shape)).all(1)
+    index, n = to_world(np.linalg.inv(space.ct.affine), to_world(space.affine, voxels)), np.array(space.ct.shape)
+    beyond = (np.abs(index - (n - 1) / 2) - n / 2) * space.ct.spacing  # mm from the CT's faces
+    cut = float((beyond > 0.5).any(1).mean())  # half a voxel of 1 mm
+    in_lung = space.labels[tuple(voxels[within].T)] > 0
+    if in_lung.sum() < OWN_IN_LUNG * len(voxels):
+        raise ValueError(
+            f"{path}: {in_lung.sum() / len(voxels):.0%} of the lesion lies in the lungs of this CT, at least {OWN_IN_LUNG:.0%} "
+            f"must{f' ({cut:.0%} is beyond the CT)' if cut else ''}; is it the mask of this scan?"
+        )
+    if (mean := float(space.hu[tuple(voxels[within].T)].mean())) < OWN_AIR_HU:
+        raise ValueError(
+            f"{path}: the lesion lies in air (mean {mean:.0f} HU), not in lung; is it the mask of this scan?"
+        )
+    if cut:
+        logger.warning("%s: %.0f%% of the lesion is beyond the CT and cannot be written", path, 100 * cut)
+    if space.occupied[tuple(voxels[within].T)].any():
+        raise ValueError(f"{path}: there is another lesion at this place")
+    return part[0], part[1] if part[1].any() else None, centre
+
+
+def _check_one(path: str, lesion: np.ndarray, spacing: np.ndarray) -> None:
+    """Raise ValueError for a mask of several lesions, or with voxels astray: their middle would lie between them."""
+    parts, n = ndimage.label(lesion, np.ones((3, 3, 3)))
+    if n < 2:
+        return
+    largest = np.bincount(parts.ravel())[1:].argmax() + 1
+    distance = ndimage.distance_transform_edt(parts != largest, spacing)
+    gap = max(distance[parts == k].min() for k in range(1, n + 1) if k != largest)
+    if gap > PARTS_MM + spacing.max():
+        raise ValueError(
+            f"{path}: {n} parts, one of them {gap:.0f} mm from the largest; give the mask of one lesion, without stray voxels"
+        )
+
+
+def _take(space: LungSpace, mask: np.ndarray, centre: np.ndarray) -> None:
+    """Mark the lesion and what its feather reaches as occupied."""
+    pad = int(np.ceil(APART_MM)) + 1
+    grown = ndimage.distance_transform_edt(~np.pad(mask, pad)) <= APART_MM
+    start = centre - np.array(mask.shape) // 2 - pad
+    inside = [slice(max(0, s), min(n, s + m)) for s, n, m in zip(start, space.hu.shape, grown.shape, strict=True)]
+    own = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True))
+    space.occupied[tuple(inside)] |= grown[own]
+
+
+# -- its histogram --------------------------------------------------------------------------------------------------------
+
+
+def _histogram(
+    space: LungSpace,
+    wish: Wish,
+    mask: np.ndarray,
+    core: np.ndarray | None,
+    centre: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[str, np.ndarray]:
+    """Where the histogram comes from, and its values; with a core, its solid part has the core's share of the volume."""
+    if wish.histogram is not None:
+        source, histogram = str(wish.histogram), read_histogram(wish.histogram)
+    else:
+        around = space.hu[tuple(slice(max(0, c - FLOOR_REACH), c + FLOOR_REACH + 1) for c in centre)]
+        diameter = (6 * mask.sum() / np.pi) ** (1 / 3)
+        source, histogram = choose_histogram(wish.subtype, diameter, rng, floor_hu=lung_floor(around))
+    if core is not None:
+        histogram = with_solid_share(histogram, core.sum() / mask.sum())
+    return source, histogram

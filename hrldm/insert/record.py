@@ -1,0 +1,155 @@
+"""The record of an insertion: what makes the same bytes again, and whether a result is what is asked for now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from hrldm import __version__
+from hrldm.ct.dicom_write import NOTE
+from hrldm.ct.volume import CT
+from hrldm.insert.generator import Generator
+from hrldm.insert.insert import Inserted
+from hrldm.insert.wish import SEED_RULE, Wish
+from hrldm.train.latents import weights_digest
+
+RECORD = "record.json"
+PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom")
+
+
+def asked_for(
+    generator: Generator,
+    lungs: str | Path | None = None,
+    avoid: str | Path | None = None,
+    retries: int = 2,
+    private: str = "strip",
+    format: str = "same",
+) -> dict:
+    """What a record says of the request beside the wishes."""
+    p = generator.profile
+    return {
+        "seeds": SEED_RULE,
+        "options": {
+            "lungs_given": lungs is not None,
+            "avoid": avoid and Path(avoid).name,
+            "retries": retries,
+            "private": private,
+            "format": format,
+        },
+        "weights": {"autoencoder": weights_digest(generator.autoencoder), "unet": weights_digest(generator.unet)},
+        "sampling": {
+            "sampler": p.sampler,
+            "steps": p.sample_steps,
+            "background": p.background,
+            "match_t_max": p.match_t_max,
+            "match_rounds": p.match_rounds,
+            "grain": generator.grain,
+        },
+    }
+
+
+def inputs(
+    path: str | Path, wishes: Sequence[Wish], lungs: str | Path | None = None, avoid: str | Path | None = None
+) -> dict[str, Path]:
+    """The files that a result is made of, by what a record calls them."""
+    named = {"ct": path, "lungs": lungs, "avoid": avoid}
+    named |= {
+        f"{part} of {k}": getattr(w, part) for k, w in enumerate(wishes, start=1) for part in ("histogram", "mask")
+    }
+    return {name: Path(file) for name, file in named.items() if file is not None}
+
+
+def stamp(file: Path) -> dict:
+    """Size, time and hash of a file, or of all files in a folder but hidden ones."""
+    files = _content(file)
+    digest = hashlib.sha256()
+    for each in files:
+        with each.open("rb") as f:
+            while part := f.read(2**22):
+                digest.update(part)
+    return _size_and_time(files) | {"sha256_16": digest.hexdigest()[:16]}
+
+
+def _content(file: Path) -> list[Path]:
+    return sorted(f for f in file.rglob("*") if f.is_file() and not f.name.startswith(".")) if file.is_dir() else [file]
+
+
+def _size_and_time(files: Sequence[Path]) -> dict:
+    found = [f.stat() for f in files]
+    return {"bytes": sum(f.st_size for f in found), "modified": max((f.st_mtime for f in found), default=0.0)}
+
+
+def _unchanged(file: Path, old: dict) -> bool:
+    """Whether a file is that of a `stamp`: of its size and time, or at least of its hash (a copy)."""
+    now = _size_and_time(_content(file))
+    return (
+        all(old[k] == now[k] for k in now)
+        or old["bytes"] == now["bytes"]
+        and old["sha256_16"] == stamp(file)["sha256_16"]
+    )
+
+
+def told_apart(
+    record: Path,
+    path: str | Path,
+    wishes: Sequence[Wish],
+    generator: Generator,
+    lungs: str | Path | None = None,
+    **options,
+) -> list[str]:
+    """Where a request differs from that of a record, beside the wishes: what has to be alike to make the same bytes again."""
+    old = json.loads(record.read_text(encoding="utf-8-sig"))
+    there = {part: values for part, values in old.items() if isinstance(values, dict)}
+    asked = asked_for(generator, lungs, **options) | {"versions": {"hrldm": __version__}}
+    known = {name: of.get("sha256_16") for name, of in there.pop("files", {}).items() if isinstance(of, dict)}
+    given = inputs(path, wishes, lungs, options.get("avoid"))
+    if known:  # none in records of former versions; a file that is not there is said when it is read
+        there["files"] = known
+        asked["files"] = {name: stamp(file)["sha256_16"] for name, file in given.items() if file.exists()}
+    return [
+        f"{part} {name}: {was} there, {now} here"
+        for part, values in asked.items() if isinstance(values, dict)
+        for name, now in values.items() if (was := there.get(part, {}).get(name)) != now
+    ]  # fmt: skip
+
+
+def made_of(out: Path, wishes: Sequence[Wish], asked: dict, files: dict[str, Path]) -> bool | None:
+    """Whether the result in `out` is of this request and of these files, by this version; None where there is none yet."""
+    if not os.path.lexists(out / RECORD):
+        return None
+    try:
+        old = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        wanted = json.loads(json.dumps([w.given() for w in wishes]))
+        same = [_without_files(n["wish"]) for n in old["nodules"]] == [_without_files(w) for w in wanted]
+        same &= (out / "mask.nii.gz").is_file() and any((out / f"ct{end}").is_file() for end in (".nii", ".nii.gz"))
+        same &= old["versions"]["hrldm"] == __version__ and set(old["files"]) == set(files)
+        same &= all(old.get(key) == value for key, value in asked.items())
+        return same and all(_unchanged(file, old["files"][name]) for name, file in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no record of ours
+        return False
+
+
+def _without_files(wish: dict) -> dict:
+    """Without paths: the same files may lie elsewhere, and their hashes are compared."""
+    return {k: v for k, v in wish.items() if k not in ("histogram", "mask")}
+
+
+def record_of(ct: CT, made: Inserted, generator: Generator, lungs: str) -> dict:
+    """With `asked_for`, the stamps of `inputs` and the nodules, everything that makes the result again, without patient data."""
+    return {
+        "note": NOTE,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": {"name": Path(ct.source).name, "shape": list(ct.shape), "affine": ct.affine.round(6).tolist()},
+        "lungs": Path(lungs).name,
+        "voxels_changed": int((made.stored != ct.stored).sum()),
+        # another number of threads sums in another order: single voxels then differ by 1 HU
+        "device": {"name": generator.device, "threads": torch.get_num_threads()},
+        "versions": {"hrldm": __version__} | {name: metadata.version(name) for name in PACKAGES},
+    }

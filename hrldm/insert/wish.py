@@ -1,0 +1,265 @@
+"""What to put into a CT: one wish per nodule, from arguments or from a CSV, checked before anything long begins."""
+
+from __future__ import annotations
+
+import json
+import logging
+import operator
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
+from hrldm.ct.label_maps import LOBE_NAMES
+from hrldm.ct.nifti import open_nifti, read_voxels
+from hrldm.nodules.positions import LOCATIONS
+from hrldm.nodules.spreadsheet import read_spreadsheet
+
+logger = logging.getLogger(__name__)
+SEED_RULE = (
+    "each nodule's own; of copies the first has the one given, the k-th and a batch's draw theirs by SeedSequence"
+)
+MOST = 10_000  # nodules in one CT; lungs hold fewer
+SMALLEST_MM, LARGEST_MM = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One nodule.
+
+    subtype:     solid, part-solid or ground-glass
+    diameter_mm: of the sphere of equal volume, 6..30
+    lobe:        LUL, LLL, RUL, RML, RLL (needs a lobe map); None: anywhere in the lungs
+    location:    inner or subpleural; not beside `at`
+    at:          centre in RAS mm; None: chosen by chance
+    histogram:   file of the HU histogram wanted (`read_histogram`); None: a real one of that subtype and size
+    spiculation: 1..5, None: any
+    core_mm:     diameter of the solid core (sphere of equal volume) of a part-solid nodule; None: as it comes
+    mask:        NIfTI file of the lesion itself on this CT, 1 the lesion, 2 its solid core, in the place of shape, size,
+                 place and core; None: a shape of the library
+    seed:        of shape, place, histogram and noise
+
+    Raises:
+        ValueError: says which field is wrong, and what it may be.
+    """
+
+    subtype: str = "solid"
+    diameter_mm: float = 10.0
+    lobe: str | None = None
+    location: str = "inner"
+    at: tuple[float, float, float] | None = None
+    histogram: str | None = None
+    spiculation: float | None = None
+    core_mm: float | None = None
+    mask: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._plain()
+        if self.subtype not in SUBTYPES:
+            raise ValueError(f"unknown subtype {self.subtype!r}; choose one of {', '.join(SUBTYPES)}")
+        if not SMALLEST_MM <= self.diameter_mm <= LARGEST_MM:
+            raise ValueError(
+                f"diameter {self.diameter_mm:g} mm: nodules have {SMALLEST_MM:g} to {LARGEST_MM:g} mm (larger ones are masses)"
+            )
+        if self.lobe is not None and self.lobe not in LOBE_NAMES.values():
+            raise ValueError(f"unknown lobe {self.lobe!r}; choose one of {', '.join(LOBE_NAMES.values())}")
+        if self.location not in LOCATIONS:
+            raise ValueError(f"unknown location {self.location!r}; choose one of {', '.join(LOCATIONS)}")
+        if self.at is not None and not (len(self.at) == 3 and np.isfinite(self.at).all()):
+            raise ValueError(f"at = {self.at}: give three numbers x,y,z in RAS mm")
+        if self.spiculation is not None and not 1 <= self.spiculation <= 5:
+            raise ValueError(f"spiculation is a rating 1 (none) to 5 (marked), not {self.spiculation:g}")
+        if self.core_mm is not None and (self.subtype != "part-solid" or not 2 <= self.core_mm < self.diameter_mm):
+            raise ValueError(
+                f"a solid core of {self.core_mm:g} mm: part-solid nodules have one, of at least 2 mm and below the nodule's "
+                f"own diameter (here {self.subtype}, {self.diameter_mm:g} mm)"
+            )
+        if self.mask is not None:
+            shape_and_place = ("diameter_mm", "lobe", "location", "at", "spiculation", "core_mm")
+            if taken := [name for name in shape_and_place if getattr(self, name) != _DEFAULTS[name]]:
+                raise ValueError(f"a mask of the lesion says its shape and place; leave out {', '.join(taken)}")
+            if self.cored and self.subtype != "part-solid":
+                raise ValueError(
+                    f"{self.mask} marks a solid core (2), which {self.subtype} nodules have not; ask for part-solid"
+                )
+        if self.at is not None and self.location != _DEFAULTS["location"]:
+            raise ValueError("a place is given; leave out location")
+        if self.seed < 0:
+            raise ValueError(f"seed {self.seed!r}: give a whole number, 0 or more")
+        if self.histogram is not None:
+            read_histogram(self.histogram)
+
+    def _plain(self) -> None:
+        """Numbers, tuples and text instead of NumPy's kinds, arrays and paths, which a record cannot hold."""
+        kinds = {
+            "diameter_mm": float, "spiculation": float, "core_mm": float, "histogram": os.fspath, "mask": os.fspath,
+            "seed": operator.index, "at": lambda at: tuple(float(x) for x in at),
+        }  # fmt: skip
+        for name, kind in kinds.items():
+            if (value := getattr(self, name)) is not None:
+                try:
+                    object.__setattr__(self, name, kind(value))
+                except (TypeError, ValueError, OverflowError):
+                    wanted = {"seed": "a whole number", "at": "three numbers x,y,z in RAS mm"}.get(
+                        name, "a file's path" if kind is os.fspath else "a number"
+                    )
+                    raise ValueError(f"{name} {value!r}: give {wanted}") from None
+
+    @property
+    def cored(self) -> bool:
+        """Whether a solid core is asked for."""
+        return (
+            self.core_mm is not None
+            or self.mask is not None
+            and bool(read_voxels(open_nifti(self.mask), self.mask)[1].max().round() == 2)
+        )
+
+    def given(self) -> dict:
+        """The fields that say something, as a record has them."""
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+    def described(self) -> str:
+        """A few words for the log."""
+        size = f"mask {Path(self.mask).name}" if self.mask is not None else f"{self.diameter_mm:g} mm"
+        return f"{self.subtype}, {size}"
+
+
+_DEFAULTS = {f.name: f.default for f in fields(Wish)}
+
+
+def read_histogram(path: str | Path, bins: int = 40) -> np.ndarray:
+    """HU histogram (bins,) of sum 1 from a text file of `bins` numbers, the shares of equal bins over -1000..400 HU.
+
+    Raises:
+        ValueError: unreadable, another count, negative, not finite or empty.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        values = np.array([float(x) for x in text.replace(",", " ").split()])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a histogram ({error}); give a text file of {bins} numbers") from error
+    if values.shape != (bins,) or not np.isfinite(values).all() or (values < 0).any() or not 0 < values.sum() < np.inf:
+        raise ValueError(
+            f"{path}: {values.size} numbers; a histogram has {bins} that are not negative, the shares of equal bins over "
+            f"{HIST_HU_MIN:g}..{HIST_HU_MAX:g} HU"
+        )
+    return values / values.sum()
+
+
+def read_plan(path: str | Path, seed: int = 0) -> list[Wish]:
+    """Wishes from a CSV: a header with names of `Wish`'s fields (any of them, blank: default; `at` as "x y z"), a row each;
+    or those of the record.json of a former insertion, which makes the same nodules again.
+
+    seed: of rows without one: the first row's, and what the others' own are made from (as in `copies`)
+
+    Raises:
+        ValueError: unreadable, unknown column, no rows, or wrong rows, all of them named with their number.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".json":
+        return _recorded(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give a CSV of wishes, or the record.json of an insertion")
+    columns, rows, problems = read_spreadsheet(path)
+    known, readable = [f.name for f in fields(Wish)], len(set(columns)) == len(columns)
+    if unknown := [c or "(without a name)" for c in columns if c not in known]:
+        problems.append(f"unknown column(s) {', '.join(unknown)}; known are {', '.join(known)}")
+    if not rows:
+        problems.append("no rows; one row a nodule below the header")
+    wishes = []
+    for k, (number, cells) in enumerate(rows.items() if readable and not unknown else ()):
+        try:
+            row = dict(zip(columns, cells, strict=True))
+            wishes.append(_wish(row, own_seed(seed, k) if k else seed, path.parent))
+        except ValueError as error:
+            problems.append(f"row {number}: {error}")
+    if problems:
+        raise ValueError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(problems))
+    if len(set(wishes)) < len(wishes):
+        logger.warning(
+            "%s: rows that are alike, seed and all, make nodules that are alike; give them seeds of their own", path
+        )
+    return wishes
+
+
+def _recorded(path: Path) -> list[Wish]:
+    """The wishes of a record.json."""
+    try:
+        nodules = [
+            _that_said_something(dict(nodule["wish"]))
+            for nodule in json.loads(path.read_text(encoding="utf-8-sig"))["nodules"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: not the record of an insertion ({type(error).__name__}: {error}); give its record.json"
+        ) from error
+    wishes = []
+    for k, wish in enumerate(nodules, start=1):
+        try:
+            wishes.append(Wish(**wish))
+        except TypeError as error:  # a field that no wish has
+            raise ValueError(f"{path}: not the record of an insertion ({error}); give its record.json") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: nodule {k}: {error}") from error
+    return wishes
+
+
+def _that_said_something(wish: dict) -> dict:
+    """A recorded wish without what former versions recorded and did not look at."""
+    unseen = ("diameter_mm", "location") if "mask" in wish else ("location",) if "at" in wish else ()
+    return {k: v for k, v in wish.items() if k not in unseen}
+
+
+def _wish(row: dict[str, str], seed: int, folder: Path) -> Wish:
+    numbers = {"diameter_mm": float, "spiculation": float, "core_mm": float, "seed": _whole, "at": point}
+    given: dict = {"seed": seed}
+    for name, text in row.items():
+        if text:
+            try:
+                given[name] = numbers[name](text) if name in numbers else text
+            except ValueError:
+                raise ValueError(f"{name} {text!r} is not a number") from None
+    for name in ("histogram", "mask"):  # relative to the plan, as in a manifest, or to the working folder
+        if name in given and os.path.exists(folder / given[name]):
+            given[name] = str(folder / given[name])
+    return Wish(**given)
+
+
+def _whole(text: str) -> int:
+    """3 from "3", and from the "3.0" that a column with blanks becomes."""
+    return int(text.removesuffix(".0"))
+
+
+def point(text: str) -> tuple[float, ...]:
+    """Numbers from "x,y,z" or "x y z"."""
+    return tuple(float(x) for x in text.replace(",", " ").split())
+
+
+def own_seed(seed: int, *key: int) -> int:
+    """A seed for one of many (the k-th copy, a CT of a batch): below 2^53, so that every reader of JSON keeps it.
+
+    Sets of seeds drawn from two different ones have nothing in common but by a chance of 1e-16 a pair.
+    """
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 11)
+
+
+def copies(wish: Wish, count: int) -> list[Wish]:
+    """`count` nodules after one wish, the first with its seed, the others with seeds of their own (`own_seed`).
+
+    Raises:
+        ValueError: count below 1 or above `MOST`, or several at one place.
+    """
+    if not 1 <= count <= MOST:
+        raise ValueError(f"count must be at least 1 and at most {MOST}, got {count}")
+    if count > 1 and (wish.at is not None or wish.mask is not None):
+        raise ValueError("several nodules cannot have one place; leave it out, or give a plan with a place each")
+    return [wish, *(replace(wish, seed=own_seed(wish.seed, k)) for k in range(1, count))]
+
+
+def summary(wishes: Sequence[Wish]) -> str:
+    """A line for the log."""
+    return "; ".join(w.described() + (f", in {w.lobe}" if w.lobe else "") for w in wishes)

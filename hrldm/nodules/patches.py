@@ -1,0 +1,120 @@
+"""Lesion-centred crops at 1 mm, RAS, out of a manifest: what every network of this project sees."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+from tqdm import tqdm
+
+from hrldm import paths
+from hrldm.atomic import atomic
+from hrldm.config import SUBTYPES
+from hrldm.ct.geometry import crop_affine, sample, to_world
+from hrldm.ct.nifti import open_nifti, read_voxels
+from hrldm.ct.volume import read_ct
+
+logger = logging.getLogger(__name__)
+_VERSION = 1  # raise when the crops of the same files would come out differently
+
+
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """Crops of N nodules.
+
+    hu:    (N, D, D, D) int16 HU
+    mask:  (N, D, D, D) bool
+    frame: the N rows of the manifest, index 0..N-1
+    """
+
+    hu: np.ndarray
+    mask: np.ndarray
+    frame: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __getitem__(self, rows) -> Patches:
+        """The chosen rows (mask, indices or slice) as Patches of their own."""
+        index = np.arange(len(self))[rows]
+        return Patches(self.hu[index], self.mask[index], self.frame.iloc[index].reset_index(drop=True))
+
+    def centred(self, size: int) -> Patches:
+        """The middle `size` voxels of each crop."""
+        start = (self.hu.shape[1] - size) // 2
+        if start < 0:
+            raise ValueError(f"crops of {self.hu.shape[1]} mm cannot be cut to {size} mm; load them larger")
+        cut = (slice(None), *[slice(start, start + size)] * 3)
+        return Patches(self.hu[cut], self.mask[cut], self.frame)
+
+    @property
+    def subtype(self) -> np.ndarray:
+        """Labels 0 solid, 1 part-solid, 2 ground-glass (Section 5)."""
+        return self.frame.subtype.map({s: i for i, s in enumerate(SUBTYPES)}).to_numpy()
+
+
+def manifest_digest(frame: pd.DataFrame, columns: tuple[str, ...] = ("image", "mask")) -> str:
+    """Hash of the rows and of their files' names, sizes and dates: the key under which crops are cached."""
+    h = hashlib.sha256(pd.util.hash_pandas_object(frame.drop(columns=list(columns)), index=False).values.tobytes())
+    for column in columns:
+        for name in frame[column]:
+            stat = os.stat(name)
+            h.update(f"{name}:{stat.st_size}:{stat.st_mtime_ns}".encode())
+    return h.hexdigest()[:16]
+
+
+def fitting(frame: pd.DataFrame, size: int) -> pd.DataFrame:
+    """The rows whose nodule is no wider than a crop of `size` mm; a warning names the others."""
+    wide = frame[frame.diameter_mm > size]
+    if len(wide):
+        names = ", ".join(f"{r.nodule_id} ({r.diameter_mm:g} mm)" for r in wide.itertuples())
+        logger.warning("left out, wider than the crop of %d mm: %s", size, names)
+    return frame.drop(wide.index).reset_index(drop=True)
+
+
+def load_patches(frame: pd.DataFrame, size: int, image_column: str = "image") -> Patches:
+    """Crops of `size` mm around each lesion's centre of mass, cached by content.
+
+    image_column: `image`, or `background` where the manifest has the same place without the nodule.
+
+    Raises:
+        ValueError: no rows, no such column, or a lesion outside its crop.
+    """
+    if not len(frame):
+        raise ValueError("the manifest has no rows for this split; check its `split` column")
+    if image_column not in frame or not frame[image_column].astype(bool).all():
+        raise ValueError(f"the manifest has no complete column {image_column!r}")
+    frame = frame.reset_index(drop=True)
+    key = manifest_digest(frame, (image_column, "mask"))
+    file = paths.cache_dir() / "patches" / f"{key}-{image_column}-{size}-v{_VERSION}.npz"
+    if not file.exists():
+        hu = np.empty((len(frame), size, size, size), np.int16)
+        mask = np.empty(hu.shape, bool)
+        rows = tqdm(frame.iterrows(), total=len(frame), desc="crops", mininterval=10, disable=len(frame) < 200)
+        for i, row in rows:
+            hu[i], mask[i] = _crop(Path(row[image_column]), Path(row["mask"]), size)
+        with atomic(file) as part:
+            np.savez(part, hu=hu, mask=np.packbits(mask))
+    with np.load(file) as stored:
+        hu = stored["hu"]
+        mask = np.unpackbits(stored["mask"], count=hu.size).astype(bool).reshape(hu.shape)
+    return Patches(hu, mask, frame)
+
+
+def _crop(image: Path, mask: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
+    ct, opened = read_ct(image, min_slices=1), open_nifti(mask)
+    label = read_voxels(opened, mask)[1] > 0
+    # the nearest voxel, not the exact centre of mass: images at 1 mm are then copied, not interpolated
+    centre = np.rint(ndimage.center_of_mass(label))
+    grid = crop_affine(to_world(opened.affine, centre), (size,) * 3)
+    hu = sample(ct.array, ct.affine, (size,) * 3, grid, order=1)
+    inside = sample(label.astype(np.float32), opened.affine, (size,) * 3, grid, order=1, outside=0.0) > 0.5
+    if not inside.any():
+        raise ValueError(f"{mask}: the lesion vanishes at 1 mm; remove this nodule from the manifest")
+    return hu.round().clip(-1024, 3071).astype(np.int16), inside

@@ -1,0 +1,103 @@
+"""A shape of the library, made into the one that is asked for: chosen by its ratings, turned, bent and scaled.
+
+The signed distance d of a shape is smooth, so turning, bending and scaling are one interpolation of it, and the voxels
+with the largest d that make up the wished volume are the new shape: its volume is exact at any size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from hrldm.config import SUBTYPES
+from hrldm.nodules.shapes import PAD, ShapeLibrary
+
+NEAREST = 40  # shapes nearest in size that a choice is made from
+RATING_WIDTH = 0.5  # a shape's spiculation may differ by so much from the wish, where there are enough
+BEND_MM = 6.0  # kernel of the field that bends a shape
+CORE_MM, CORE_WANDER = (
+    3.0,
+    0.25,
+)  # kernel of the field that moves a core off the middle, and its SD in depths of the lesion
+
+
+def choose_shape(
+    library: ShapeLibrary, subtype: str, diameter_mm: float, rng: np.random.Generator, spiculation: float | None = None
+) -> int:
+    """Row of a random shape of the subtype among those nearest in size (and in spiculation, 1..5, where it is given).
+
+    Raises:
+        ValueError: unknown subtype, or spiculation outside 1..5.
+    """
+    if subtype not in SUBTYPES:
+        raise ValueError(f"unknown subtype {subtype!r}; choose one of {', '.join(SUBTYPES)}")
+    if spiculation is not None and not 1 <= spiculation <= 5:
+        raise ValueError(f"spiculation is a rating 1 (none) to 5 (marked), not {spiculation:g}")
+    table = library.table[library.table.subtype == subtype]
+    if spiculation is not None:
+        gap = (table.spiculation - spiculation).abs()
+        table = table[gap <= max(RATING_WIDTH, float(gap.nsmallest(8).max()))]
+    gap = (np.log(table.diameter_mm) - np.log(diameter_mm)).abs()
+    return int(rng.choice(gap.nsmallest(NEAREST, keep="first").index))
+
+
+def fitted(
+    mask: np.ndarray, diameter_mm: float, rng: np.random.Generator, turn: bool = True, bend_mm: float = 0.5
+) -> np.ndarray:
+    """The shape (x, y, z) at 1 mm turned at random, bent by a smooth field of `bend_mm` SD, and scaled to a volume.
+
+    Returns:
+        bool (x', y', z') with as many voxels as a sphere of `diameter_mm` has mm3, `PAD` empty voxels around.
+
+    Raises:
+        ValueError: empty mask, or a diameter that is not positive.
+    """
+    if not mask.any() or not diameter_mm > 0:
+        raise ValueError(f"cannot fit a shape of {int(mask.sum())} voxels to a diameter of {diameter_mm:g} mm")
+    n_voxels = max(1, round(np.pi / 6 * diameter_mm**3))
+    scale = (n_voxels / mask.sum()) ** (1 / 3)
+    padded = np.pad(mask, PAD)
+    distance = ndimage.distance_transform_edt(padded) - ndimage.distance_transform_edt(~padded)
+    centre = np.argwhere(padded).mean(0)
+    reach = np.linalg.norm(np.argwhere(padded) - centre, axis=1).max() * scale
+    side = 2 * int(np.ceil(reach + 3 * bend_mm + PAD)) + 1
+    grid = np.indices((side,) * 3).reshape(3, -1).astype(float) - side // 2
+    for axis in range(3):
+        noise = ndimage.gaussian_filter(rng.standard_normal((side,) * 3), BEND_MM)
+        grid[axis] += (bend_mm / noise.std() * noise).ravel()
+    rotation = Rotation.random(random_state=rng).as_matrix() if turn else np.eye(3)
+    at = rotation @ grid / scale + centre[:, None]
+    fine = ndimage.map_coordinates(distance, at, order=1, mode="nearest").reshape((side,) * 3) * scale
+    fine -= 1e-6 * np.linalg.norm(grid, axis=0).reshape(fine.shape)  # no two voxels alike, so that the count is exact
+    level = np.partition(fine.ravel(), fine.size - n_voxels)[fine.size - n_voxels]
+    out = fine >= level
+    box = ndimage.find_objects(out.astype(np.uint8))[0]
+    return np.pad(out[box], PAD)
+
+
+def core_of(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> np.ndarray:
+    """The solid core of a part-solid lesion: one lump off its middle, in volume a sphere of `diameter_mm`.
+
+    Args:
+        mask: (x, y, z) bool at 1 mm, the whole lesion.
+
+    Returns:
+        bool (x, y, z), within the mask.
+
+    Raises:
+        ValueError: the core would fill the lesion.
+    """
+    n_voxels = max(1, round(np.pi / 6 * diameter_mm**3))
+    if n_voxels >= mask.sum():
+        whole = (6 * mask.sum() / np.pi) ** (1 / 3)
+        raise ValueError(f"a solid core of {diameter_mm:g} mm does not fit into a lesion of {whole:.1f} mm")
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
+    noise = ndimage.gaussian_filter(rng.standard_normal(mask.shape), CORE_MM)
+    score = depth + CORE_WANDER * depth.max() / noise.std() * noise
+    middle = np.array(np.unravel_index(np.where(mask, score, -np.inf).argmax(), mask.shape))
+    score -= np.linalg.norm(np.indices(mask.shape) - middle[:, None, None, None], axis=0)
+    core = np.zeros(mask.shape, bool)
+    inside = np.flatnonzero(mask)
+    core.ravel()[inside[np.argsort(-score.ravel()[inside], kind="stable")[:n_voxels]]] = True
+    return core

@@ -1,0 +1,51 @@
+"""The requested histogram as a picture (the template, an option of ours): a plausible filling for the network to work on.
+
+c_hist enters by one token and cannot say where; here the requested intensities stand in the network's input at their
+places. The lesion's voxels get the quantiles of the histogram in the order of
+
+    min(depth, DEPTH_MM) + ROUGHNESS_MM f,    f a unit Gaussian field of `FIELD_MM`,
+
+so that the surface is the darkest, the inside is bright, and nothing is smooth. A solid core goes first. The crop with this
+filling is encoded, and its latent is c more input channels of the U-Net; in training the histogram is the nodule's own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+
+from hrldm.nodules.histograms import quantiles
+from hrldm.nodules.texture import ranked
+
+DEPTH_MM = 4.0  # partial volume and blur darken a nodule about so deep; further in, depth says nothing
+ROUGHNESS_MM = 0.6
+FIELD_MM = 1.5  # grain of lesions at 1 mm
+CORE_MM = 8.0  # of depth: more than depth and field can make up for
+
+
+def template(
+    background: np.ndarray,
+    mask: np.ndarray,
+    histogram: np.ndarray,
+    rng: np.random.Generator,
+    lead: np.ndarray | None = None,
+) -> np.ndarray:
+    """HU crop (D, D, D) float32 at 1 mm whose lesion has the histogram exactly; the background's own beyond it.
+
+    mask:      (D, D, D) bool
+    histogram: (B,)
+    lead:      (D, D, D) from -1 outside a solid core to 1 inside; None or 0 without one
+
+    Raises:
+        ValueError: empty mask.
+    """
+    if not mask.any():
+        raise ValueError("empty lesion mask: nothing to fill")
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
+    f = ndimage.gaussian_filter(rng.standard_normal(mask.shape), FIELD_MM, mode="wrap")
+    order = np.minimum(depth, DEPTH_MM) + ROUGHNESS_MM * f / f.std()
+    if lead is not None:
+        order += CORE_MM * lead
+    out = background.astype(np.float32)
+    out[mask] = ranked(order, mask, quantiles(histogram, int(mask.sum())))
+    return out

@@ -1,0 +1,270 @@
+"""Real nodules set into healthy lung of another patient.
+
+Training data with real texture, real partial-volume edges and a background that holds no remnant of a nodule; the row
+`transplant` of Table 1 (a real nodule in another place: what a perfect generator would reach, without any training); and
+healthy ground for tests on real nodules, whose own surroundings still hold their partial-volume shell. Beyond the last slice
+of a box the fall-off repeats it.
+
+    image = background + w (nodule - background),   w = 1 in the mask, falling to 0 over `FALL_OFF_MM` beyond it
+
+A copy can be recast (`recast`): the same texture with mean and spread of another nodule of its subtype and size, so that
+a network has to read the histogram that is asked for and cannot know the nodule by it.
+
+Givers are rows of a manifest (cubes, or boxes with hardly a margin), takers are CTs with lung labels (`Host`). Both
+patients are recorded; a nodule goes only into hosts of its own split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from scipy import ndimage
+from tqdm import tqdm
+
+from hrldm.ct.geometry import resample, sample, shifted
+from hrldm.ct.label_maps import LEFT, RIGHT
+from hrldm.ct.lungs import lung_labels
+from hrldm.ct.nifti import open_nifti
+from hrldm.ct.volume import read_ct
+from hrldm.nodules.augmentation import CUBE_SYMMETRIES, cube_symmetry
+from hrldm.nodules.histograms import histogram_moments
+from hrldm.nodules.lidc_mini import AIR_HU, PATIENT, atomic_folder, clean_ct, clear_of_nodule, cube_about
+from hrldm.nodules.manifest import RATINGS, file_name, write_manifest
+from hrldm.nodules.patches import load_patches
+from hrldm.nodules.positions import LungMap
+from hrldm.nodules.shapes import load_shapes
+from hrldm.nodules.texture import choose_histogram
+
+# givers
+MAX_SLICE_MM = 1.6  # thicker slices show steps along z at 1 mm
+MAX_END_AREA = 0.3  # of the mask's largest slice, in the box's first and last: above it the nodule is cut flat
+DIAMETER_MM = (5.0, 30.0)  # smaller ones are a few voxels, larger ones do not fit the training crop
+# places
+FALL_OFF_MM = 3.0  # the scanner's blur reaches about so far beyond a nodule
+MIN_LUNG = (
+    0.97  # of all touched voxels: vessels and the gaps that threshold masks have there may be met, the pleura not
+)
+MAX_MEAN_HU = -700.0  # of all touched voxels: aerated lung, without large vessels or disease
+TRIES = 4000  # places looked at before a nodule is passed over
+SIDE = 64  # voxels of 1 mm of the cubes that are written: the training crop and room to shift it
+LEAST_CONTRAST, MOST_CONTRAST = 50.0, 4.0  # of a recast: HU, and factor of the shell's contrast
+MOST_SPREAD = 1.25  # of a recast: factor of the SD
+HOST = "host_patient_id"
+VERSION = 2  # raise when the same nodules and hosts would give other transplants; part of the keys of caches
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """A CT that takes nodules.
+
+    patient_id: of the taker
+    splits:     of the givers whose nodules may go into it
+    hu:         (x, y, z) int16 at 1 mm, RAS
+    affine:     (4, 4), voxel -> RAS mm
+    lungs:      (x, y, z) int, 0 outside the lungs
+    allowed:    (x, y, z) bool, voxels that may take a centre; None: all of the lungs
+    """
+
+    patient_id: str
+    splits: tuple[str, ...]
+    hu: np.ndarray
+    affine: np.ndarray
+    lungs: np.ndarray
+    allowed: np.ndarray | None = None
+
+
+def key_of(hosts: Sequence[Host]) -> str:
+    """Hash of hosts and of how nodules are put into them."""
+    h = hashlib.sha256(f"{VERSION}".encode())
+    for host in hosts:
+        h.update(
+            f"{host.patient_id} {host.splits} {host.affine.tolist()}".encode()
+            + host.hu.tobytes()
+            + host.lungs.tobytes()
+        )
+        h.update(b"" if host.allowed is None else host.allowed.tobytes())
+    return h.hexdigest()[:16]
+
+
+def read_host(ct: str | Path, lungs: str | Path, patient_id: str, splits: tuple[str, ...]) -> Host:
+    """A host from a CT and its lung mask or lobe map, both files in any orientation and spacing.
+
+    Raises:
+        ValueError: see `read_ct` and `lung_labels`.
+    """
+    scan = read_ct(ct)
+    labels, _ = lung_labels(scan, lungs)
+    turned = nib.as_closest_canonical(nib.Nifti1Image(scan.array, scan.affine))
+    hu, affine = resample(np.asarray(turned.dataobj), turned.affine)
+    at = sample(labels, scan.affine, hu.shape, affine, order=0, outside=0)
+    return Host(patient_id, splits, hu.round().clip(AIR_HU, 3071).astype(np.int16), affine, at.astype(np.uint8))
+
+
+def embedded_hosts() -> list[Host]:
+    """The embedded CT (LIDC-IDRI-0001) about its own nodule: the right lung for training, the left one for validation."""
+    hu, affine, lobes = clean_ct()
+    allowed = clear_of_nodule(lobes, load_shapes().table, SIDE)
+    return [
+        Host(PATIENT, (split,), hu, affine, lobes, allowed & np.isin(lobes, side))
+        for split, side in (("train", RIGHT), ("val", LEFT))
+    ]
+
+
+def whole(mask: np.ndarray, slice_mm: float) -> bool:
+    """Is a nodule (x, y, z) bool in thin slices, and not cut flat by the first or last slice of its box?"""
+    areas = mask.sum((0, 1))
+    return slice_mm <= MAX_SLICE_MM and max(areas[0], areas[-1]) <= MAX_END_AREA * areas.max()
+
+
+def givers(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a manifest whose nodules can be transplanted (`whole`, of `DIAMETER_MM`)."""
+    fits = np.array(frame.diameter_mm.between(*DIAMETER_MM))
+    for i in np.flatnonzero(fits):
+        opened = open_nifti(frame["mask"].iloc[i])
+        turned = nib.as_closest_canonical(opened)
+        fits[i] = whole(np.asarray(turned.dataobj) > 0, turned.header.get_zooms()[2])
+    return frame[fits].reset_index(drop=True)
+
+
+def weight(mask: np.ndarray) -> np.ndarray:
+    """w (D, D, D) float32 of the module's text for a mask at 1 mm."""
+    return np.clip(1 - (ndimage.distance_transform_edt(~mask) - 1) / FALL_OFF_MM, 0, 1).astype(np.float32)
+
+
+def find_place(host: Host, places: LungMap, touched: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    """Voxel (3,) of the host for the middle (n // 2) of `touched` (D, D, D) bool; None when `TRIES` places were no good."""
+    offsets = np.argwhere(touched) - np.array(touched.shape) // 2
+    for centre in itertools.islice(_candidates(places, rng), TRIES):
+        at = offsets + centre
+        if (at < 0).any() or (at >= host.hu.shape).any():
+            continue
+        at = tuple(at.T)
+        if (host.lungs[at] > 0).mean() >= MIN_LUNG and host.hu[at].mean() < MAX_MEAN_HU:
+            return centre
+    return None
+
+
+def _candidates(places: LungMap, rng: np.random.Generator):
+    while len(drawn := places.draw(256, None, 0.0, np.inf, rng)):
+        yield from drawn
+
+
+def paste(background: np.ndarray, nodule: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`image` of the module's text; all (D, D, D), HU at 1 mm. Voxels where w = 0 are the background's own."""
+    w = weight(mask)
+    return np.where(w > 0, background + w * (nodule.astype(np.float32) - background), background)
+
+
+def recast(nodule: np.ndarray, mask: np.ndarray, mean_hu: float, sd_hu: float, lung_hu: float) -> np.ndarray:
+    """A nodule (D, D, D) of another brightness: mean and SD as given (the SD within a factor of `MOST_SPREAD`, beyond which
+    its noise would be seen); the shell of partial volume about it keeps its share of the contrast with the lung at `lung_hu`."""
+    own = nodule[mask].astype(np.float32)
+    spread = np.clip(sd_hu / max(own.std(), 1), 1 / MOST_SPREAD, MOST_SPREAD)
+    contrast = np.clip((mean_hu - lung_hu) / max(own.mean() - lung_hu, LEAST_CONTRAST), 0, MOST_CONTRAST)
+    out = lung_hu + contrast * (nodule.astype(np.float32) - lung_hu)
+    out[mask] = mean_hu + spread * (own - own.mean())
+    return out.clip(AIR_HU, 3071)
+
+
+def transplant(
+    nodules: pd.DataFrame,
+    hosts: Sequence[Host],
+    target: Path,
+    copies: Mapping[str, int] | None = None,
+    seed: int = 0,
+    side: int = SIDE,
+    library: pd.DataFrame | None = None,
+) -> Path:
+    """Write a manifest folder of `nodules`, each set into hosts of its split; made once.
+
+    copies:  places for each training nodule by subtype; other nodules, and all where it is None, get one
+    nodules: rows of a loaded manifest, filtered by `givers`
+    target:  folder to be made; returned as it is when it exists
+    library: rows as in `histogram_library`; every second copy of a training nodule is `recast` to one of them
+
+    The manifest has the nodules' own columns, `background`, `host_patient_id` (the taker's; `patient_id` is the giver's),
+    `source_id`, `symmetry`, `histogram_id` (whose
+    mean and SD a recast one has, else empty) and the centre voxel `i, j, k` in the host. What finds no place is left out and logged.
+
+    Raises:
+        ValueError: no host for a split, the patient of a test host takes others' nodules too, or no place for any nodule.
+    """
+    if target.exists():
+        return target
+    by_split = {split: [h for h in hosts if split in h.splits] for split in nodules.split.unique()}
+    if lonely := [split for split, found in by_split.items() if not found]:
+        raise ValueError(f"no host CT for the nodules of split(s) {', '.join(lonely)}")
+    require_unseen_hosts(hosts)
+    maps = {id(h): LungMap(h.lungs, h.allowed) for h in hosts}
+    patches = load_patches(nodules, side)
+    rows, homeless = [], []
+    with atomic_folder(target) as part:
+        for folder in ("images", "masks", "backgrounds"):
+            (part / folder).mkdir()
+        for i, row in tqdm(list(nodules.iterrows()), desc="transplants", mininterval=10):
+            for copy in range((copies or {}).get(row.subtype, 1) if row.split == "train" else 1):
+                rng = np.random.default_rng((seed, i, copy))
+                found = [h for h in by_split[row.split] if h.patient_id.casefold() != str(row.patient_id).casefold()]
+                if not found:
+                    homeless.append(row.nodule_id)
+                    continue
+                host = found[(i + copy) % len(found)]
+                # what is judged keeps its orientation: a turned nodule gives itself away by its slices
+                symmetry = int(rng.integers(len(CUBE_SYMMETRIES))) if row.split == "train" else 0
+                hu, mask = (cube_symmetry(a[i], symmetry) for a in (patches.hu, patches.mask))
+                centre = find_place(host, maps[id(host)], weight(mask) > 0, rng)
+                if centre is None:
+                    homeless.append(row.nodule_id)
+                    continue
+                background, chosen = cube_about(host.hu, centre, side), ""
+                if library is not None and copy % 2 and row.split == "train":
+                    chosen, histogram = choose_histogram(row.subtype, row.diameter_mm, rng, library)
+                    hu = recast(hu, mask, *histogram_moments(histogram), float(background[weight(mask) > 0].mean()))
+                image = np.rint(paste(background, hu, mask)).astype(np.int16)
+                written = _write(part, row, host, image, background, mask, centre, copy)
+                rows.append(written | {"symmetry": symmetry, "histogram_id": chosen})
+        if not rows:
+            raise ValueError("no nodule found a place in healthy lung; give other host CTs, or check their lung masks")
+        write_manifest(pd.DataFrame(rows), part / "manifest.csv")
+    if homeless:
+        logger.warning("%d of %d transplants found no place and are left out: %s …", len(homeless), len(homeless) + len(rows), homeless[0])  # fmt: skip
+    return target
+
+
+def require_unseen_hosts(hosts: Sequence[Host]) -> None:
+    """Raise ValueError when the patient of a test host takes nodules of another split too."""
+    taken: dict[str, set[str]] = {}
+    for host in hosts:
+        taken.setdefault(host.patient_id.casefold(), set()).update(host.splits)
+    mixed = {patient for patient, splits in taken.items() if "test" in splits and len(splits) > 1}
+    if shared := sorted({h.patient_id for h in hosts if h.patient_id.casefold() in mixed}):
+        raise ValueError(
+            f"host patient(s) {', '.join(shared)} would take test nodules and others: split hosts by patient"
+        )
+
+
+def _write(folder: Path, row: pd.Series, host: Host, image, background, mask, centre: np.ndarray, copy: int) -> dict:
+    affine = shifted(host.affine, centre - len(mask) // 2)
+    name = file_name(f"{row.nodule_id}_at_{host.patient_id}_{copy}")
+    arrays = {"image": image, "background": background, "mask": mask.astype(np.uint8)}
+    files = {column: f"{column}s/{name}.nii.gz" for column in arrays}
+    for column, array in arrays.items():
+        nib.Nifti1Image(array, affine).to_filename(folder / files[column])
+    kept = ["patient_id", "subtype", "diameter_mm", "volume_mm3", "split", *RATINGS]
+    own = row[[c for c in kept if c in row]].to_dict()
+    return (
+        own
+        | files
+        | {"nodule_id": name, "source_id": row.nodule_id, HOST: host.patient_id}
+        | dict(zip("ijk", centre.tolist(), strict=True))
+    )

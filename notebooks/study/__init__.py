@@ -1,0 +1,1 @@
+"""What the notebooks share: compared systems, measures, classifiers, tables and figures. Nothing in `hrldm` imports it."""

@@ -1,0 +1,106 @@
+"""Command line of the study, from `notebooks/`: ``python -m study judge ROOT``, ``algorithm2 CT OUT``, ``bench``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from hrldm.__main__ import Subtype, run
+from hrldm.atomic import held
+from hrldm.insert.files import described, insert_file
+from hrldm.insert.released import released
+from hrldm.insert.wish import Wish
+from hrldm.nodules.transplant import read_host
+from study import judging
+from study.report import bench
+from study.report.provenance import write_provenance
+from study.report.tables import drop_table, save_tables
+from study.systems.algorithm2 import insert_whole
+
+
+def judge(
+    root: tyro.conf.Positional[Path],
+    out: Path | None = None,
+    split: Literal["train", "val", "test", "all"] = "test",
+    host: Path | None = None,
+    host_lungs: Path | None = None,
+    seed: int = 0,
+    device: Literal["cpu", "cuda"] | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Judge the released network on real nodules: HU histograms, control, three subtypes in order, separability.
+
+    Args:
+        root: folder with manifest.csv, one row a nodule (README, Your own data).
+        out: folder for the tables and their provenance; default: print the summary only.
+        split: which nodules of the manifest.
+        host: CT of another patient (NIfTI, DICOM folder, zip): judge in its healthy lung, into which the nodules are set.
+        host_lungs: lung mask or lobe map of the host.
+        seed: of noise and of the histograms asked for.
+        device: cpu or cuda; default: the GPU where there is one.
+        overwrite: replace the tables of a former run.
+    """
+    started = time.perf_counter()
+    if (host is None) != (host_lungs is None):
+        raise ValueError("--host and --host-lungs go together")
+    if out is not None:
+        out = Path(os.path.abspath(out))
+        with held(out):  # found now if it cannot be written
+            if out.is_file() or (out / "tables").exists() and not overwrite:
+                raise ValueError(
+                    f"{out}: exists already; choose another folder or ask to overwrite it (overwrite=True)"
+                )
+    study, native = judging.open_nodules(root, split, seed), None
+    if host is not None:
+        taker = read_host(host, host_lungs, host.resolve().parent.name, (split,))
+        study, native = judging.displaced(study, split, taker)
+    tables = judging.judge_released(study, split, device, native)
+    print(judging.summary(tables).to_markdown(index=False, disable_numparse=True))
+    if out is not None:
+        for name in judging.TABLES:  # none of another run may stay beside these
+            drop_table(out, name)
+        save_tables(tables, out)
+        wall_time = {f"judge {split}": round(time.perf_counter() - started, 1)}
+        write_provenance(out, study.profile, study.dataset, study.seed, study.data_hash, wall_time)
+    return 0
+
+
+def algorithm2(
+    ct: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    subtype: Subtype = "solid",
+    diameter: float = 10.0,
+    seed: int = 0,
+    lungs: Path | None = None,
+    steps: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Put one nodule into a CT the paper's way, for comparison: Algorithm 2 over the whole scan. Slow, and every voxel changes.
+
+    Args:
+        ct: NIfTI file, DICOM folder or zip.
+        out: folder to be made, as of `python -m hrldm insert`.
+        subtype: of the nodule.
+        diameter: mm, of the sphere of equal volume, 6 to 30.
+        seed: of shape, place, histogram and noise.
+        lungs: lung mask or lobe map of this CT.
+        steps: of the sampler; default as trained.
+        device: cpu or cuda; default: the GPU where there is one.
+        overwrite: replace the folder of a former insertion.
+    """
+    wishes = [Wish(subtype, diameter, seed=seed)]
+    changes = {} if steps is None else {"sample_steps": steps}
+    generator = released(on=device, grain=False, match_t_max=None, **changes)  # both are ours
+    record = insert_file(ct, out, wishes, generator, lungs, overwrite=overwrite, algorithm=insert_whole)
+    print(described(wishes, record))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run({"judge": judge, "algorithm2": algorithm2, "bench": bench.main}, "python -m study"))

@@ -1,0 +1,141 @@
+"""Section 3's choices, one at a time: what each does to the lesion's HU histogram, everything else equal.
+
+Every cell sees the same nodules, times and noise in training and the same nodules, histograms and noise in sampling, so
+its difference to the default cell is paired. A cell is the mean over its seeds; intervals resample patients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from hrldm.insert.generator import Generator, Request
+from hrldm.nodules.patches import Patches
+from hrldm.train.device import device
+from study.measure.intensity import lesion_table
+from study.measure.statistics import mean_interval
+from study.study import Study
+from study.systems.latent import CHANGES, trained
+from study.systems.registry import request_for
+
+METRICS = ("jsd", "wasserstein_hu", "mean_error_hu", "sd_ratio")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One level of one factor: the settings it changes from the profile's."""
+
+    factor: str
+    level: str
+    changes: dict
+    seeds: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.factor}: {self.level}"
+
+
+def cells(study: Study) -> list[Cell]:
+    """Every cell of the study; the first of each factor is the profile's own setting."""
+    p = study.profile
+    other = "eps" if p.prediction == "v" else "v"
+    scratch = [  # what a trained network cannot turn to in a few steps
+        Cell("output of the U-Net", f"{p.prediction} (default)", {}),
+        Cell("output of the U-Net", other, {"prediction": other}),
+        Cell("linear denoiser", f"{'yes' if p.unet_linear_skip else 'no'} (default)", {}),
+        Cell("linear denoiser", "no" if p.unet_linear_skip else "yes", {"unet_linear_skip": not p.unet_linear_skip}),
+        Cell("mask's detail", f"{p.mask_detail} (default)", {}),
+        Cell("c_hist as", "vector (default)", {}),
+        Cell("c_hist as", "template", {"histogram_template": True, "use_c_hist": False}),
+        Cell("c_hist as", "both", {"histogram_template": True}),
+        Cell("c_hist as", "neither", {"use_c_hist": False}),
+        Cell("mask's detail", "4" if p.mask_detail == 1 else "1", {"mask_detail": 4 if p.mask_detail == 1 else 1}),
+    ]
+    core = [
+        Cell("background", f"{p.background} (default)", {}),
+        Cell("background", "noised", {"background": "noised"}),
+        Cell("background", "paper (Eq. 4, then Eq. 10)", {"background": "paper"}),
+        Cell("c_hist x L_hist", "both (default)", {}),
+        Cell("c_hist x L_hist", "c_hist only", {"lambda_hist": 0.0}),
+        Cell("c_hist x L_hist", "L_hist only", {"use_c_hist": False}),
+        Cell("c_hist x L_hist", "neither", {"use_c_hist": False, "lambda_hist": 0.0}),
+    ]
+    rest = [
+        Cell("lambda", f"{p.lambda_hist:g} (default)", {}),
+        Cell("lambda", "0", {"lambda_hist": 0.0}),
+        Cell("lambda", "1", {"lambda_hist": 1.0}),
+        Cell("lambda", "100", {"lambda_hist": 100.0}),
+        Cell("times of L_hist", f"t <= {p.hist_t_max} (default)", {}),
+        Cell("times of L_hist", "all t (paper)", {"hist_t_max": None}),
+        Cell("space of L_hist", f"{p.hist_space} (default)", {}),
+        Cell("space of L_hist", "HU", {"hist_space": "hu"}),
+        Cell("tokens of c_hist", f"{p.hist_tokens} (default)", {}),
+        Cell("tokens of c_hist", f"{p.hist_bins}", {"hist_tokens": p.hist_bins}),
+        Cell("histogram imposed while sampling", "never (default)", {}),
+        Cell("histogram imposed while sampling", "t <= 300", CHANGES["hr-ldm-matched"]),
+        Cell(
+            "histogram imposed while sampling", "t <= 300, lambda 0", CHANGES["hr-ldm-matched"] | {"lambda_hist": 0.0}
+        ),
+        *(scratch if p.ablation_start == "scratch" else []),
+    ]
+    given = ((core, p.ablation_core_seeds), (rest, p.ablation_seeds))
+    return [replace(cell, seeds=seeds) for group, seeds in given for cell in group]
+
+
+def generator(study: Study, changes: dict, seed: int) -> Generator:
+    """The network of one cell: `ablation_steps` steps on from the start network, or from scratch."""
+    p = study.profile
+    seeded = study if seed == study.seed else study.with_seed(seed)
+    start = None if p.ablation_start == "scratch" else trained(study, p.ablation_start).unet
+    unet, scale, profile, _ = seeded.unet(start, ldm_steps=p.ablation_steps, **changes)
+    return Generator(study.autoencoder, unet, scale, profile, device())
+
+
+def lesions_of(study: Study, changes: dict, seed: int, request: Request, truth: Patches) -> pd.DataFrame:
+    """One row per nodule with the metrics of one network."""
+    crops = generator(study, changes, seed)(request)
+    table = lesion_table("", crops, truth.hu.astype(np.float32), truth.mask, truth.frame)
+    table["mean_error_hu"] = (table["mean_hu"] - table["truth_mean_hu"]).abs()
+    table["sd_ratio"] = table["sd_hu"] / table["truth_sd_hu"]
+    return table[["nodule_id", "subtype", "patient_id", *METRICS]]
+
+
+def run_ablations(study: Study) -> dict[str, pd.DataFrame]:
+    """Lesion tables of every cell, averaged over its seeds, by cell name; networks are kept on disk, equal ones made once."""
+    test = study.patches("test")[: study.profile.ablation_n]
+    background = study.backgrounds("test")[: study.profile.ablation_n]
+    request = request_for(study, test, background, condition="target")
+    done: dict[tuple[str, int], pd.DataFrame] = {}
+    out = {}
+    for cell in tqdm(cells(study), desc="ablations", mininterval=5):
+        runs = []
+        for seed in range(study.seed, study.seed + cell.seeds):
+            key = (str(sorted(cell.changes.items())), seed)
+            if key not in done:
+                done[key] = lesions_of(study, cell.changes, seed, request, test)
+            runs.append(done[key])
+        keys = ["nodule_id", "subtype", "patient_id"]
+        mean = pd.concat(runs).groupby(keys, sort=False, as_index=False)[list(METRICS)].mean()
+        out[cell.name] = mean.assign(system=cell.name)
+    return out
+
+
+def ablation_table(study: Study, lesions: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """`ablations.csv`: each metric of each level, and its paired difference to the factor's default (`…_difference`)."""
+    rows = []
+    first: dict[str, pd.DataFrame] = {}
+    for cell in cells(study):
+        table = lesions[cell.name].set_index("nodule_id")
+        base = first.setdefault(cell.factor, table)
+        groups = table["patient_id"].to_numpy()
+        for metric in METRICS:
+            pairs = {metric: table[metric].to_numpy()}
+            if base is not table:
+                pairs[f"{metric}_difference"] = (table[metric] - base.loc[table.index, metric]).to_numpy()
+            for name, values in pairs.items():
+                e = mean_interval(values, groups, study.profile.n_boot, study.seed)
+                rows.append((cell.factor, cell.level, name, e.value, e.ci_low, e.ci_high, cell.seeds))
+    return pd.DataFrame(rows, columns="factor level metric value ci_low ci_high n_seeds".split())

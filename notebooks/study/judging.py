@@ -1,0 +1,205 @@
+"""Networks judged on nodules they have not seen, by the measures a release answers for.
+
+Every nodule's place and shape is ordered three times over: with the nodule's own HU histogram (what comes is held against
+the truth, voxel by voxel), with another real nodule's of its subtype and size (control; can features tell it from the
+real one?), and as each of the three subtypes (do their means rise in order?). The autoencoder alone is the floor.
+
+With a host CT the nodules are first transplanted into its healthy lung, where nothing of them is left around a synthetic
+one, and what is made there is held against the real ones in their own scans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hrldm import paths
+from hrldm.config import SUBTYPES, get_profile
+from hrldm.insert.generator import Request
+from hrldm.insert.released import released
+from hrldm.nodules.patches import Patches, fitting, load_patches, manifest_digest
+from hrldm.nodules.texture import bins_of, histogram_library
+from hrldm.nodules.transplant import Host, givers, key_of, transplant
+from hrldm.train.device import device
+from study.classify.jobs import centre_crop
+from study.experiments import centre_spectra, shape_patients
+from study.measure import intensity
+from study.measure.features import Extractor, default_extractor, three_plane_features
+from study.measure.fidelity import separability
+from study.measure.realism import feature_table, realism
+from study.measure.triplets import ordered_share, thrice, triplet_table, typical_histograms
+from study.study import Study, checked_manifest, chosen_histograms
+from study.systems import reconstruction, texture
+from study.systems.registry import request_for
+
+TABLES = (
+    "lesion_histograms", "median_jsd", "control_summary", "triplets_summary", "power_spectrum", "roughness", "separability",
+    "realism",
+)  # fmt: skip
+Maker = Callable[[Request, Patches], np.ndarray]  # the order and the true nodules -> HU crops (N, D, D, D)
+
+
+@dataclass(frozen=True, eq=False)
+class Orders:
+    """What every system is asked for: `own` and `other` for N nodules, `triplets` for the 3N of `nodules_thrice`."""
+
+    own: Request
+    other: Request
+    triplets: Request
+    nodules_thrice: Patches
+
+
+def orders_from_library(study: Study, truth: Patches, background: Patches) -> Orders:
+    """Orders whose other histograms come from the shipped library of real ones, so that no training split is needed."""
+    library = histogram_library()
+    own = request_for(study, truth, background, "target")
+    places = replace(background, frame=truth.frame)
+    other = chosen_histograms(places, library, np.random.default_rng((study.seed, 0)))
+    typical = typical_histograms(library, bins_of(library).to_numpy(float), truth.frame.diameter_mm.to_numpy())
+    nodules_thrice, triplets = thrice(own, truth, typical)
+    return Orders(own, replace(own, histogram=other), triplets, nodules_thrice)
+
+
+def judge(
+    study: Study,
+    truth: Patches,
+    orders: Orders,
+    systems: Mapping[str, Maker],
+    extractor: Extractor,
+    native: Patches | None = None,
+) -> dict[str, pd.DataFrame]:
+    """`TABLES`; the spectrum and roughness are of the median lesion, `realism` comes from two patients on.
+
+    truth:   the real nodules
+    systems: each makes what it is asked for; the study's autoencoder is added as the floor
+    native:  the same nodules in their own scans, where `truth` are transplants
+    """
+    profile = study.profile
+    makers = {"autoencoder": lambda order, nodules: reconstruction.generate(study, order, nodules.hu), **systems}
+    own, other = ({s: make(order, truth) for s, make in makers.items()} for order in (orders.own, orders.other))
+    lesions = intensity.lesion_tables(own, truth, 0)
+    medians = [lesions.groupby(by, sort=False).jsd.median().reset_index() for by in (["system", "subtype"], ["system"])]
+    control = ((orders.own.histogram, own), (orders.other.histogram, other))
+    triplets = [
+        triplet_table(s, orders.nodules_thrice, orders.triplets, make(orders.triplets, orders.nodules_thrice))
+        for s, make in systems.items()
+    ]
+    features = {
+        s: three_plane_features(centre_crop(crops, profile.fid_crop_mm), extractor, n_slices=profile.fid_slices, device=device())
+        for s, crops in {"real": truth.hu, **other}.items()
+    }  # fmt: skip
+    tables = {
+        "lesion_histograms": intensity.lesion_histograms(lesions, profile.n_boot, 0),
+        "median_jsd": pd.concat([medians[0], medians[1].assign(subtype="all")])[["system", "subtype", "jsd"]],
+        "control_summary": intensity.control_summary(intensity.control_tables(control, truth, systems)),
+        "triplets_summary": ordered_share(pd.concat(triplets, ignore_index=True)),
+        "power_spectrum": centre_spectra({"real": truth.hu, **own}, truth.mask, average=np.median),
+        "roughness": _roughness({"real": truth.hu, **own}, truth),
+        "separability": separability(features.pop("real"), features, shape_patients(truth.frame), extractor.name, 0),
+    }
+    patients = shape_patients(truth.frame)
+    if len(np.unique(patients)) > 1:
+        made = {"transplant": truth.hu, **other} if native is not None else other
+        real, place = (truth, "in_place") if native is None else (native, "displaced")
+        told = {s: feature_table(crops, truth.mask) for s, crops in made.items()}
+        known = feature_table(real.hu, real.mask), told, shape_patients(real.frame), patients
+        tables["realism"] = realism(*known, place, profile.n_boot, 0)
+    return tables
+
+
+def _roughness(crops: Mapping[str, np.ndarray], truth: Patches) -> pd.DataFrame:
+    """Median over lesions of the SD beyond a Gaussian of 1 mm, over the lesion's SD: system, roughness, of_real, n."""
+    values = {s: feature_table(hu, truth.mask)["inside_grain_1_share"].median() for s, hu in crops.items()}
+    rows = [(s, v, v / values["real"], len(truth)) for s, v in values.items()]
+    return pd.DataFrame(rows, columns=["system", "roughness", "of_real", "n"])
+
+
+def open_nodules(root: Path, split: str = "test", seed: int = 0) -> Study:
+    """A study of nodules to be judged; it trains nothing and needs no training split. `split` may be `all`.
+
+    Raises:
+        ValueError: a manifest that does not validate, or no nodule in the split.
+    """
+    profile = get_profile("quick")
+    frame = checked_manifest(root)
+    frame = frame.assign(split="all") if split == "all" else frame
+    chosen = frame[frame.split == split]
+    if chosen.empty:
+        raise ValueError(f"{root}: no nodule of split {split!r} in its manifest; choose another, or all")
+    if (chosen.diameter_mm > profile.patch_mm).all():
+        raise ValueError(
+            f"{root}: every nodule of split {split!r} is wider than the crop of {profile.patch_mm} mm that is judged "
+            f"(the first, {chosen.nodule_id.iloc[0]}, has {chosen.diameter_mm.iloc[0]:g} mm)"
+        )
+    return Study(profile, root.resolve().name, root, seed, fitting(frame, profile.patch_mm))
+
+
+def displaced(study: Study, split: str, host: Host) -> tuple[Study, Patches]:
+    """A study of the split's nodules transplanted into a host, and the same nodules where they come from.
+
+    Raises:
+        ValueError: no nodule of the split is a giver (`transplant.givers`), or none finds a place.
+    """
+    # whatever their split is here, they are judged: not turned, not recast
+    nodules = givers(study.split(split)).assign(split="test")
+    if nodules.empty:
+        raise ValueError(
+            f"{study.root}: no nodule of split {split!r} can be transplanted (thin slices, whole, 5-30 mm)"
+        )
+    host = replace(host, splits=("test",))
+    key = f"{manifest_digest(nodules)}-{key_of([host])}-s{study.seed}"
+    moved = open_nodules(transplant(nodules, [host], paths.cache_dir() / "transplants" / key, seed=study.seed), "all")
+    moved = replace(moved, seed=study.seed, frame=moved.frame.assign(split=split))
+    own = nodules.set_index("nodule_id").loc[moved.split(split).source_id].reset_index()
+    return replace(moved, dataset=f"{study.dataset} in {host.patient_id}"), load_patches(own, study.profile.patch_mm)
+
+
+def judge_released(
+    study: Study, split: str, on: str | None = None, native: Patches | None = None
+) -> dict[str, pd.DataFrame]:
+    """`judge` texture without training and the released network on a split: left to itself, with the histogram imposed, and
+    with grain as well (`released`, what `insert` ships). native: see `judge`."""
+    generators = {
+        "hr-ldm": released(on=on, match_t_max=None, grain=False),
+        "hr-ldm-matched": released(on=on, grain=False),
+        "released": released(on=on),
+    }
+    systems: dict[str, Maker] = {"texture": lambda order, nodules: texture.generate(study, order, nodules.hu)}
+    systems |= {
+        name: lambda order, _, name=name, made_by=made_by: made_by(order, progress=name)
+        for name, made_by in generators.items()
+    }
+    truth = study.patches(split)
+    orders = orders_from_library(study, truth, study.backgrounds(split))
+    return judge(study, truth, orders, systems, default_extractor(), native)
+
+
+def summary(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """What `judge` found, one row a system, as text: JSD with its interval, its median, control by subtype, order, AUROC."""
+    jsd = tables["lesion_histograms"].query("subtype == 'all' and metric == 'jsd'").set_index("system")
+    median = tables["median_jsd"].query("subtype == 'all'").set_index("system").jsd
+    fit = tables["control_summary"].query("quantity == 'mean_hu'").set_index(["system", "subtype"])
+    order = tables["triplets_summary"].query("side == 'obtained'").set_index("system")
+    apart = tables["separability"].set_index("system").auroc
+    subtypes = [s for s in SUBTYPES if s in fit.index.unique("subtype")]
+    rows = []
+    for system, r in jsd.iterrows():
+        row = [
+            system,
+            f"{r.value:.3f}" + (f" ({r.ci_low:.3f} to {r.ci_high:.3f})" if pd.notna(r.ci_low) else ""),
+            f"{median[system]:.3f}",
+        ]
+        row += [
+            f"{fit.slope[system, s]:.2f}, {fit.r2[system, s]:.3f}" if pd.notna(fit.r2.get((system, s))) else ""
+            for s in subtypes
+        ]
+        row.append(f"{order.value[system]:.0%} of {order.n[system]}" if system in order.index else "")
+        row.append(f"{apart[system]:.2f}" if pd.notna(apart.get(system)) else "")
+        rows.append(row)
+    counts = fit.loc[fit.index[0][0]].n
+    head = ["system", f"JSD, n = {jsd.n.max()}", "median", *(f"{s}: slope, R², n = {counts[s]}" for s in subtypes)]
+    return pd.DataFrame(rows, columns=[*head, "three subtypes in order", "AUROC of a linear classifier"])

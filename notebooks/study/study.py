@@ -1,0 +1,277 @@
+"""A study: one dataset, one profile, one seed, and the trained networks they lead to, each made once and kept on disk.
+
+Notebooks open the same study and ask for what they need; what an earlier notebook trained is found by the hash of its
+settings, its data and its seed, and is not trained again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from hrldm import paths
+from hrldm.config import Profile, get_profile
+from hrldm.model.autoencoder import Autoencoder
+from hrldm.model.perceptual import PerceptualLoss
+from hrldm.model.unet import ConditionalUNet
+from hrldm.nodules import lidc_mini
+from hrldm.nodules.manifest import load_manifest
+from hrldm.nodules.patches import Patches, fitting, load_patches, manifest_digest
+from hrldm.nodules.split import assert_disjoint
+from hrldm.nodules.texture import FLOOR_REACH, choose_histogram, completed, histogram_library, lung_floor, size_bin
+from hrldm.train import checkpoint as ckpt
+from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder, load_maisi
+from hrldm.train.device import device
+from hrldm.train.history import follow, read_history
+from hrldm.train.latents import SHIFT, LatentCache, build_latents, lesion_histograms, weights_digest
+from hrldm.train.ldm import RUN_FIELDS, load_unet, train_ldm
+from hrldm.train.ldm import VERSION as LDM_VERSION
+from hrldm.train.vae import VERSION as VAE_VERSION
+from hrldm.train.vae import train_autoencoder
+from hrldm.wheels import LITE0, wheel_file
+
+logger = logging.getLogger(__name__)
+SYMMETRIES = 48  # of a cube
+
+
+@dataclass(frozen=True)
+class Study:
+    """One dataset, profile and seed; see `open_study`."""
+
+    profile: Profile
+    dataset: str
+    root: Path
+    seed: int
+    frame: pd.DataFrame
+
+    @property
+    def results(self) -> Path:
+        return paths.results_dir(self.dataset, self.profile.name)
+
+    @functools.cached_property
+    def data_hash(self) -> str:
+        return (
+            lidc_mini.data_hash(self.root)
+            if self.dataset == "lidc-mini"
+            else manifest_digest(self.frame, _files(self.frame))
+        )
+
+    def split(self, name: str) -> pd.DataFrame:
+        return self.frame[self.frame.split == name].reset_index(drop=True)
+
+    def patches(self, split: str, size: int | None = None, image_column: str = "image") -> Patches:
+        """Crops of one split; `size` defaults to the profile's training crop."""
+        return load_patches(self.split(split), size or self.profile.patch_mm, image_column)
+
+    def backgrounds(self, split: str, size: int | None = None) -> Patches:
+        """The same places, without their nodules where the manifest has a background, else the images themselves."""
+        frame = self.split(split)
+        if "background" in frame:
+            frame = frame.assign(image=frame.background.where(frame.background != "", frame.image))
+        return load_patches(frame, size or self.profile.patch_mm)
+
+    @functools.cached_property
+    def autoencoder(self) -> Autoencoder:
+        """Stage I as the profile asks: shipped, trained here, or the user's MAISI file."""
+        return obtain_autoencoder(self)
+
+    @functools.cached_property
+    def _latents(self) -> dict[tuple[str, bool], LatentCache]:
+        return {}
+
+    def latents(self, split: str, templates: bool | None = None) -> LatentCache:
+        """The encoded crops of a split, made at the first call; the training split in `latent_variants`.
+
+        templates: with the histograms as pictures; None as the profile says
+        """
+        templates = self.profile.histogram_template if templates is None else templates
+        if (split, templates) not in self._latents:
+            self._latents[split, templates] = self._encoded(split, templates)
+        return self._latents[split, templates]
+
+    def _encoded(self, split: str, templates: bool) -> LatentCache:
+        p = self.profile
+        enough = -(-p.least_latents // len(self.split(split)))
+        variants = max(p.latent_variants, min(enough, SYMMETRIES)) if split == "train" else 1
+        size = p.patch_mm + (2 * SHIFT if variants > 1 else 0)
+        patches, background = self.patches(split, size), self.backgrounds(split, size).hu
+        settings = (p.patch_mm, variants, p.hist_bins, self.seed, device())
+        return build_latents(self.autoencoder, patches, *settings, background, templates)
+
+    def with_seed(self, seed: int) -> Study:
+        """The study with another seed and the same autoencoder: another one's latents would be another language."""
+        other = dataclasses.replace(self, seed=seed)
+        vars(other)["autoencoder"] = self.autoencoder
+        return other
+
+    def unet(self, start: ConditionalUNet | None = None, **changes):
+        """A trained U-Net with some settings changed: (network, latent scale, its profile, loss history).
+
+        start: network whose weights the training begins with (those that fit); None begins with one pre-trained on
+               lidc-mini as the profile says, or draws them from the seed.
+        """
+        profile = dataclasses.replace(self.profile, **changes)
+        if start is None:
+            start = self.pretrained(profile)
+        # the `paper` rule trains as `clean` does and differs in sampling only
+        trained = dataclasses.replace(profile, background="clean") if profile.background == "paper" else profile
+        path = self.run_path(trained, start)
+        history = fit_ldm(self, trained, path, start)
+        return (*load_unet(path, profile, device()), profile, history)
+
+    def pretrained(self, profile: Profile) -> ConditionalUNet | None:
+        """The network that `profile` asks to begin with: nodules of known truth first, few real ones after."""
+        if self.dataset == "lidc-mini" or not profile.pretrain_steps:
+            return None
+        settings = dataclasses.replace(profile, lambda_hist=0.0, ldm_steps=profile.pretrain_steps)
+        embedded = open_study(settings, seed=self.seed)
+        vars(embedded)["autoencoder"] = self.autoencoder  # another one's latents would be another language
+        return embedded.unet()[0]
+
+    def run_path(self, profile: Profile, start: ConditionalUNet | None = None) -> Path:
+        parts = [
+            profile.digest(*RUN_FIELDS, "latent_variants", "least_latents", "patch_mm"),
+            self.data_hash,
+            weights_digest(self.autoencoder),
+            f"v{LDM_VERSION}",
+        ]
+        parts += [weights_digest(start)] if start is not None else []
+        return paths.cache_dir() / "runs" / f"{'-'.join(parts)}-s{self.seed}" / "ldm.safetensors"
+
+    @functools.cached_property
+    def _library(self) -> pd.DataFrame:
+        """Histograms of the training nodules, in the columns of `histogram_library`."""
+        if self.dataset == "lidc-mini":  # the sources of the test nodules' histograms stay out of reach
+            sources = histogram_library()
+            return sources[sources.nodule_id.isin(self.split("train").histogram_id)]
+        return completed(library_of(self.patches("train"), self.profile.hist_bins))
+
+    def library_histograms(self, places: Patches, seed: int) -> np.ndarray:
+        """A training nodule's histogram of the same subtype and about the same size for every row (never its own).
+
+        places: rows of subtype and diameter with the crops they go into; histograms darker than the lung there are
+                passed over, as `insert` does
+        """
+        return chosen_histograms(places, self._library, np.random.default_rng((self.seed, seed)))
+
+
+def library_of(patches: Patches, bins: int) -> pd.DataFrame:
+    """The nodules' histograms in the columns of `histogram_library`."""
+    table = patches.frame[["nodule_id", "patient_id", "subtype", "diameter_mm"]]
+    columns = {f"b{i:02d}": column for i, column in enumerate(lesion_histograms(patches, bins).T)}
+    return table.assign(size_bin=table.diameter_mm.map(size_bin), **columns)
+
+
+def chosen_histograms(places: Patches, library: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """(N, B) out of a library, for each place by `choose_histogram` with the lung about it as the floor; the place's own
+    nodule, or the one whose histogram it has, is left out where there are others of its subtype."""
+    middle = places.centred(min(2 * FLOOR_REACH, places.hu.shape[1]))
+    rows = []
+    for r, hu, mask in zip(places.frame.itertuples(), middle.hu, middle.mask, strict=True):
+        floor = lung_floor(hu, ~mask)
+        own = [getattr(r, name, "") for name in ("nodule_id", "histogram_id")]
+        others = library[~library.nodule_id.isin(own)]
+        known = others if (others.subtype == r.subtype).any() else library
+        rows.append(choose_histogram(r.subtype, r.diameter_mm, rng, known, floor)[1])
+    return np.stack(rows)
+
+
+def open_study(
+    profile: str | Profile, dataset: str = "lidc-mini", data_root: str = "", seed: int = 0, **overrides
+) -> Study:
+    """Check everything that can be checked before long work, and open the study.
+
+    dataset:   lidc-mini (embedded, made on first use) or the name of a manifest folder
+    data_root: folder with manifest.csv for every other dataset
+
+    Raises:
+        ValueError: unknown profile or field, missing data_root, a manifest that does not validate, or a patient (for
+            lidc-mini also a shape or a place) in two splits, naming what and where.
+    """
+    p = profile if isinstance(profile, Profile) else get_profile(profile, **overrides)
+    given = paths.check_run(p.name, dataset, data_root)
+    root = Path(given) if given else lidc_mini.prepare(p.n_train, p.n_val, p.n_test, seed, n_jobs=os.cpu_count() or 1)
+    frame = fitting(checked_manifest(root), p.patch_mm)
+    assert_disjoint(frame)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed {seed}: give a whole number from 0 to {2**32 - 1}")
+    missing = [s for s in ("train", "test") if not (frame.split == s).any()]
+    if missing:
+        raise ValueError(f"{root}: no nodule in split(s) {missing}; check the `split` column of the manifest")
+    unit = frame.get("shape_patient_id", frame.patient_id)
+    for name, part in (
+        ("train on (train and val)", unit[frame.split != "test"]),
+        ("test on", unit[frame.split == "test"]),
+    ):
+        if part.nunique() < 2:
+            raise ValueError(
+                f"{root}: nodules of one patient to {name}; cross-validation and intervals need two (`judge` needs one)"
+            )
+    return Study(p, dataset, root, seed, frame)
+
+
+def _files(frame: pd.DataFrame) -> tuple[str, ...]:
+    """The columns whose files can be looked at, all rows having one."""
+    return tuple(c for c in paths.FILES if c in frame and frame[c].astype(bool).all())
+
+
+def checked_manifest(root: Path) -> pd.DataFrame:
+    """`load_manifest` with every image and mask read, which is done once for the same rows and unchanged files.
+
+    Raises:
+        ValueError: see `load_manifest`.
+    """
+    frame = load_manifest(root, check_images=False)
+    stamp = paths.cache_dir() / "checked" / manifest_digest(frame, _files(frame))
+    if not stamp.exists():
+        load_manifest(root)
+        stamp.parent.mkdir(exist_ok=True)
+        stamp.touch()
+    return frame
+
+
+def obtain_autoencoder(study: Study) -> Autoencoder:
+    """The autoencoder a profile asks for, frozen, in evaluation mode.
+
+    Raises:
+        CheckpointError: missing or corrupt weights; the message says which file.
+    """
+    p = study.profile
+    if p.ae_source == "shipped":
+        model = load_autoencoder(SHIPPED_AUTOENCODER)
+    elif p.ae_source == "train":
+        path, _ = fit_autoencoder(study, p)
+        model = load_autoencoder(path)
+    else:
+        model = load_maisi(Path(p.ae_source))
+    return model.eval().requires_grad_(False)
+
+
+def fit_autoencoder(study: Study, profile: Profile) -> tuple[Path, pd.DataFrame]:
+    """Train Stage I on the study's training crops (resumable); checkpoint path and loss history."""
+    fields = [f.name for f in dataclasses.fields(Profile) if f.name.startswith("ae_")]
+    folder = paths.cache_dir() / "runs" / f"ae-{profile.digest(*fields)}-{study.data_hash}-s{study.seed}-v{VAE_VERSION}"
+    path = folder / "autoencoder.safetensors"
+    crops = study.patches("train", 64 if study.dataset == "lidc-mini" else profile.patch_mm).hu
+    steps = train_autoencoder(
+        list(crops), np.ones(len(crops)), profile, study.seed, path, PerceptualLoss(wheel_file(*LITE0))
+    )
+    return path, follow(steps, folder, profile.ae_steps, path, "autoencoder")
+
+
+def fit_ldm(study: Study, profile: Profile, path: Path, start: ConditionalUNet | None = None) -> pd.DataFrame:
+    """Train Stage II unless `path` is finished (resumes where it stopped); the loss history."""
+    if path.exists() and ckpt.load_meta(path)["step"] == profile.ldm_steps:
+        return read_history(path.parent)
+    cache = study.latents("train", profile.histogram_template)
+    initial = None if start is None else start.state_dict()
+    steps = train_ldm(cache, profile, study.seed, path, study.autoencoder, initial=initial)
+    label = f"{profile.objective} lambda={profile.lambda_hist:g}"
+    return follow(steps, path.parent, profile.ldm_steps, path, label)

