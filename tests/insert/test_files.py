@@ -17,6 +17,7 @@ import hrldm.__main__ as cli
 from hrldm.ct.volume import read_ct
 from hrldm.insert import batch, files
 from hrldm.insert import record as records
+from hrldm.insert.insert import insert
 from hrldm.insert.wish import Wish, read_plan
 from tests import tiny
 
