@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
-from tests.data.test_bad_input import series
 
 from hrldm.config import SUBTYPES
 from hrldm.ct.dicom_headers import holds_dicom
@@ -35,6 +34,7 @@ from hrldm.insert.wish import Wish, read_histogram, read_plan
 from hrldm.nodules.manifest import REQUIRED, load_manifest
 from hrldm.nodules.split import SPLITS
 from tests import tiny
+from tests.ct.test_bad_input import series
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # nibabel, pydicom and numpy warn of what is then refused
 

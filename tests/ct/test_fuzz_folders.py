@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.data.test_fuzz import fuzz, outcome
 
 from hrldm.config import SUBTYPES
 from hrldm.nodules.manifest import REQUIRED, load_manifest
@@ -19,6 +18,7 @@ from hrldm.nodules.split import SPLITS
 from hrldm.nodules.spreadsheet import BLANK
 from study.study import open_study
 from tests import tiny
+from tests.ct.test_fuzz import fuzz, outcome
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # nibabel and numpy warn of what is then refused
 HEADS = r"one column only; |row \d+: |rows \d+, [\d, ]+: nodule_id|column '|missing column|no rows|patient '|image .* one CT under"

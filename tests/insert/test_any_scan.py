@@ -15,7 +15,6 @@ import pydicom
 import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from tests.synthesis.test_insert import LIBRARY
 
 from hrldm.ct import lungs
 from hrldm.ct.geometry import to_world
@@ -23,6 +22,7 @@ from hrldm.ct.volume import read_ct
 from hrldm.insert import files
 from hrldm.insert.wish import Wish
 from tests import tiny
+from tests.insert.test_insert import LIBRARY
 
 FIRST, COUNT = int(os.environ.get("HRLDM_FUZZ_FROM", 0)), int(os.environ.get("HRLDM_FUZZ", 40))
 ORDERS = [

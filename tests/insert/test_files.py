@@ -11,7 +11,6 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from tests.synthesis.test_insert import LIBRARY, scan
 
 import hrldm.__main__ as cli
 from hrldm.ct.volume import read_ct
@@ -20,6 +19,7 @@ from hrldm.insert import record as records
 from hrldm.insert.insert import insert
 from hrldm.insert.wish import Wish, read_plan
 from tests import tiny
+from tests.insert.test_insert import LIBRARY, scan
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from tests.synthesis.test_insert import LIBRARY, scan
 
 import hrldm.__main__ as cli
 from hrldm.insert import insert, record, released
 from tests import tiny
+from tests.insert.test_insert import LIBRARY, scan
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from scipy import ndimage
-from tests.synthesis.test_insert import LIBRARY, scan
 
 from hrldm.insert.insert import insert
 from hrldm.insert.wish import Wish
 from study.report.tour import Tour, around_lesion, change_reach, viewer_3d
 from tests import tiny
+from tests.insert.test_insert import LIBRARY, scan
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tests.synthesis.test_insert import LIBRARY, scan
 
 from hrldm.ct.geometry import to_world
 from hrldm.ct.volume import CT
@@ -15,6 +14,7 @@ from hrldm.insert.wish import Wish
 from hrldm.model.autoencoder import normalise_hu
 from study.systems import algorithm2 as whole_volume
 from tests import tiny
+from tests.insert.test_insert import LIBRARY, scan
 
 WISH = Wish("solid", 14.0, seed=2)
 
