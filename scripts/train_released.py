@@ -38,9 +38,9 @@ from hrldm.nodules.patches import Patches, load_patches, manifest_digest
 from hrldm.nodules.transplant import HOST, MAX_SLICE_MM, Host, embedded_hosts, givers, key_of, read_host, transplant
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import device
-from hrldm.train.history import follow, read_history
 from hrldm.train.latents import weights_digest
 from hrldm.train.ldm import load_unet, train_ldm
+from hrldm.train.loop import follow, read_history
 from study import judging
 from study.experiments import shape_patients
 from study.measure import intensity

@@ -114,7 +114,7 @@ def main() -> None:
                 "linear_skip_db": linear,
             }
             with (folder / "log.jsonl").open("a") as f:
-                f.write(json.dumps(line | state.metrics) + "\n")
+                f.write(json.dumps(line | {k: float(v) for k, v in state.metrics.items()}) + "\n")
             print(line, flush=True)
 
 

@@ -1,14 +1,13 @@
 """Training of Stage II (Algorithm 1), as a generator; lambda_hist = 0 makes it MAISI-DDPM, ``objective="rflow"`` MAISI's
 rectified flow, everything else equal.
 
-Each step draws its nodules, times and noise from (seed, step, rank) alone, so a resumed run ends in the same weights as an
-uninterrupted one, and runs that differ in one option see the same nodules, times and noise.
+Runs that differ in one option see the same nodules, times and noise. What guards a run (resuming, averaging, saving) is `loop`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +26,11 @@ from hrldm.train.device import device as device_name
 from hrldm.train.histogram_term import HistogramTerm
 from hrldm.train.latents import LatentCache, Windowed, windowed
 from hrldm.train.linear_start import fit_linear
-from hrldm.train.steps import StepState, require_finite
+from hrldm.train.loop import Loop, StepState
 
 STAGE = "ldm"
 VERSION = 1  # raise when the same settings and latents would give other weights; part of the keys of caches
-CHECK_EVERY = 50  # steps between two looks at the losses on a GPU, which has to wait for each
+WARM_UP = 20  # steps
 GRAPHED_FROM = 200  # steps that pay for the capture of CUDA graphs
 RUN_FIELDS = (  # what a trained U-Net depends on
     "ae_latent_channels", "unet_channels", "unet_attention", "unet_res_blocks", "unet_head_channels", "unet_norm_groups", "unet_linear_skip",
@@ -96,82 +95,90 @@ def train_ldm(
     accelerator = accelerator or Accelerator(cpu=device_name() == "cpu", kwargs_handlers=[unused])
     device, schedule = accelerator.device, Schedule.from_profile(profile)
     torch.manual_seed(seed)
-    model = ConditionalUNet(profile)
-    own = model.state_dict()
-    if initial is not None:
-        model.load_state_dict(started(own, initial))
-    lost = initial is not None and any(k in initial and initial[k].numel() > own[k].numel() for k in own)  # inputs
-    if model.linear is not None and (initial is None or lost) and not Path(path).exists():
-        fit_linear(model.linear, cache, profile, seed)
-    ema = ckpt.Ema(model, profile.ldm_ema)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], profile.ldm_lr, fused=True)
-    meta = {
-        "stage": STAGE,
-        "digest": profile.digest(*RUN_FIELDS),
-        "seed": seed,
-        "step": 0,
-        "scale": cache.scale,
-        "n": len(cache),
-    }
-    batches, term = Batches(cache, profile, device), None
+    network = _network(cache, profile, seed, path, initial)
+    batches, l_hist = Batches(cache, profile, device), None
     if profile.lambda_hist > 0 and profile.objective == "ddpm":
-        term = HistogramTerm(autoencoder, batches.groups, cache.scale, profile)
-    if Path(path).exists():
-        groups, old = ckpt.load(path)
-        ckpt.require(old, path, stage=STAGE, digest=meta["digest"], seed=seed, n=len(cache))
-        if not math.isclose(old["scale"], cache.scale, rel_tol=1e-6):  # another autoencoder's, or other crops
-            raise ckpt.CheckpointError(f"{path}: made of other latents; choose another folder or delete it")
-        model.load_state_dict(groups["model"])
-        ckpt.restore_optimizer(optimizer, groups.get("optimizer", {}))
-        ema.shadow = groups["ema"]
-        meta = old
-    model, optimizer = accelerator.prepare(model, optimizer)
-    ema.shadow = {k: v.to(device) for k, v in ema.shadow.items()}
-    check_every = 1 if device.type == "cpu" else CHECK_EVERY
+        l_hist = HistogramTerm(autoencoder, batches.groups, cache.scale, profile)
+    loop = _loop(network, l_hist, cache, profile, seed, path, accelerator, save_every)
+    model = _graphs(loop, batches, schedule) or loop.modules["model"]
 
-    def network_inputs(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """z_t (Eq. 1), what the network is to put out, and its inputs."""
-        z0, t = batch["z0"], batch["t"]
-        z_t, target = training_pair(schedule, z0, batch["eps"], t, profile.objective, profile.prediction)
-        t = t + 1 if profile.objective == "rflow" else t  # as in sampling
-        z_in = noisy_input(z0, z_t, batch["m"], profile.background)  # line 4
-        return z_t, target, (z_in, t, batch["condition"], batch["subtype"], batch["histogram"])
-
-    denoise = model
-    if device.type == "cuda" and accelerator.num_processes == 1 and profile.ldm_steps - meta["step"] >= GRAPHED_FROM:
-        denoise = graphed(model, [network_inputs(batches.of(g, seed))[2] for g in batches.groups], profile)
-
-    for step in range(meta["step"], profile.ldm_steps):
-        batch = batches.draw(np.random.default_rng((seed, step, accelerator.process_index)))
-        lr = ckpt.polynomial_lr(profile.ldm_lr, step, profile.ldm_steps, profile.ldm_lr_power)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 20)
-
-        z_t, target, inputs = network_inputs(batch)
+    for _, rng in loop:  # Algorithm 1, line by line
+        batch = batches.draw(rng)  # 1, 2: z0 from the cache; t, eps
+        z_t, target, inputs = network_inputs(batch, schedule, profile)  # 3, 4: Eq. 1, Eq. 4
         with autocast(profile, device.type):
-            out = denoise(*inputs)  # lines 5, 6
-        out, t = out.float(), inputs[1]
-        losses = {"inpaint": inpainting_loss(target, out, batch["m"], profile.inpaint_norm)}  # line 9
-        if term is not None:
-            eps_hat = schedule.noise(out, z_t, t, profile.prediction)
-            losses["hist"] = term(schedule.predict_z0(z_t, eps_hat, t), batch)  # lines 7, 8, 10
-        if step % check_every == 0 or (step + 1) % save_every == 0:
-            require_finite(losses, step, lr, path)
-        total = total_loss(losses["inpaint"], losses.get("hist"), profile.lambda_hist)  # line 11
-        optimizer.zero_grad()
-        accelerator.backward(total)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()  # line 12
-        ema.update(accelerator.unwrap_model(model), step)
+            out = model(*inputs).float()  # 5, 6: c_type, c_hist, eps_hat
+        losses = {"inpaint": inpainting_loss(target, out, batch["m"], profile.inpaint_norm)}  # 9: Eq. 5
+        if l_hist is not None:
+            eps_hat = schedule.noise(out, z_t, batch["t"], profile.prediction)
+            z0_hat = schedule.predict_z0(z_t, eps_hat, batch["t"])  # 7: Eq. 6
+            losses["hist"] = l_hist(z0_hat, batch)  # 8, 10: Eq. 7, Eq. 8
+        loop.check(losses)
+        loop.descend(
+            total_loss(losses["inpaint"], losses.get("hist"), profile.lambda_hist), "model", "optimizer"
+        )  # 11, 12
+        yield loop.done(losses)
 
-        done = step + 1
-        if accelerator.is_main_process and (done % save_every == 0 or done == profile.ldm_steps):
-            groups = {"model": accelerator.unwrap_model(model).state_dict(), "ema": ema.shadow}
-            if done < profile.ldm_steps:
-                groups["optimizer"] = ckpt.optimizer_tensors(optimizer.optimizer)
-            ranges = {} if term is None else {"hist_lo": term.lo.tolist(), "hist_hi": term.hi.tolist()}
-            ckpt.save(path, groups, meta | {"step": done} | ranges)
-        yield StepState(done, profile.ldm_steps, {k: v.detach() for k, v in losses.items()})
+
+def network_inputs(
+    batch: dict[str, Tensor], schedule: Schedule, profile: Profile
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """z_t (Eq. 1), what the network is to put out, and its inputs, of which the first is Eq. 4's."""
+    z_t, target = training_pair(schedule, batch["z0"], batch["eps"], batch["t"], profile.objective, profile.prediction)
+    t = batch["t"] + 1 if profile.objective == "rflow" else batch["t"]  # as in sampling
+    z_in = noisy_input(batch["z0"], z_t, batch["m"], profile.background)
+    return z_t, target, (z_in, t, batch["condition"], batch["subtype"], batch["histogram"])
+
+
+def _network(
+    cache: LatentCache, profile: Profile, seed: int, path: Path, initial: dict[str, Tensor] | None
+) -> ConditionalUNet:
+    """The network to begin with; its linear part is fitted where nothing better is known."""
+    network = ConditionalUNet(profile)
+    own = network.state_dict()
+    if initial is not None:
+        network.load_state_dict(started(own, initial))
+    lost = initial is not None and any(k in initial and initial[k].numel() > own[k].numel() for k in own)  # inputs
+    if network.linear is not None and (initial is None or lost) and not Path(path).exists():
+        fit_linear(network.linear, cache, profile, seed)
+    return network
+
+
+def _loop(
+    network: ConditionalUNet,
+    l_hist: HistogramTerm | None,
+    cache: LatentCache,
+    profile: Profile,
+    seed: int,
+    path: Path,
+    accelerator: Accelerator,
+    save_every: int,
+) -> Loop:
+    scale = ckpt.load_meta(path).get("scale") if Path(path).exists() else cache.scale
+    meta = {"stage": STAGE, "digest": profile.digest(*RUN_FIELDS), "seed": seed, "n": len(cache), "scale": cache.scale}
+    if l_hist is not None:
+        meta |= {"hist_lo": l_hist.lo.tolist(), "hist_hi": l_hist.hi.tolist()}
+    adam = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], profile.ldm_lr, fused=True)
+
+    def lr(step: int) -> float:
+        falling = ckpt.polynomial_lr(profile.ldm_lr, step, profile.ldm_steps, profile.ldm_lr_power)
+        return falling * min(1.0, (step + 1) / WARM_UP)
+
+    loop = Loop(
+        path, meta, {"model": network}, {"optimizer": adam}, identity=("stage", "digest", "seed", "n"),
+        total=profile.ldm_steps, ema=profile.ldm_ema, lr=lr, save_every=save_every, accelerator=accelerator,
+    )  # fmt: skip
+    if scale is None or not math.isclose(scale, cache.scale, rel_tol=1e-6):  # another autoencoder's, or other crops
+        raise ckpt.CheckpointError(f"{path}: made of other latents; choose another folder or delete it")
+    return loop
+
+
+def _graphs(loop: Loop, batches: Batches, schedule: Schedule) -> Callable[..., Tensor] | None:
+    """The network as CUDA graphs, one for each side of window, where they pay."""
+    accelerator, profile = loop.accelerator, batches.profile
+    if accelerator.device.type != "cuda" or accelerator.num_processes > 1 or loop.left < GRAPHED_FROM:
+        return None
+    examples = [network_inputs(batches.of(g, 0), schedule, profile)[2] for g in batches.groups]
+    return graphed(loop.modules["model"], examples, profile)
 
 
 def started(own: dict[str, Tensor], initial: dict[str, Tensor]) -> dict[str, Tensor]:

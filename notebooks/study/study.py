@@ -29,10 +29,10 @@ from hrldm.nodules.texture import FLOOR_REACH, choose_histogram, completed, hist
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder, load_maisi
 from hrldm.train.device import device
-from hrldm.train.history import follow, read_history
 from hrldm.train.latents import SHIFT, LatentCache, build_latents, lesion_histograms, weights_digest
 from hrldm.train.ldm import RUN_FIELDS, load_unet, train_ldm
 from hrldm.train.ldm import VERSION as LDM_VERSION
+from hrldm.train.loop import follow, read_history
 from hrldm.train.vae import VERSION as VAE_VERSION
 from hrldm.train.vae import train_autoencoder
 from hrldm.wheels import LITE0, wheel_file

@@ -13,7 +13,7 @@ from hrldm.model.autoencoder import Autoencoder
 from hrldm.nodules.patches import Patches
 from hrldm.train import autoencoders
 from hrldm.train import checkpoint as ckpt
-from hrldm.train.history import read_history
+from hrldm.train.loop import read_history
 from study import study as runs
 from tests import tiny
 

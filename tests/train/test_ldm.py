@@ -22,7 +22,7 @@ from hrldm.train import ldm
 from hrldm.train.device import device
 from hrldm.train.histogram_term import HistogramTerm, lesion_cubes
 from hrldm.train.latents import LatentCache, build_latents, encode_patches, mask_tensor, windowed
-from hrldm.train.steps import DivergedError
+from hrldm.train.loop import DivergedError
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]

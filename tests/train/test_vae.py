@@ -10,7 +10,7 @@ from torch import nn
 
 from hrldm.config import get_profile
 from hrldm.train import checkpoint as ckpt
-from hrldm.train.steps import DivergedError
+from hrldm.train.loop import DivergedError
 from hrldm.train.vae import train_autoencoder
 from tests import tiny
 
