@@ -4,13 +4,13 @@ import importlib
 
 __version__ = "0.1.0"
 _TOOL = {  # what a user of the tool needs, imported when asked for: the library itself takes seconds to import
-    "insert": "hrldm.insert.insert",
-    "insert_file": "hrldm.insert.files",
+    "insert": "hrldm.insertion.insert",
+    "insert_file": "hrldm.insertion.files",
     "lung_labels": "hrldm.ct.lungs",
     "read_ct": "hrldm.ct.volume",
-    "released": "hrldm.insert.released",
+    "released": "hrldm.insertion.released",
     "write_nifti": "hrldm.ct.volume",
-    "Wish": "hrldm.insert.wish",
+    "Wish": "hrldm.insertion.wish",
 }
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 if TYPE_CHECKING:
-    from hrldm.insert.wish import Wish
+    from hrldm.insertion.wish import Wish
 
 logger = logging.getLogger(__name__)
 Subtype = Literal["solid", "part-solid", "ground-glass"]
@@ -80,9 +80,9 @@ def insert(
         overwrite: replace the folder of a former insertion.
     """
     from hrldm.atomic import held
-    from hrldm.insert.files import check_output, described, insert_file
-    from hrldm.insert.record import told_apart
-    from hrldm.insert.wish import Wish
+    from hrldm.insertion.files import check_output, described, insert_file
+    from hrldm.insertion.record import told_apart
+    from hrldm.insertion.wish import Wish
 
     out = Path(os.path.abspath(out))
     with held(out):
@@ -157,8 +157,8 @@ def batch(
         format: see insert.
         overwrite: make again what was made otherwise (delete a result to make it again in any case).
     """
-    from hrldm.insert.batch import insert_folder
-    from hrldm.insert.wish import Wish
+    from hrldm.insertion.batch import insert_folder
+    from hrldm.insertion.wish import Wish
 
     wishes = _wishes(plan, Wish(subtype=subtype, diameter_mm=diameter, seed=seed), count)
     options = {"retries": retries, "private": private, "format": format, "overwrite": overwrite}
@@ -169,7 +169,7 @@ def batch(
 
 
 def _generator(steps: int | None, matching: bool, grain: bool, device: str | None):
-    from hrldm.insert.released import released
+    from hrldm.insertion.released import released
 
     changes = {} if steps is None else {"sample_steps": steps}
     return released(on=device, grain=grain, **changes, **({} if matching else {"match_t_max": None}))
@@ -177,7 +177,7 @@ def _generator(steps: int | None, matching: bool, grain: bool, device: str | Non
 
 def _wishes(plan: Path | None, wish: Wish, count: int) -> list[Wish]:
     """Those of a plan, beside which nothing may be said but the seed of rows without one; else `count` after one wish."""
-    from hrldm.insert.wish import Wish, copies, read_plan
+    from hrldm.insertion.wish import Wish, copies, read_plan
 
     if plan is None:
         return copies(wish, count)
@@ -193,7 +193,7 @@ def _wishes(plan: Path | None, wish: Wish, count: int) -> list[Wish]:
 
 
 def _point(text: str | None) -> tuple[float, ...] | None:
-    from hrldm.insert.wish import point
+    from hrldm.insertion.wish import point
 
     if text is None:
         return None

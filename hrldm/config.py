@@ -86,7 +86,7 @@ class Profile:
     sampler: str = "ddim"  # ddpm | ddim | rflow
     sample_steps: int = 25
     match_t_max: int | None = (
-        None  # impose the requested histogram at t <= this (insert/matching.py); None = paper: never
+        None  # impose the requested histogram at t <= this (insertion/matching.py); None = paper: never
     )
     match_rounds: int = (
         1  # how often at each such step, since decoding undoes a part of it; the second time counts double

@@ -18,8 +18,8 @@ import pandas as pd
 import scripts._study  # noqa: F401
 from hrldm.atomic import write_text
 from hrldm.config import get_profile
-from hrldm.insert.generator import Generator
-from hrldm.insert.released import RELEASED_UNET, SAMPLING
+from hrldm.insertion.generator import Generator
+from hrldm.insertion.released import RELEASED_UNET, SAMPLING
 from hrldm.train.device import device
 from hrldm.train.ldm import load_unet
 from scripts.train_released import OUT, SETTINGS, lesions_of, made_for, release_data, test_hosts

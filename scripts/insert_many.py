@@ -20,9 +20,9 @@ from hrldm import paths
 from hrldm.config import SUBTYPES
 from hrldm.ct.lungs import lung_labels
 from hrldm.ct.volume import read_ct
-from hrldm.insert.insert import insert
-from hrldm.insert.released import released
-from hrldm.insert.wish import Wish
+from hrldm.insertion.insert import insert
+from hrldm.insertion.released import released
+from hrldm.insertion.wish import Wish
 from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
 from study.report import figures
 from study.report.provenance import write_provenance

@@ -12,7 +12,7 @@ import pandas as pd
 import scripts._study  # noqa: F401
 from hrldm import paths
 from hrldm.atomic import write_text
-from hrldm.insert.generator import reconstruct
+from hrldm.insertion.generator import reconstruct
 from hrldm.nodules.manifest import load_manifest
 from hrldm.nodules.patches import load_patches
 from hrldm.train import checkpoint as ckpt

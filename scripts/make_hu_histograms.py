@@ -29,7 +29,7 @@ from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM
 from hrldm.nodules.split import patient_split
 from hrldm.nodules.texture import size_bin
 
-OUT = Path(__file__).resolve().parents[1] / "hrldm" / "data"
+OUT = Path(__file__).resolve().parents[1] / "hrldm" / "nodules"
 BINS = 40
 CORE_MM = 1.5
 GRAIN_MM = (1, 2, 4)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 SEED = 20261123
-TARGET = Path(__file__).parents[1] / "hrldm" / "data" / "lidc_split.csv"
+TARGET = Path(__file__).parents[1] / "hrldm" / "nodules" / "lidc_split.csv"
 
 
 def allot(patients: list[str], shares: tuple[float, float, float], rng: np.random.Generator) -> dict[str, str]:

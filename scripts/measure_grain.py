@@ -2,7 +2,7 @@
 
 Training nodules with at least 100 voxels 2 mm below the surface: standard deviation of r = x - D(E(x)) in there, over
 percentiles of r's local standard deviation around the lesion. Writes `results/lidc-cubes/grain/tables/strength.csv`, on which
-`QUANTILE` in hrldm/insert/grain.py was chosen.
+`QUANTILE` in hrldm/insertion/grain.py was chosen.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from scipy import ndimage
 import scripts._study  # noqa: F401
 from hrldm import paths
 from hrldm.config import get_profile
-from hrldm.insert.generator import reconstruct
-from hrldm.insert.grain import local_sd, residual_of
+from hrldm.insertion.generator import reconstruct
+from hrldm.insertion.grain import local_sd, residual_of
 from hrldm.nodules.manifest import load_manifest
 from hrldm.nodules.patches import load_patches, manifest_digest
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder

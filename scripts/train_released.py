@@ -31,8 +31,8 @@ import scripts._study  # noqa: F401
 from hrldm import paths
 from hrldm.atomic import atomic, write_text
 from hrldm.config import get_profile
-from hrldm.insert.generator import Generator
-from hrldm.insert.released import RELEASED_UNET, SAMPLING
+from hrldm.insertion.generator import Generator
+from hrldm.insertion.released import RELEASED_UNET, SAMPLING
 from hrldm.nodules.manifest import load_manifest, write_manifest
 from hrldm.nodules.patches import Patches, load_patches, manifest_digest
 from hrldm.nodules.transplant import HOST, MAX_SLICE_MM, Host, embedded_hosts, givers, key_of, read_host, transplant
@@ -315,7 +315,7 @@ def ship(study: Study, path: Path, start: Path | None) -> None:
         "parameters": sum(p.numel() for p in unet.parameters()),
         "weights_sha256_16": weights_digest(unet),
         "commit": git_state()["commit"],
-        "sampling": "DDIM, 4 steps; requested histogram imposed at t <= 400 (match_t_max), twice a step; `released()` adds grain (insert/grain.py)",
+        "sampling": "DDIM, 4 steps; requested histogram imposed at t <= 400 (match_t_max), twice a step; `released()` adds grain (insertion/grain.py)",
         "judged": "results/released: test patients, none seen in training, and a test host (R01-001) that took no training "
         "nodule; the autoencoder, not this network, was trained on that host's lung too",
         "attribution": ATTRIBUTION,

@@ -7,6 +7,8 @@ import pytest
 
 os.environ.setdefault("HRLDM_DETERMINISTIC", "1")  # before hrldm is imported: tests compare bits, on a GPU too
 ROOT = Path(__file__).resolve().parents[1]
+# processes that a test starts find the study too, as `make` sees to
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "notebooks"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ import tyro
 
 from hrldm.__main__ import Subtype, run
 from hrldm.atomic import held
-from hrldm.insert.files import described, insert_file
-from hrldm.insert.released import released
-from hrldm.insert.wish import Wish
+from hrldm.insertion.files import described, insert_file
+from hrldm.insertion.released import released
+from hrldm.insertion.wish import Wish
 from hrldm.nodules.transplant import read_host
 from study import judging
 from study.report import bench
@@ -102,5 +102,9 @@ def algorithm2(
     return 0
 
 
+def main() -> int:
+    return run({"judge": judge, "algorithm2": algorithm2, "bench": bench.main}, "python -m study")
+
+
 if __name__ == "__main__":
-    sys.exit(run({"judge": judge, "algorithm2": algorithm2, "bench": bench.main}, "python -m study"))
+    sys.exit(main())

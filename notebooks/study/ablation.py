@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from hrldm.insert.generator import Generator, Request
+from hrldm.insertion.generator import Generator, Request
 from hrldm.nodules.patches import Patches
 from hrldm.train.device import device
 from study.measure.intensity import lesion_table

@@ -20,7 +20,7 @@ import pandas as pd
 
 from hrldm import paths
 from hrldm.config import SUBTYPES
-from hrldm.insert.generator import Request
+from hrldm.insertion.generator import Request
 from hrldm.nodules.manifest import UNIT
 from hrldm.nodules.patches import Patches
 from hrldm.train.device import device

@@ -19,8 +19,8 @@ import pandas as pd
 
 from hrldm import paths
 from hrldm.config import SUBTYPES, get_profile
-from hrldm.insert.generator import Request
-from hrldm.insert.released import released
+from hrldm.insertion.generator import Request
+from hrldm.insertion.released import released
 from hrldm.nodules.patches import Patches, fitting, load_patches, manifest_digest
 from hrldm.nodules.texture import bins_of, histogram_library
 from hrldm.nodules.transplant import Host, givers, key_of, transplant

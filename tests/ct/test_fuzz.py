@@ -30,7 +30,7 @@ from hrldm.ct.dicom_read import read_series
 from hrldm.ct.lungs import lung_labels, read_labels
 from hrldm.ct.nifti import open_nifti, read_voxels
 from hrldm.ct.volume import CT, read_ct
-from hrldm.insert.wish import Wish, read_histogram, read_plan
+from hrldm.insertion.wish import Wish, read_histogram, read_plan
 from hrldm.nodules.manifest import REQUIRED, load_manifest
 from hrldm.nodules.split import SPLITS
 from tests import tiny

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from hrldm.config import SUBTYPES, get_profile
-from hrldm.insert.generator import Request
+from hrldm.insertion.generator import Request
 from hrldm.nodules.histograms import histogram_moments
 from hrldm.nodules.patches import Patches
 from study import experiments as protocol

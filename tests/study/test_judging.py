@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from torch import nn
 
-from hrldm import __main__ as cli
 from hrldm.config import SUBTYPES
 from hrldm.train.latents import lesion_histograms
+from study import __main__ as cli
 from study import judging
 from study.measure.features import Extractor
 from tests import tiny

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from hrldm.config import SUBTYPES
-from hrldm.insert.generator import Request
+from hrldm.insertion.generator import Request
 from hrldm.nodules.histograms import histogram_moments, hu_histogram
 from hrldm.nodules.patches import Patches
 from hrldm.nodules.texture import bins_of, completed

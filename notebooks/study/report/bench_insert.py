@@ -25,12 +25,12 @@ import numpy as np
 
 from hrldm.ct.lungs import read_labels
 from hrldm.ct.volume import CT, read_ct
-from hrldm.insert.blend import blended
-from hrldm.insert.generator import FEATHER_MM
-from hrldm.insert.insert import insert, requested
-from hrldm.insert.place import LungSpace, place_nodule
-from hrldm.insert.released import released
-from hrldm.insert.wish import Wish, copies
+from hrldm.insertion.blend import blended
+from hrldm.insertion.generator import FEATHER_MM
+from hrldm.insertion.insert import insert, requested
+from hrldm.insertion.place import LungSpace, place_nodule
+from hrldm.insertion.released import released
+from hrldm.insertion.wish import Wish, copies
 from hrldm.nodules.shapes import load_shapes
 from hrldm.train.device import device
 from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file

@@ -16,9 +16,9 @@ from hrldm.ct.geometry import shifted, to_world
 from hrldm.ct.label_maps import LOBE_NAMES
 from hrldm.ct.nifti import scaled
 from hrldm.ct.volume import CT, to_ras, write_nifti
-from hrldm.insert.generator import Generator
-from hrldm.insert.insert import Inserted, insert
-from hrldm.insert.wish import LARGEST_MM, SMALLEST_MM, Wish, point
+from hrldm.insertion.generator import Generator
+from hrldm.insertion.insert import Inserted, insert
+from hrldm.insertion.wish import LARGEST_MM, SMALLEST_MM, Wish, point
 from hrldm.nodules.positions import LOCATIONS
 from study.report.figures_base import Panel
 from study.report.figures_images import before_after

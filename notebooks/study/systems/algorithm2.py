@@ -19,12 +19,12 @@ from hrldm.config import SUBTYPES
 from hrldm.ct.geometry import reach, resample, sample, shifted, to_world
 from hrldm.ct.nifti import scaled
 from hrldm.ct.volume import CT
-from hrldm.insert.blend import mask_on_grid
-from hrldm.insert.generator import Generator, Request
-from hrldm.insert.insert import Inserted, nodule_record
-from hrldm.insert.place import LungSpace, Nodule, place_nodule
-from hrldm.insert.quality import assess
-from hrldm.insert.wish import Wish
+from hrldm.insertion.blend import mask_on_grid
+from hrldm.insertion.generator import Generator, Request
+from hrldm.insertion.insert import Inserted, nodule_record
+from hrldm.insertion.place import LungSpace, Nodule, place_nodule
+from hrldm.insertion.quality import assess
+from hrldm.insertion.wish import Wish
 from hrldm.model.autoencoder import FACTOR, denormalise_hu, normalise_hu
 from hrldm.nodules.shapes import ShapeLibrary, load_shapes
 from hrldm.train.device import free_memory_mb

@@ -9,7 +9,7 @@ import functools
 
 import numpy as np
 
-from hrldm.insert.generator import Generator, Request
+from hrldm.insertion.generator import Generator, Request
 from hrldm.train.device import device
 from study.study import Study
 

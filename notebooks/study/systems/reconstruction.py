@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hrldm.insert.generator import Request, feathered, reconstruct
+from hrldm.insertion.generator import Request, feathered, reconstruct
 from hrldm.train.device import device
 from study.study import Study
 

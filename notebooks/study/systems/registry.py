@@ -9,7 +9,7 @@ import numpy as np
 
 from hrldm import paths
 from hrldm.atomic import atomic
-from hrldm.insert.generator import Request
+from hrldm.insertion.generator import Request
 from hrldm.nodules.patches import Patches
 from hrldm.train.latents import lesion_histograms, weights_digest
 from hrldm.train.ldm import RUN_FIELDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hrldm.config import SUBTYPES
-from hrldm.insert.generator import Request
+from hrldm.insertion.generator import Request
 from hrldm.nodules.texture import texture_nodule
 from study.study import Study
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hrldm.insert.generator import Request
+from hrldm.insertion.generator import Request
 from hrldm.nodules.positions import VESSEL_HU
 from hrldm.nodules.transplant import MAX_MEAN_HU, MIN_LUNG, paste, weight
 from study.study import Study

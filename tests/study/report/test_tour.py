@@ -8,16 +8,16 @@ import pytest
 from matplotlib import pyplot as plt
 from scipy import ndimage
 
-from hrldm.insert.insert import insert
-from hrldm.insert.wish import Wish
+from hrldm.insertion.insert import insert
+from hrldm.insertion.wish import Wish
 from study.report.tour import Tour, around_lesion, change_reach, viewer_3d
 from tests import tiny
-from tests.insert.test_insert import LIBRARY, scan
+from tests.insertion.test_insert import LIBRARY, scan
 
 
 @pytest.fixture(autouse=True)
 def _small_library(monkeypatch):
-    monkeypatch.setattr("hrldm.insert.insert.load_shapes", lambda: LIBRARY)
+    monkeypatch.setattr("hrldm.insertion.insert.load_shapes", lambda: LIBRARY)
     yield
     plt.close("all")
 

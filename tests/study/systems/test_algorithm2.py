@@ -8,13 +8,13 @@ import torch
 
 from hrldm.ct.geometry import to_world
 from hrldm.ct.volume import CT
-from hrldm.insert.generator import Generator
-from hrldm.insert.insert import insert
-from hrldm.insert.wish import Wish
+from hrldm.insertion.generator import Generator
+from hrldm.insertion.insert import insert
+from hrldm.insertion.wish import Wish
 from hrldm.model.autoencoder import normalise_hu
 from study.systems import algorithm2 as whole_volume
 from tests import tiny
-from tests.insert.test_insert import LIBRARY, scan
+from tests.insertion.test_insert import LIBRARY, scan
 
 WISH = Wish("solid", 14.0, seed=2)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hrldm import paths
-from hrldm.insert.generator import reconstruct
+from hrldm.insertion.generator import reconstruct
 from hrldm.nodules.texture import choose_histogram
 from hrldm.train.device import device
 from hrldm.train.latents import lesion_histograms

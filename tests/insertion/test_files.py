@@ -14,17 +14,17 @@ import SimpleITK as sitk
 
 import hrldm.__main__ as cli
 from hrldm.ct.volume import read_ct
-from hrldm.insert import batch, files
-from hrldm.insert import record as records
-from hrldm.insert.insert import insert
-from hrldm.insert.wish import Wish, read_plan
+from hrldm.insertion import batch, files
+from hrldm.insertion import record as records
+from hrldm.insertion.insert import insert
+from hrldm.insertion.wish import Wish, read_plan
 from tests import tiny
-from tests.insert.test_insert import LIBRARY, scan
+from tests.insertion.test_insert import LIBRARY, scan
 
 
 @pytest.fixture(autouse=True)
 def _small_library(monkeypatch):
-    monkeypatch.setattr("hrldm.insert.insert.load_shapes", lambda: LIBRARY)
+    monkeypatch.setattr("hrldm.insertion.insert.load_shapes", lambda: LIBRARY)
 
 
 @pytest.fixture
@@ -395,7 +395,7 @@ def test_too_little_memory_is_a_sentence_and_stops_one_ct_only(call, nifti, tmp_
     def fails():
         raise error
 
-    monkeypatch.setattr("hrldm.insert.released.released", lambda **changes: During(fails))
+    monkeypatch.setattr("hrldm.insertion.released.released", lambda **changes: During(fails))
     (tmp_path / "cts").mkdir()
     shutil.copy(nifti, tmp_path / "cts" / "a.nii.gz")
     status, _, out = call("insert", nifti, tmp_path / "out")
@@ -508,7 +508,7 @@ def test_every_ct_of_a_folder_is_found_and_what_is_not_one_is_said(tmp_path):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    monkeypatch.setattr("hrldm.insert.released.released", lambda **changes: tiny.PaintingGenerator())
+    monkeypatch.setattr("hrldm.insertion.released.released", lambda **changes: tiny.PaintingGenerator())
 
     def _call(*arguments):
         monkeypatch.setattr(sys, "argv", ["hrldm", *map(str, arguments)])
@@ -566,7 +566,7 @@ def test_an_interrupted_run_ends_with_a_sentence_and_leaves_nothing(call, nifti,
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hrldm.insert.released.released", lambda **changes: During(interrupted))
+    monkeypatch.setattr("hrldm.insertion.released.released", lambda **changes: During(interrupted))
     before = sorted(tmp_path.iterdir())
     status, _, error = call("insert", nifti, tmp_path / "new" / "o")
     assert status == 130 and error.startswith("interrupted") and "Traceback" not in error

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import hrldm.__main__ as cli
-from hrldm.insert import insert, released
-from hrldm.insert.wish import Wish, copies
+from hrldm.insertion import insert, released
+from hrldm.insertion.wish import Wish, copies
 from tests import tiny
-from tests.insert.test_insert import LIBRARY, scan
+from tests.insertion.test_insert import LIBRARY, scan
 
 FILES = ("ct.nii.gz", "lungs.nii.gz", "plan.csv", "wrong.json", "noise", "folder", "absent", "", ".", "a b'\"c", "x" * 300)  # fmt: skip
 path = st.sampled_from(FILES) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), max_size=12)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hrldm.insert import generator as generate
-from hrldm.insert.generator import Generator, Request
-from hrldm.insert.matching import core_lead, match_latents, matched
+from hrldm.insertion import generator as generate
+from hrldm.insertion.generator import Generator, Request
+from hrldm.insertion.matching import core_lead, match_latents, matched
 from hrldm.nodules.histograms import histogram_jsd, hu_histogram
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder
 from study.systems.registry import DEPENDS_ON

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from hrldm.insert.wish import Wish, copies, own_seed, read_histogram, read_plan
+from hrldm.insertion.wish import Wish, copies, own_seed, read_histogram, read_plan
 
 
 @pytest.mark.parametrize(

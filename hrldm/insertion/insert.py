@@ -19,11 +19,11 @@ from hrldm.ct.geometry import crop_affine, sample
 from hrldm.ct.label_maps import LOBE_NAMES
 from hrldm.ct.nifti import scaled
 from hrldm.ct.volume import CT
-from hrldm.insert.blend import MARGIN_SIGMAS, blended, mask_on_grid
-from hrldm.insert.generator import FEATHER_MM, Generator, Request, feathered
-from hrldm.insert.place import LungSpace, Nodule, place_nodule
-from hrldm.insert.quality import assess, faults
-from hrldm.insert.wish import Wish
+from hrldm.insertion.blend import MARGIN_SIGMAS, blended, mask_on_grid
+from hrldm.insertion.generator import FEATHER_MM, Generator, Request, feathered
+from hrldm.insertion.place import LungSpace, Nodule, place_nodule
+from hrldm.insertion.quality import assess, faults
+from hrldm.insertion.wish import Wish
 from hrldm.nodules.shapes import ShapeLibrary, load_shapes
 
 logger = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from hrldm.atomic import held
 from hrldm.ct.dicom_headers import holds_dicom
-from hrldm.insert.files import check_request, insert_file
-from hrldm.insert.generator import Generator
-from hrldm.insert.record import RECORD, asked_for, inputs, made_of
-from hrldm.insert.wish import Wish, own_seed
+from hrldm.insertion.files import check_request, insert_file
+from hrldm.insertion.generator import Generator
+from hrldm.insertion.record import RECORD, asked_for, inputs, made_of
+from hrldm.insertion.wish import Wish, own_seed
 
 logger = logging.getLogger(__name__)
 _SUFFIX = re.compile(r"\.(nii\.gz|nii|zip)$", re.IGNORECASE)

@@ -23,10 +23,10 @@ from hrldm.ct.dicom_write import PRIVATE, check_source, write_series
 from hrldm.ct.label_maps import read_avoided
 from hrldm.ct.lungs import lung_labels
 from hrldm.ct.volume import CT, read_ct, write_nifti
-from hrldm.insert.generator import Generator
-from hrldm.insert.insert import Inserted, check_retries, insert
-from hrldm.insert.record import RECORD, asked_for, inputs, record_of, stamp
-from hrldm.insert.wish import Wish, summary
+from hrldm.insertion.generator import Generator
+from hrldm.insertion.insert import Inserted, check_retries, insert
+from hrldm.insertion.record import RECORD, asked_for, inputs, record_of, stamp
+from hrldm.insertion.wish import Wish, summary
 
 logger = logging.getLogger(__name__)
 FORMATS = ("same", "nifti")

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import hrldm.__main__ as cli
-from hrldm.insert import insert, record, released
+from hrldm.insertion import insert, record, released
 from tests import tiny
-from tests.insert.test_insert import LIBRARY, scan
+from tests.insertion.test_insert import LIBRARY, scan
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 

@@ -14,10 +14,10 @@ from scipy.spatial.transform import Rotation
 
 from hrldm.ct.geometry import to_world
 from hrldm.ct.volume import CT
-from hrldm.insert.insert import insert
-from hrldm.insert.place import Nodule
-from hrldm.insert.quality import LIMITS, assess, faults
-from hrldm.insert.wish import Wish
+from hrldm.insertion.insert import insert
+from hrldm.insertion.place import Nodule
+from hrldm.insertion.quality import LIMITS, assess, faults
+from hrldm.insertion.wish import Wish
 from hrldm.nodules.shapes import ShapeLibrary
 from tests import tiny
 
@@ -226,7 +226,7 @@ def test_more_nodules_than_a_byte_counts(monkeypatch):
         ("feathered", lambda background, decoded, mask: decoded),
         ("assess", lambda *_: dict(good)),
     ):
-        monkeypatch.setattr(f"hrldm.insert.insert.{name}", stand_in)
+        monkeypatch.setattr(f"hrldm.insertion.insert.{name}", stand_in)
     ct, labels = scan()
     out = put(ct, labels, *[Wish("solid", 6.0, seed=k) for k in range(257)], retries=0)
     assert out.mask.dtype == np.uint16 and len(out.records) == 257

@@ -10,7 +10,7 @@ from torch import nn
 
 from hrldm import paths
 from hrldm.config import Profile, replaced
-from hrldm.insert.generator import Generator
+from hrldm.insertion.generator import Generator
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder
 from hrldm.train.device import device

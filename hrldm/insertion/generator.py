@@ -11,9 +11,9 @@ import torch
 from tqdm import tqdm
 
 from hrldm.config import Profile
-from hrldm.insert.blend import feather
-from hrldm.insert.grain import grain_like, residual_of, with_grain
-from hrldm.insert.matching import CORE_HU, GAIN, core_lead, match_latents
+from hrldm.insertion.blend import feather
+from hrldm.insertion.grain import grain_like, residual_of, with_grain
+from hrldm.insertion.matching import CORE_HU, GAIN, core_lead, match_latents
 from hrldm.model.autoencoder import Autoencoder, denormalise_hu
 from hrldm.model.diffusion import Schedule, inpaint
 from hrldm.model.unet import ConditionalUNet, latent_masks

@@ -15,9 +15,9 @@ from scipy import ndimage
 from hrldm.ct.geometry import reach, sample, to_world, voxel_size
 from hrldm.ct.label_maps import LOBE_NAMES, read_beside
 from hrldm.ct.volume import CT, to_ras
-from hrldm.insert.blend import MARGIN_SIGMAS
-from hrldm.insert.generator import FEATHER_MM
-from hrldm.insert.wish import LARGEST_MM, Wish, read_histogram
+from hrldm.insertion.blend import MARGIN_SIGMAS
+from hrldm.insertion.generator import FEATHER_MM
+from hrldm.insertion.wish import LARGEST_MM, Wish, read_histogram
 from hrldm.nodules.positions import LungMap, PlacementReport, sample_positions
 from hrldm.nodules.shape_fitting import choose_shape, core_of, fitted
 from hrldm.nodules.shapes import ShapeLibrary

@@ -15,9 +15,9 @@ import torch
 from hrldm import __version__
 from hrldm.ct.dicom_write import NOTE
 from hrldm.ct.volume import CT
-from hrldm.insert.generator import Generator
-from hrldm.insert.insert import Inserted
-from hrldm.insert.wish import SEED_RULE, Wish
+from hrldm.insertion.generator import Generator
+from hrldm.insertion.insert import Inserted
+from hrldm.insertion.wish import SEED_RULE, Wish
 from hrldm.train.latents import weights_digest
 
 RECORD = "record.json"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hrldm.insert.generator import Generator, Request, reconstruct
-from hrldm.insert.grain import grain_like, residual_of, with_grain
+from hrldm.insertion.generator import Generator, Request, reconstruct
+from hrldm.insertion.grain import grain_like, residual_of, with_grain
 from hrldm.nodules.histograms import hu_histogram
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder
 from tests import tiny

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from hrldm.ct.geometry import crop_affine, sample, to_world
 from hrldm.ct.volume import CT, read_ct, write_nifti
-from hrldm.insert.blend import MARGIN_SIGMAS, blended, feather
+from hrldm.insertion.blend import MARGIN_SIGMAS, blended, feather
 
 
 def ball(shape, radius, spacing=1.0):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hrldm.insert.blend import MARGIN_SIGMAS
-from hrldm.insert.generator import FEATHER_MM, Generator, Request, feathered, reconstruct
+from hrldm.insertion.blend import MARGIN_SIGMAS
+from hrldm.insertion.generator import FEATHER_MM, Generator, Request, feathered, reconstruct
 from hrldm.model.autoencoder import normalise_hu
 from hrldm.nodules.histograms import hu_histogram
 from tests import tiny

@@ -1,7 +1,7 @@
 """Whole insertions from disk to disk over voxel orders, obliquities, spacings, dtypes and formats: background and geometry
 exact, the lesion where the record says, and no error.
 
-A sample runs with the tests. `HRLDM_FUZZ=10000 pytest tests/insert/test_any_scan.py` runs as many, each a case of its own
+A sample runs with the tests. `HRLDM_FUZZ=10000 pytest tests/insertion/test_any_scan.py` runs as many, each a case of its own
 seed; `HRLDM_FUZZ_FROM` sets the first.
 """
 
@@ -19,10 +19,10 @@ from scipy.spatial.transform import Rotation
 from hrldm.ct import lungs
 from hrldm.ct.geometry import to_world
 from hrldm.ct.volume import read_ct
-from hrldm.insert import files
-from hrldm.insert.wish import Wish
+from hrldm.insertion import files
+from hrldm.insertion.wish import Wish
 from tests import tiny
-from tests.insert.test_insert import LIBRARY
+from tests.insertion.test_insert import LIBRARY
 
 FIRST, COUNT = int(os.environ.get("HRLDM_FUZZ_FROM", 0)), int(os.environ.get("HRLDM_FUZZ", 40))
 ORDERS = [
@@ -102,7 +102,7 @@ def write_map(folder, sides, affine, rng):
 
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + COUNT))
 def test_any_scan(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr("hrldm.insert.insert.load_shapes", lambda: LIBRARY)
+    monkeypatch.setattr("hrldm.insertion.insert.load_shapes", lambda: LIBRARY)
     monkeypatch.setattr(lungs, "LEAST_ML", 50.0)
     rng = np.random.default_rng(seed)
     turn = Rotation.from_euler("xyz", rng.uniform(-25, 25, 3) * (rng.random() < 0.6), degrees=True).as_matrix()
