@@ -17,7 +17,9 @@ What the network puts out (the sampler and Eq. 6 always read eps_hat):
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
@@ -26,9 +28,8 @@ from torch import Tensor
 
 from hrldm.config import Profile
 
-BACKGROUNDS = ("clean", "noised", "paper")
 PREDICTIONS = ("v", "eps")
-SAMPLERS = ("ddpm", "ddim", "rflow")
+Draw = Callable[[], Tensor]  # noise shaped like z
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (z (B, c, ...), t (B,)) -> predicted noise (or velocity, for rflow)
 
 
@@ -108,11 +109,31 @@ def blend(m: Float[Tensor, "b 1 d h w"], lesion: Tensor, background: Tensor) -> 
     return m * lesion + (1 - m) * background
 
 
+@dataclass(frozen=True)
+class Background:
+    """Whether the latent outside M is noised like the lesion; see the module's docstring."""
+
+    noised_in_training: bool
+    noised_in_sampling: bool
+
+
+BACKGROUNDS = {"clean": Background(False, False), "noised": Background(True, True), "paper": Background(False, True)}
+
+
+def background_rule(name: str) -> Background:
+    """The rule of that name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in BACKGROUNDS:
+        raise ValueError(f"unknown background rule {name!r}; choose one of {', '.join(BACKGROUNDS)}")
+    return BACKGROUNDS[name]
+
+
 def noisy_input(z0: Tensor, z_t: Tensor, m: Tensor, background: str) -> Tensor:
     """What the network sees in training: Eq. 4, or z_t itself for the `noised` rule."""
-    if background not in BACKGROUNDS:
-        raise ValueError(f"unknown background rule {background!r}; choose one of {', '.join(BACKGROUNDS)}")
-    return z_t if background == "noised" else blend(m, z_t, z0)
+    return z_t if background_rule(background).noised_in_training else blend(m, z_t, z0)
 
 
 def flow_input(z0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
@@ -137,6 +158,60 @@ def randn_like(z: Tensor, generators: list[torch.Generator]) -> Tensor:
     return torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z)
 
 
+class Ddpm:
+    """The ancestral sampler, through all times of the schedule."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def times(self, steps: int) -> list[float]:
+        """The times of the steps, and -1: no noise."""
+        if steps != self.schedule.timesteps:
+            raise ValueError(f"ddpm takes all {self.schedule.timesteps} steps; use ddim for {steps}")
+        return [*self.schedule.spaced(steps), -1]
+
+    def step(self, z: Tensor, eps_hat: Tensor, now: int, following: int, draw: Draw) -> tuple[Tensor, Tensor]:
+        """z0_hat, and z at the following time; Algorithm 2, line 8."""
+        t = _full(z, now)
+        return self.schedule.predict_z0(z, eps_hat, t), self.schedule.ddpm_step(z, eps_hat, t, draw())
+
+    def noised(self, z_bg: Tensor, following: int, draw: Draw) -> Tensor:
+        """The background as noisy as z; Algorithm 2, line 9."""
+        return self.schedule.add_noise(z_bg, draw(), _full(z_bg, following))
+
+
+class Ddim(Ddpm):
+    """The deterministic sampler, through as many times as one likes."""
+
+    def times(self, steps: int) -> list[float]:
+        return [*self.schedule.spaced(steps), -1]
+
+    def step(self, z: Tensor, eps_hat: Tensor, now: int, following: int, draw: Draw) -> tuple[Tensor, Tensor]:
+        t = _full(z, now)
+        return self.schedule.predict_z0(z, eps_hat, t), self.schedule.ddim_step(z, eps_hat, t, _full(z, following))
+
+
+class Euler(Ddpm):
+    """Rectified flow, integrated by Euler's method. Times stay floats: rounded, the steps would add up to more than one."""
+
+    def times(self, steps: int) -> list[float]:
+        return [self.schedule.timesteps * (1 - i / steps) for i in range(steps)] + [0.0]
+
+    def step(self, z: Tensor, velocity: Tensor, now: float, following: float, draw: Draw) -> tuple[Tensor, Tensor]:
+        total = self.schedule.timesteps
+        return z + (now / total) * velocity, z + ((now - following) / total) * velocity
+
+    def noised(self, z_bg: Tensor, following: float, draw: Draw) -> Tensor:
+        return flow_input(z_bg, draw(), _full(z_bg, following), self.schedule.timesteps)[0]
+
+
+SAMPLERS = {"ddpm": Ddpm, "ddim": Ddim, "rflow": Euler}
+
+
+def _full(z: Tensor, time: float) -> Tensor:
+    return torch.full((len(z),), time, device=z.device)
+
+
 @torch.no_grad()
 def inpaint(
     denoiser: Denoiser,
@@ -148,7 +223,7 @@ def inpaint(
     steps: int = 50,
     background: str = "clean",
 ) -> Iterator[SimpleNamespace]:
-    """Denoise the lesion into the background, yielding after each step: z, z0_hat, t, step, total.
+    """Algorithm 2: denoise the lesion into the background, yielding after each step z, z0_hat, t, step, total.
 
     ``sampler="ddpm", steps=T, background="paper"`` is Algorithm 2 to the letter. The last z yielded has the clean
     background outside M under every rule.
@@ -158,35 +233,18 @@ def inpaint(
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
-    if background not in BACKGROUNDS:
-        raise ValueError(f"unknown background rule {background!r}; choose one of {', '.join(BACKGROUNDS)}")
-    if sampler == "ddpm" and steps != schedule.timesteps:
-        raise ValueError(f"ddpm takes all {schedule.timesteps} steps; use ddim for {steps}")
     if not 1 <= steps <= schedule.timesteps:
         raise ValueError(f"sample_steps must lie in 1..{schedule.timesteps}, got {steps}")
-    z = randn_like(z_bg, generators)  # Algorithm 2, line 5
-    if background == "clean":
-        z = blend(m, z, z_bg)
-    total = schedule.timesteps
-    # rectified flow keeps its times as floats: rounding them makes the Euler steps integrate to more than one
-    times = [total * (1 - i / steps) for i in range(steps)] if sampler == "rflow" else schedule.spaced(steps)
-    for i, now in enumerate(times):
-        last = i + 1 == len(times)
-        following = (0.0 if sampler == "rflow" else -1) if last else times[i + 1]
-        t = torch.full((len(z),), now, device=z.device)
-        t_next = torch.full((len(z),), following, device=z.device)
-        out = denoiser(z, t)  # line 7
-        if sampler == "rflow":
-            z0_hat = z + (now / total) * out
-            z = z + ((now - following) / total) * out
-        else:
-            z0_hat = schedule.predict_z0(z, out, t)
-            z = schedule.ddpm_step(z, out, t, randn_like(z, generators)) if sampler == "ddpm" else schedule.ddim_step(z, out, t, t_next)  # fmt: skip
-        if background == "clean" or last:  # q(z_bg, "0") is z_bg itself
-            behind = z_bg
-        elif sampler == "rflow":
-            behind = flow_input(z_bg, randn_like(z, generators), t_next, total)[0]
-        else:
-            behind = schedule.add_noise(z_bg, randn_like(z, generators), t_next)  # line 9
+    noised = background_rule(background).noised_in_sampling
+    solver = SAMPLERS[sampler](schedule)
+    times = solver.times(steps)
+    z = randn_like(z_bg, generators)  # line 5
+    z = z if noised else blend(m, z, z_bg)
+    for i, (now, following) in enumerate(itertools.pairwise(times), start=1):  # line 6
+        out = denoiser(z, _full(z, now))  # line 7
+        z0_hat, z = solver.step(z, out, now, following, lambda: randn_like(z_bg, generators))  # line 8
+        behind = z_bg
+        if noised and i < steps:  # at the end there is no noise
+            behind = solver.noised(z_bg, following, lambda: randn_like(z_bg, generators))  # line 9
         z = blend(m, z, behind)  # line 10, Eq. 10
-        yield SimpleNamespace(z=z, z0_hat=z0_hat, t=now, step=i + 1, total=len(times))
+        yield SimpleNamespace(z=z, z0_hat=z0_hat, t=now, step=i, total=steps)
