@@ -175,10 +175,15 @@ def artefacts(results_dir: Path | str) -> pd.DataFrame:
 
 
 def main(results_dir: str) -> None:
-    """Print the artefacts of a results folder and the designed tables that are not there."""
-    found = artefacts(results_dir)
-    print(f"{results_dir}\n" + found.astype(object).fillna("").to_markdown(index=False, disable_numparse=True))
-    if absent := [name for name in SCHEMAS if f"tables/{name}.csv" not in set(found["file"])]:
+    """Print the verdicts of a results folder, where its files lie, and the designed tables that are not there."""
+    folder = Path(results_dir)
+    if (claims := folder / "tables" / "claims.csv").exists():
+        for row in pd.read_csv(claims).itertuples():
+            ours = _with_interval(row.ours, row.ci_low, row.ci_high)
+            print(f"{row.verdict}: {row.claim}: {ours or 'not measured'}; paper {_number(row.published)}")
+    for kind, pattern in (("tables", "*.csv"), ("figures", "*.png"), ("runs", "*.ipynb")):
+        print(f"{len(list((folder / kind).glob(pattern))):4d} {kind} in {folder / kind}")
+    if absent := [name for name in SCHEMAS if not (folder / "tables" / f"{name}.csv").exists()]:
         print(f"not there: {', '.join(absent)}")
 
 

@@ -89,7 +89,7 @@ def test_missing_interval_leaves_the_value_alone_and_long_tables_are_cut(tmp_pat
     assert len(read(tmp_path, "ablations")) == tables.MAX_VIEW_ROWS + 5
 
 
-def test_artefacts_lists_what_exists_and_not_a_failed_run(tmp_path, capsys):
+def test_artefacts_lists_what_exists_and_not_a_failed_run(tmp_path):
     save_table(fidelity(), tmp_path, "table1_fidelity")
     for name in ("figures/fig4_synthesis.png", "runs/05_fidelity.ipynb", "runs/06_turing.ipynb.part.ipynb"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -101,5 +101,14 @@ def test_artefacts_lists_what_exists_and_not_a_failed_run(tmp_path, capsys):
         "runs/05_fidelity.ipynb",
     ]
     assert found["rows"].tolist()[0] == 8 and found["size_kb"].tolist()[1:] == [2.0, 2.0]
+
+
+def test_the_end_of_a_run_says_the_verdicts_and_where_everything_lies(tmp_path, capsys):
+    save_table(fidelity(), tmp_path, "table1_fidelity")
+    claim = ("FID is lower", -0.3647, -2.5201661, -3.1650212, -1.5, "supported", "table1_fidelity")
+    save_table(pd.DataFrame([claim], columns=SCHEMAS["claims"].columns), tmp_path, "claims")
     tables.main(str(tmp_path))
-    assert "not there: autoencoder, lesion_histograms" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "FID is lower" in said and "-2.52 (-3.165 to -1.5)" in said and "supported" in said
+    assert f"   2 tables in {tmp_path / 'tables'}" in said
+    assert "not there: autoencoder, lesion_histograms" in said
