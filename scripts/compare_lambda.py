@@ -20,7 +20,6 @@ from hrldm.atomic import write_text
 from hrldm.config import get_profile
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.released import RELEASED_UNET, SAMPLING
-from hrldm.train.device import device
 from hrldm.train.ldm import load_unet
 from scripts.train_released import OUT, SETTINGS, lesions_of, made_for, release_data, test_hosts
 from study import judging
@@ -69,8 +68,7 @@ def main() -> None:
         for seed in range(SEEDS):
             for weight in LAMBDAS:
                 own = seeded(study, seed)
-                network, scale, profile, _ = own.unet(start, histogram_template=template, lambda_hist=weight)
-                made_by = Generator(study.autoencoder, network, scale, profile, device())
+                made_by = own.generator(start, histogram_template=template, lambda_hist=weight)
                 table = judged(own, made_by, nodules).assign(template=template, system=f"{weight:g}", seed=seed)
                 print(template, seed, weight, table[list(METRICS)].mean().round(4).to_dict(), flush=True)
                 tables.append(table)

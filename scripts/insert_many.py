@@ -24,6 +24,7 @@ from hrldm.insertion.insert import insert
 from hrldm.insertion.released import released
 from hrldm.insertion.wish import Wish
 from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
+from study.measure.statistics import least_squares
 from study.report import figures
 from study.report.provenance import write_provenance
 from study.report.tour import around_lesion
@@ -108,8 +109,7 @@ def summarised(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for subtype, part in [("all", table), *table.groupby("subtype", sort=False)]:
         good = part[part.failure == ""]
-        slope = np.polyfit(good.requested_mean_hu, good.obtained_mean_hu, 1)[0]
-        r2 = np.corrcoef(good.requested_mean_hu, good.obtained_mean_hu)[0, 1] ** 2
+        slope, _, r2 = least_squares(good.requested_mean_hu.to_numpy(), good.obtained_mean_hu.to_numpy())
         rows.append((subtype, len(part), len(part) - len(good), good.in_lung.min(), slope, r2, good.jsd.median(), int((good.missed != "").sum()), good.seconds.mean()))  # fmt: skip
     return pd.DataFrame(
         rows, columns="subtype n failures least_share_in_lung slope r2 median_jsd missed_wish seconds_each".split()

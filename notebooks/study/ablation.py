@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from hrldm.insertion.generator import Generator, Request
 from hrldm.nodules.patches import Patches
-from hrldm.train.device import device
 from study.measure.intensity import lesion_table
 from study.measure.statistics import mean_interval
 from study.study import Study
@@ -90,8 +89,7 @@ def generator(study: Study, changes: dict, seed: int) -> Generator:
     p = study.profile
     seeded = study if seed == study.seed else study.with_seed(seed)
     start = None if p.ablation_start == "scratch" else trained(study, p.ablation_start).unet
-    unet, scale, profile, _ = seeded.unet(start, ldm_steps=p.ablation_steps, **changes)
-    return Generator(study.autoencoder, unet, scale, profile, device())
+    return seeded.generator(start, ldm_steps=p.ablation_steps, **changes)
 
 
 def lesions_of(study: Study, changes: dict, seed: int, request: Request, truth: Patches) -> pd.DataFrame:

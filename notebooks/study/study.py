@@ -18,6 +18,7 @@ import pandas as pd
 
 from hrldm import paths
 from hrldm.config import Profile, get_profile
+from hrldm.insertion.generator import Generator
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.perceptual import PerceptualLoss
 from hrldm.model.unet import ConditionalUNet
@@ -125,6 +126,11 @@ class Study:
         path = self.run_path(trained, start)
         history = fit_ldm(self, trained, path, start)
         return (*load_unet(path, profile, device()), profile, history)
+
+    def generator(self, start: ConditionalUNet | None = None, **changes) -> Generator:
+        """The generator around the network of `unet`."""
+        unet, scale, profile, _ = self.unet(start, **changes)
+        return Generator(self.autoencoder, unet, scale, profile, device())
 
     def pretrained(self, profile: Profile) -> ConditionalUNet | None:
         """The network that `profile` asks to begin with: nodules of known truth first, few real ones after."""

@@ -32,11 +32,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from study.measure.distances import Sample, cubic_kernel, frechet, median_distance, pair_sums, rbf_kernel, squared_mmd
+from study.measure.intensity import FLOOR
 from study.measure.statistics import cluster_weights, percentile_interval, two_sided_p
 
 logger = logging.getLogger(__name__)
 METRICS = ("fid", "kid", "mmd")
-FLOOR = "real"
 Features = dict[str, np.ndarray]  # plane -> (N, S, F)
 MIN_GROUPS = 4
 

@@ -20,7 +20,7 @@ from scipy import fft, ndimage, stats
 
 from hrldm.nodules.histograms import histogram_jsd, histogram_moments, hu_histogram
 from hrldm.nodules.patches import Patches
-from study.measure.statistics import Estimate, mean_interval
+from study.measure.statistics import Estimate, least_squares, mean_interval
 
 METRICS = ("jsd", "wasserstein_hu")
 FLOOR = "real"
@@ -171,18 +171,14 @@ def control_tables(
 def control_summary(control: pd.DataFrame) -> pd.DataFrame:
     """`control_summary.csv`: system, subtype (and `all`), quantity (mean_hu, sd_hu), slope, intercept, r2, n.
 
-    Ordinary least squares of obtained on requested. NaN where fewer than three nodules, or equal requests, fix no line.
+    Obtained on requested, by `least_squares`.
     """
     rows = []
     for system, of_system in control.groupby("system", sort=False):
         for subtype, part in [(ALL, of_system), *of_system.groupby("subtype", sort=False)]:
             for quantity in ("mean_hu", "sd_hu"):
                 x, y = part[f"requested_{quantity}"].to_numpy(), part[f"obtained_{quantity}"].to_numpy()
-                line = (np.nan, np.nan, np.nan)
-                if x.size >= 3 and np.ptp(x) > 0:
-                    fit = stats.linregress(x, y)
-                    line = (fit.slope, fit.intercept, fit.rvalue**2)
-                rows.append((system, subtype, quantity, *line, x.size))
+                rows.append((system, subtype, quantity, *least_squares(x, y), x.size))
     return pd.DataFrame(rows, columns="system subtype quantity slope intercept r2 n".split())
 
 

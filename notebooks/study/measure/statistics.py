@@ -126,6 +126,14 @@ def mean_interval(values: np.ndarray, groups: np.ndarray, n_boot: int, seed: int
     return Estimate(float(values.mean()), *percentile_interval(draws, level), values.size, two_sided_p(draws))
 
 
+def least_squares(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Slope, intercept and R^2 of y on x; NaN where fewer than three points, or equal x, fix no line."""
+    if x.size < 3 or np.ptp(x) == 0:
+        return (np.nan,) * 3
+    fit = stats.linregress(x, y)
+    return float(fit.slope), float(fit.intercept), float(fit.rvalue**2)
+
+
 def weighted_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """AUROC for labels (n,) in {0, 1}, scores (n,) and case weights (B, n): (B,), or (1,) unweighted; NaN for one class.
 

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hrldm.config import SUBTYPES
+from study.measure.statistics import least_squares
 from study.report.figures_base import GREY, PALETTE, SUBTYPE_COLOURS, colour_of, new_figure, style
 
 METRIC_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "fid": "FID", "kid": "KID", "mmd": "MMD", "jsd": "JSD"}
@@ -205,9 +206,8 @@ def _line(
         pooled = summary[(summary["system"] == system) & (summary["subtype"] == "all")]
         if len(pooled):
             return float(pooled["slope"].iloc[0]), float(pooled["r2"].iloc[0])
-    if len(requested) < 3 or np.ptp(requested) == 0 or np.ptp(obtained) == 0:
-        return float("nan"), float("nan")
-    return float(np.polyfit(requested, obtained, 1)[0]), float(np.corrcoef(requested, obtained)[0, 1] ** 2)
+    slope, _, r2 = least_squares(np.asarray(requested), np.asarray(obtained))
+    return slope, r2
 
 
 def _cycle(n: int) -> list[str]:

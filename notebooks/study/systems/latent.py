@@ -10,7 +10,6 @@ import functools
 import numpy as np
 
 from hrldm.insertion.generator import Generator, Request
-from hrldm.train.device import device
 from study.study import Study
 
 CHANGES: dict[str, dict] = {
@@ -24,8 +23,7 @@ CHANGES: dict[str, dict] = {
 
 def trained(study: Study, system: str, **changes) -> Generator:
     """The trained generator of a system (trained now when it is not on disk yet)."""
-    unet, scale, profile, _ = study.unet(**(CHANGES[system] | changes))
-    return Generator(study.autoencoder, unet, scale, profile, device())
+    return study.generator(**(CHANGES[system] | changes))
 
 
 def generate(study: Study, request: Request, truth: np.ndarray, system: str) -> np.ndarray:
