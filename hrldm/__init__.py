@@ -3,7 +3,7 @@
 import importlib
 
 __version__ = "0.1.0"
-_TOOL = {  # what a user of the tool needs, imported when asked for: the library itself takes seconds to import
+_TOOL = {  # the public names, imported on first use: the whole library takes seconds to import
     "insert": "hrldm.insertion.insert",
     "insert_file": "hrldm.insertion.files",
     "lung_labels": "hrldm.ct.lungs",

@@ -53,31 +53,32 @@ def insert(
 
     Args:
         ct: NIfTI file, DICOM folder or zip.
-        out: folder to be made: ct.nii.gz, mask.nii.gz, record.json, and dicom/ for a DICOM input.
+        out: output folder, created here: ct.nii.gz, mask.nii.gz, record.json, and dicom/ for a DICOM input.
         subtype: of the nodule.
-        diameter: mm, of the sphere of equal volume, 6 to 30.
-        lobe: needs a lobe map (--lungs with a TotalSegmentator map, or TotalSegmentator installed).
+        diameter: in mm, of the sphere of equal volume; 6 to 30.
+        lobe: target lobe; needs a lobe map (--lungs with a TotalSegmentator map, or TotalSegmentator installed).
         location: inner, or at the pleura.
-        at: centre "x,y,z" in RAS mm instead of a random place.
-        count: nodules after this wish, each with a seed of its own.
-        histogram: text file with 40 numbers, the HU histogram wanted over -1000..400; default: a real one.
+        at: centre "x,y,z" in RAS mm instead of a random position.
+        count: number of such nodules, each with its own seed.
+        histogram: text file with 40 numbers, the requested HU histogram over -1000..400; default: a real one.
         spiculation: 1 (none) to 5 (marked).
-        core: mm, diameter of a part-solid nodule's solid core.
-        mask: NIfTI file of the lesion on this CT (1 lesion, 2 solid core) instead of shape, size and place.
-        seed: of shape, place, histogram and noise.
-        plan: CSV of wishes instead (columns subtype, diameter_mm, lobe, location, at, histogram, spiculation, core_mm, mask,
-            seed; blank: the default, for a seed the row's own), or the record.json of a former insertion to make it again.
+        core: diameter in mm of a part-solid nodule's solid core.
+        mask: NIfTI mask of the lesion on this CT (1 lesion, 2 solid core) instead of shape, size and position.
+        seed: random seed of shape, position, histogram and noise.
+        plan: CSV of nodules instead, one per row (columns subtype, diameter_mm, lobe, location, at, histogram,
+            spiculation, core_mm, mask, seed; blank: the default, for seed one per row), or the record.json of an
+            earlier insertion to repeat.
         lungs: lung mask or lobe map of this CT.
         avoid: mask that no nodule may touch.
-        steps: of the sampler; default as trained.
+        steps: sampling steps; default: those of the released model.
         matching: impose the requested histogram while sampling; --no-matching leaves it to the network.
         grain: give the nodule the grain of its surroundings, which the autoencoder smooths away.
-        device: cpu or cuda; default: the GPU where there is one.
-        retries: how often a nodule that misses its wish is made again.
+        device: cpu or cuda; default: the GPU if available.
+        retries: how often a nodule that misses its target is retried.
         private: strip or keep private DICOM tags.
-        format: same as the input's (a derived DICOM series beside the NIfTI), or nifti alone.
-        series_uid: which series of a DICOM folder with several.
-        overwrite: replace the folder of a former insertion.
+        format: same (a DICOM input also gives a derived DICOM series), or nifti only.
+        series_uid: which series to read from a DICOM folder with several.
+        overwrite: replace the output folder of an earlier insertion.
     """
     from hrldm.atomic import held
     from hrldm.insertion.files import check_output, described, insert_file
@@ -137,17 +138,17 @@ def batch(
     format: Literal["same", "nifti"] = "same",
     overwrite: bool = False,
 ) -> int:
-    """`insert` for every CT of a folder; called again, it goes on where it was.
+    """`insert` for every CT in a folder; run again, it resumes where it stopped.
 
     Args:
-        folder: of NIfTI files, zips, and DICOM folders.
-        out: folder of the results, one folder a CT.
+        folder: with NIfTI files, zips and DICOM folders.
+        out: output folder, with one subfolder per CT.
         subtype: see insert.
         diameter: see insert.
-        count: nodules in each CT.
-        seed: see insert; each CT has seeds of its own.
-        plan: CSV of wishes, put into each CT.
-        lungs: folder with a lung mask or lobe map for each CT, of the same name.
+        count: nodules per CT.
+        seed: see insert; each CT gets its own seeds.
+        plan: CSV of nodules, inserted into each CT.
+        lungs: folder with a lung mask or lobe map per CT, named like the CT.
         steps: see insert.
         matching: see insert.
         grain: see insert.
@@ -155,7 +156,7 @@ def batch(
         retries: see insert.
         private: see insert.
         format: see insert.
-        overwrite: make again what was made otherwise (delete a result to make it again in any case).
+        overwrite: redo results made with another request, version or file (to redo any other result, delete it).
     """
     from hrldm.insertion.batch import insert_folder
     from hrldm.insertion.wish import Wish
@@ -176,12 +177,12 @@ def _generator(steps: int | None, matching: bool, grain: bool, device: str | Non
 
 
 def _wishes(plan: Path | None, wish: Wish, count: int) -> list[Wish]:
-    """Those of a plan, beside which nothing may be said but the seed of rows without one; else `count` after one wish."""
+    """The plan's wishes, if given: then only `seed` may be set, for rows without one. Else `count` copies of `wish`."""
     from hrldm.insertion.wish import Wish, copies, read_plan
 
     if plan is None:
         return copies(wish, count)
-    taken = () if plan.suffix.lower() == ".json" else ("seed",)  # a record has all seeds
+    taken = () if plan.suffix.lower() == ".json" else ("seed",)  # a record holds all seeds
     own, options = Wish(), {"diameter_mm": "diameter", "core_mm": "core"}
     said = [f.name for f in fields(Wish) if f.name not in taken and getattr(wish, f.name) != getattr(own, f.name)]
     said = [options.get(name, name) for name in said] + ["count"] * (count != 1)
@@ -208,8 +209,8 @@ def main() -> int:
 
 
 def run(commands: dict[str, Callable], prog: str) -> int:
-    """The command that was called for; what the caller can mend is one line and status 2."""
-    with contextlib.suppress(AttributeError):  # names of files may hold what no encoding has
+    """Run the requested command; an error that the user can fix prints one line and returns status 2."""
+    with contextlib.suppress(AttributeError):  # file names may hold characters that stdout cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     for handler in logging.getLogger().handlers:
@@ -225,14 +226,14 @@ def run(commands: dict[str, Callable], prog: str) -> int:
 
 
 def _log_options(record: logging.LogRecord) -> bool:
-    """`_as_options` for what is logged."""
-    with contextlib.suppress(TypeError):  # a foreign call with wrong arguments; logging reports it
+    """Apply `_as_options` to log messages."""
+    with contextlib.suppress(TypeError):  # another library's call with wrong arguments; logging reports it
         record.msg, record.args = _as_options(record.getMessage()), None
     return True
 
 
 def _as_options(text: str) -> str:
-    """A message of the library, which names arguments (overwrite=True), with the command line's options (--overwrite)."""
+    """Replace the argument names in a library message (overwrite=True) by command-line options (--overwrite)."""
 
     def option(found: re.Match) -> str:
         name = {"match_t_max": "matching", "sample_steps": "steps", "on": "device"}.get(found[1], found[1])

@@ -1,4 +1,4 @@
-"""Writing that a kill, a full disk or a second process cannot leave half done."""
+"""Atomic writes: no kill, full disk or second process leaves a half-written result."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-_HOST = platform.node()  # folders may be shared; process numbers are not
+_HOST = platform.node()  # hosts may share folders, but not process ids
 
 
 @contextlib.contextmanager
 def atomic(path: str | Path, overwrite: bool = True) -> Iterator[Path]:
-    """A temporary neighbour to write to, flushed to disk and moved onto `path` only when the block ends well.
+    """Yield a temporary file beside `path`; it is flushed to disk and renamed to `path` only if the block succeeds.
 
     Raises:
         ValueError: `path` is a folder, or exists and `overwrite` is False.
-        OSError: the write failed (disk full, …); nothing of it is left and an older file stays as it was.
+        OSError: the write failed (disk full, …); no partial file is left and an older file is untouched.
     """
     path = Path(path)
     if path.is_dir() or path.exists() and not overwrite:
@@ -52,7 +52,7 @@ def atomic(path: str | Path, overwrite: bool = True) -> Iterator[Path]:
 
 
 def _clear(path: Path) -> None:
-    """Remove what killed processes of this machine left of `path`."""
+    """Remove partial files of `path` left by killed processes of this machine."""
     for left in path.parent.glob(f".*.{glob.escape(_HOST)}-*-{glob.escape(path.name)}"):
         pid = left.name[1:].split(".")[0]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
@@ -60,26 +60,26 @@ def _clear(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text so that a reader, or a kill at any moment, finds the former file or the whole new one."""
+    """Write UTF-8 text so that a reader, even after a kill, finds the old file or the complete new one."""
     with atomic(path) as part:
         part.write_bytes(text.encode())
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other runs off `folder`, which need not exist, and clear what killed ones left of it.
+    """Lock `folder`, which need not exist, against other runs, and remove what killed runs left of it.
 
-    The kernel drops the lock of a process that dies, so what lies there under a lock of ours is nobody's.
+    The kernel releases the lock of a dead process, so what we find under our own lock belongs to no running process.
 
     Raises:
-        ValueError: another run works on it, or it is the root.
-        OSError: the place cannot be written.
+        ValueError: another run holds it, or it is the root.
+        OSError: the location cannot be written.
     """
     if not folder.name:
         raise ValueError(f"{folder}: cannot be replaced; give a new folder")
     missing = [p for p in folder.parents if not p.exists()]
     part, former, lock = (folder.with_name(f".hrldm-{folder.name}{end}") for end in ("", "-former", "-lock"))
-    mine = FileLock(lock, timeout=1)  # the file of a lock that is being given up is tried again
+    mine = FileLock(lock, timeout=1)  # retries while another run is releasing its lock
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         mine.acquire()
@@ -104,20 +104,20 @@ def held(folder: Path) -> Iterator[None]:
         lock.unlink(missing_ok=True)
         mine.release()
         for parent in missing:
-            with contextlib.suppress(OSError):  # not empty: wanted
+            with contextlib.suppress(OSError):  # keep it if not empty
                 parent.rmdir()
 
 
 @contextlib.contextmanager
 def new_folder(folder: Path, check: Callable[[Path], None]) -> Iterator[Path]:
-    """A temporary neighbour folder to fill, moved to `folder` only when the block ends well.
+    """Yield a temporary folder beside `folder` to fill; it is renamed to `folder` only if the block succeeds.
 
-    check: raises ValueError where what is at `folder` may not be replaced; asked before the block and again after it. What
-           appeared meanwhile stays, and what was made goes to a new name, which the error tells.
+    check: raises ValueError if an existing `folder` may not be replaced; called before the block and again after it. If
+           something has appeared there meanwhile, it stays, and the results go to a new name given in the error.
 
     Raises:
-        ValueError: `check`'s, or another run works on the folder.
-        OSError: it cannot be written, found before the block where it can be; nothing is left.
+        ValueError: from `check`, or another run holds the folder.
+        OSError: it cannot be written (found before the block where possible); nothing is left behind.
     """
     part = folder.with_name(f".hrldm-{folder.name}")
     with held(folder):
@@ -131,7 +131,7 @@ def new_folder(folder: Path, check: Callable[[Path], None]) -> Iterator[Path]:
 
 
 def _exchange(part: Path, folder: Path, check: Callable[[Path], None]) -> None:
-    """Move `part` to `folder`; a former one is there until then, and again if the move fails."""
+    """Move `part` to `folder`; an old folder stays until then and is restored if the move fails."""
     former = part.with_name(f"{part.name}-former")
     try:
         if os.path.lexists(folder):

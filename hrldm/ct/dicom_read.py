@@ -1,11 +1,11 @@
-"""One DICOM CT series (a folder or a zip of it) to HU voxels and a RAS-mm affine.
+"""Read one DICOM CT series (folder or zip) as HU voxels and a RAS-mm affine.
 
 pydicom reads the headers, which decide everything; SimpleITK (GDCM) decodes the pixels, compressed or not, and applies
 each slice's rescale. Notation: r, c = direction cosines along a row and along a column (ImageOrientationPatient),
 n = r × c the slice normal, p_k = ImagePositionPatient of slice k, all in LPS mm. Slices are sorted by n·p_k; the array
 index is (column, row, slice), so the LPS affine has the columns r·Δcolumn, c·Δrow, (p_last − p_0)/(N − 1), and
-diag(−1, −1, 1, 1) takes it to RAS. A series that is not a straight, evenly spaced, complete stack is refused: guessing
-would put the nodule in the wrong place.
+diag(−1, −1, 1, 1) converts it to RAS. A series that is not a straight, evenly spaced, complete stack is refused:
+guessing would put the nodule in the wrong place.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MAX_UNEVEN = 0.1  # of the median slice step
 
 @dataclass(frozen=True)
 class Levels:
-    """The HU that a series can store: base + step·k for whole k of low..high; any HU in that range where the slices differ
-    in their rescale (step 0)."""
+    """The HU that a series can store: base + step·k for integers k in low..high, or, if the slices' rescales differ
+    (step 0), any HU in low..high."""
 
     base: float
     step: float
@@ -40,7 +40,7 @@ class Levels:
     high: float
 
     def nearest(self, hu: np.ndarray) -> np.ndarray:
-        """HU of any shape, each the nearest that can be stored. Below the least there is that: scanners clip air so too."""
+        """`hu` (any shape) rounded to the nearest storable HU, clipped at the limits, as scanners clip air."""
         if not self.step:
             return np.clip(hu, self.low, self.high)
         return self.base + self.step * np.clip(np.rint((hu - self.base) / self.step), self.low, self.high)
@@ -52,16 +52,16 @@ def read_series(
     """HU voxels of the one CT series under `path`.
 
     Args:
-        path:        folder (searched through) or zip of a DICOM series
-        series_uid:  which SeriesInstanceUID, needed when there are several
+        path:        folder (searched recursively) or zip of a DICOM series
+        series_uid:  which SeriesInstanceUID, needed if there are several
 
     Returns:
-        array (X, Y, Z) of HU, int16 where it fits without loss, else float32; affine (4, 4) to RAS mm; provenance; what HU
-        the series can store.
+        array (X, Y, Z) of HU, int16 if lossless, else float32; affine (4, 4) to RAS mm; provenance; the HU that the
+        series can store.
 
     Raises:
-        ValueError: no DICOM, not CT, several series, multi-frame, geometry or rescale missing, slices missing, doubled,
-            uneven or of unequal shape, gantry tilt, pixels that cannot be decoded.
+        ValueError: no DICOM, not CT, several series, multi-frame, geometry or rescale missing, slices missing,
+            duplicated, unevenly spaced or of unequal shape, gantry tilt, pixels that cannot be decoded.
     """
     path = Path(path)
     with opened(path) as folder:
@@ -84,10 +84,10 @@ def opened(path: Path) -> Iterator[Path]:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-                # the end record, whose count of files zipfile reads but does not compare
+                # the end record, whose file count zipfile reads but does not check
                 archive.fp.seek(-22 - len(archive.comment), 2)
                 count = int.from_bytes(archive.fp.read(12)[10:], "little")
-                if len(set(names)) < len(names) or count not in (len(names), 0xFFFF):  # the last: zip64
+                if len(set(names)) < len(names) or count not in (len(names), 0xFFFF):  # 0xFFFF: zip64
                     raise zipfile.BadZipFile(f"its list of files is damaged: {len(set(names))} names of {count} files")
                 archive.extractall(tmp)
         except Exception as error:  # zipfile raises many kinds: damaged, encrypted, unknown method
@@ -102,7 +102,7 @@ def opened(path: Path) -> Iterator[Path]:
 
 
 def sorted_slices(folder: Path, path: Path, series_uid: str | None = None) -> list[tuple[Path, pydicom.Dataset]]:
-    """(file, header) of the one CT series under `folder`, along its slice normal, checked; `path` is named in errors."""
+    """(file, header) of the one CT series under `folder`, checked, sorted along its normal; errors name `path`."""
     slices = one_series(read_headers(folder, path), path, series_uid)
     check_headers(slices, path)
     cosines = in_plane(slices[0][1])[1]
@@ -111,7 +111,7 @@ def sorted_slices(folder: Path, path: Path, series_uid: str | None = None) -> li
 
 
 def _levels(headers: list[pydicom.Dataset]) -> Levels:
-    """What all of the slices can store."""
+    """The HU that all slices can store."""
     found = {(float(h.RescaleIntercept), float(h.RescaleSlope), *stored_range(h)) for h in headers}
     if len(found) == 1:
         return Levels(*found.pop())
@@ -151,7 +151,7 @@ def _affine(slices: list, path: Path) -> np.ndarray:
 
 
 def _check_steps(along: np.ndarray, names: list[str], path: Path) -> None:
-    """Refuse doubled, missing and unevenly spaced slices; `along` (N,) are sorted positions in mm."""
+    """Refuse duplicate, missing and unevenly spaced slices; `along` (N,) are sorted positions in mm."""
     steps = np.diff(along)
     typical = float(np.median(steps))
     doubled = np.flatnonzero(steps < max(0.01, 0.1 * typical))
@@ -182,14 +182,14 @@ def _check_steps(along: np.ndarray, names: list[str], path: Path) -> None:
 
 
 def _pixels(slices: list, path: Path) -> np.ndarray:
-    """HU (X, Y, Z), slice by slice with its own rescale; int16 where it fits without loss, else float32."""
+    """HU (X, Y, Z), each slice with its own rescale; int16 if lossless, else float32."""
     planes = []
     rows, columns = in_plane(slices[0][1])[0]
     for file, header in slices:
         _check_length(file, header, path)
         try:
             planes.append(_decoded(file, header))
-        except Exception as error:  # SimpleITK's RuntimeError, and many kinds of pydicom
+        except Exception as error:  # SimpleITK's RuntimeError, and many kinds from pydicom
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ValueError(
                 f"{path}: pixels of {file.name} cannot be decoded ({reason}); fetch the file again"
@@ -208,12 +208,12 @@ def _decoded(file: Path, header: pydicom.Dataset) -> np.ndarray:
     """HU (1, Y, X) of one file."""
     if header.BitsAllocated < 32:
         return sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))
-    pixels = pydicom.dcmread(file).pixel_array  # GDCM takes 16 of 32 bits for 16
+    pixels = pydicom.dcmread(file).pixel_array  # GDCM reads 16 stored of 32 allocated bits as 16 allocated
     return pixels[None] * float(header.RescaleSlope) + float(header.RescaleIntercept)
 
 
 def _check_length(file: Path, header: pydicom.Dataset, path: Path) -> None:
-    """Refuse uncompressed pixels that are not as many as the header says: the decoder reads on regardless."""
+    """Refuse uncompressed pixels whose number differs from the header's: the decoder would not notice."""
     try:
         data = pydicom.dcmread(file, specific_tags=["PixelData"])
         if data.file_meta.TransferSyntaxUID.is_encapsulated:
@@ -223,7 +223,7 @@ def _check_length(file: Path, header: pydicom.Dataset, path: Path) -> None:
         raise ValueError(f"{path}: pixels of {file.name} cannot be decoded ({error}); fetch the file again") from error
     each = header.BitsAllocated // 8
     surplus = length - header.Rows * header.Columns * each
-    if not 0 <= surplus < min(header.Rows, header.Columns) * each:  # a padded end is no harm
+    if not 0 <= surplus < min(header.Rows, header.Columns) * each:  # padding at the end is harmless
         raise ValueError(
             f"{path}: pixels of {file.name} cannot be decoded ({length} bytes for {header.Rows} × {header.Columns} of "
             f"{header.BitsAllocated} bits); fetch the file again"

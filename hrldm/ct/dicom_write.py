@@ -1,10 +1,10 @@
-"""A changed CT back into the DICOM series it came from: same geometry, new identity, every untouched pixel as it was.
+"""Write a changed CT as a DICOM series derived from its source: same geometry, new UIDs, untouched pixels unchanged.
 
-Each slice is the source's own dataset with other pixels. HU go back through the slice's own rescale, so a voxel that was
-not changed has the stored value it had. The series is derived (PS3.3 C.7.6.1.1.2): new SOP and series UIDs, the study and
-frame of reference kept, ImageType DERIVED\\SECONDARY, the source slice and this software named, and the description says
-that it is for research. What was true of the old pixels or the old file alone goes. UIDs follow from the source's and a
-key, so the same insertion gives the same series.
+Each slice is the source's own dataset with new pixels. HU are converted with the slice's own rescale, so an unchanged
+voxel keeps its stored value. The series is derived (PS3.3 C.7.6.1.1.2): new SOP and series UIDs, the study and frame of
+reference kept, ImageType DERIVED\\SECONDARY, the source slice and this software named, and a description that says it
+is for research. Elements that describe only the old pixels or the old file are removed. UIDs are generated from the
+source's UIDs and a key, so the same insertion gives the same series.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _NOT_FROM = "{}: {} cannot be derived from ({}); write NIfTI only: format='nifti
 
 
 def check_source(source: str | Path, series_uid: str | None = None) -> None:
-    """Raise ValueError where `write_series` would refuse the series whatever is to be written; arguments as there."""
+    """Raise ValueError if `write_series` would refuse the series whatever the new HU; same arguments."""
     path = Path(source)
     with dicom.opened(path) as unpacked:
         slices = dicom.sorted_slices(unpacked, path, series_uid)
         for file, header in slices:
             if reason := _why_not(header):
                 raise ValueError(_NOT_FROM.format(path, file.name, reason))
-        file, header = slices[0]  # of its other elements those of the first slice are as the others'
+        file, header = slices[0]  # its other elements stand for those of all slices
         least = float(header.RescaleIntercept) + float(header.RescaleSlope) * stored_range(header)[0]
         try:
             data = pydicom.dcmread(file)
@@ -58,13 +58,13 @@ def write_series(
     Args:
         source:     folder or zip that was read
         hu:         HU of every voxel, changed or not
-        folder:     made here; one file a slice, `0001.dcm` from the first slice on
-        key:        what the UIDs depend on besides the source's (the record of what was done)
+        folder:     created here; one file per slice, in order from `0001.dcm`
+        key:        what the UIDs depend on besides the source's (the record of the insertion)
         private:    strip or keep the vendor's private tags
         series_uid: which series, as for `read_series`
 
     Raises:
-        ValueError: another shape than the series, a slice that cannot hold its values or is big endian, unknown `private`.
+        ValueError: shape differs from the series, a slice cannot hold its values or is big endian, unknown `private`.
     """
     if private not in PRIVATE:
         raise ValueError(f"private tags: choose {' or '.join(PRIVATE)}, not {private!r}")
@@ -86,25 +86,25 @@ def write_series(
                     f"{folder}: could not be written ({error.strerror or error}); free space or choose another folder"
                 )
                 raise OSError(error.errno, said) from error
-            except Exception as error:  # pydicom raises many kinds on odd elements that it has to write
+            except Exception as error:  # pydicom raises many kinds when writing odd elements
                 raise ValueError(_NOT_FROM.format(path, file.name, error)) from error
     return folder
 
 
 def _why_not(header: Dataset) -> str:
-    """Why no slice can be derived from this one; empty where it can."""
+    """Why no slice can be derived from this one; empty if one can."""
     if missing := [tag for tag in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID") if not header.get(tag)]:
         return f"it lacks {', '.join(missing)}"
-    if header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:  # retired; its other binary elements cannot be turned
+    if header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:  # retired; other binary elements cannot be swapped
         return "it is big endian"
     return ""
 
 
 def _derive(data: Dataset, hu: np.ndarray, key: str, private: str) -> None:
-    """Make a slice's dataset the derived one, with pixels (rows, columns) of HU.
+    """Turn a slice's dataset into the derived one, with pixels from `hu` (rows, columns).
 
     Raises:
-        ValueError: no identity to refer to, big endian, or values that its bits cannot hold.
+        ValueError: UIDs missing, big endian, or values that its bits cannot hold.
     """
     if reason := _why_not(data):
         raise ValueError(reason)
@@ -125,12 +125,12 @@ def _derive(data: Dataset, hu: np.ndarray, key: str, private: str) -> None:
     data.SourceImageSequence = Sequence([reference])
     data.SeriesInstanceUID = generate_uid(entropy_srcs=[str(data.SeriesInstanceUID), key])
     data.SOPInstanceUID = generate_uid(entropy_srcs=[str(data.SOPInstanceUID), key])
-    kind, *rest = [str(x) for x in np.atleast_1d(data.get("ImageType") or [])][2:] or [""]  # one value is plain text
+    kind, *rest = [str(x) for x in np.atleast_1d(data.get("ImageType") or [])][2:] or [""]  # a lone value is plain text
     data.ImageType = ["DERIVED", "SECONDARY", kind or "AXIAL", *rest]
     data.SeriesDescription = f"{NOTE}: {data.get('SeriesDescription', '')}"[:64].rstrip(": ")
     data.DerivationDescription = "A lung nodule was synthesised by HR-LDM companion; not for clinical use."
     data.ContributingEquipmentSequence = Sequence([*(data.get("ContributingEquipmentSequence") or []), _software()])
-    meta = FileMetaDataset()  # the old one tells of the program that wrote the old file
+    meta = FileMetaDataset()  # the old one names the program that wrote the old file
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data.preamble, data.file_meta = None, meta
@@ -140,7 +140,7 @@ def _derive(data: Dataset, hu: np.ndarray, key: str, private: str) -> None:
 
 
 def _software() -> Dataset:
-    """Item of the Contributing Equipment Sequence: what changed the image."""
+    """Item of the Contributing Equipment Sequence: the software that changed the image."""
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = _code("109103", "Modifying Equipment")
     item.Manufacturer, item.ManufacturerModelName, item.SoftwareVersions = "HR-LDM companion", "hrldm", __version__

@@ -1,4 +1,4 @@
-"""Grids in space: voxel indices to world millimetres and from one grid to another, any orientation and spacing."""
+"""Voxel grids: indices to world mm, and resampling from one grid to another, at any orientation and spacing."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def head_foot(affine: np.ndarray) -> int:
 
 
 def shifted(affine: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Affine (4, 4) of a part of an array with this affine, whose first voxel has the index `start` there."""
+    """Affine (4, 4) of the part, beginning at index `start`, of an array with this affine."""
     out = affine.copy()
     out[:3, 3] = to_world(affine, start)
     return out
 
 
 def reach(affine: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Least and greatest coordinates (3,) of the box between the indices `low` and `high`, seen through `affine`."""
+    """Minimum and maximum coordinates (3,), under `affine`, of the box between the indices `low` and `high`."""
     corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, 3)
     world = to_world(affine, corners)
     return world.min(0), world.max(0)
 
 
 def grid_gap(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Largest distance (mm) between the same corner of one array placed by affine `a` and by affine `b`."""
+    """Largest distance (mm) between corresponding corners of one array under affines `a` and `b`."""
     corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(shape[:3]) - 1)
     return float(np.linalg.norm(to_world(a, corners) - to_world(b, corners), axis=1).max())
 
@@ -67,20 +67,20 @@ def sample(
     array: np.ndarray, affine: np.ndarray, target_shape: tuple[int, int, int], target_affine: np.ndarray,
     order: int = 1, outside: float | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """`array` (X, Y, Z) on another grid, any orientation; costs the target's size only.
+    """Resample `array` (X, Y, Z) to another grid of any orientation; the cost depends on the target's size only.
 
     Args:
         order:    0 nearest (masks, keeps the dtype), 1 linear (float32), 3 cubic (float32)
         outside:  value beyond the array; None repeats its edge
 
-    No smoothing before going coarser: at CT spacings it would change the HU histogram more than the aliasing does.
+    No smoothing before downsampling: at CT spacings it would change the HU histogram more than aliasing does.
     """
     matrix = np.linalg.inv(affine) @ target_affine
     turn, shift = matrix[:3, :3], matrix[:3, 3]
     if np.abs(turn - np.diag(np.diagonal(turn))).max() < 1e-9:
         turn = np.diagonal(turn).copy()  # scipy's separable path
     keep = order == 0
-    # `constant` would be `outside` from the middle of the last voxel on, `grid-constant` is from its edge on
+    # `constant` would apply `outside` from the centre of the last voxel, `grid-constant` applies it from its edge
     beyond = "nearest" if outside is None else "grid-constant"
     values = array.astype(np.uint8) if keep and array.dtype == bool else array
     out = ndimage.affine_transform(
@@ -93,7 +93,7 @@ def sample(
 def resample(
     array: np.ndarray, affine: np.ndarray, spacing: float = 1.0, order: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`array` (X, Y, Z) at isotropic `spacing` mm along its own axes, same field of view up to half a voxel.
+    """Resample `array` (X, Y, Z) to isotropic `spacing` mm along its own axes; same field of view up to half a voxel.
 
     Returns:
         array (float32; order 0 keeps the dtype) and its affine.

@@ -1,9 +1,9 @@
-"""What a user gives beside a scan (a lung map, a mask) must belong to it, and shows it: by the lungs that it lies in.
+"""Check that a lung map or mask given with a scan belongs to it: it must lie in the scan's lungs.
 
 M = voxels of the map, O = the scan's own lungs (by threshold), both on O's coarse grid. The measure is the share
-|M ∩ O| / min(|M|, |O|): it is near 1 for a map of one lobe, and for one that holds diseased parts which a threshold misses.
-A map that covers much of the lungs is also tried mirrored, turned and moved; where that fits clearly better, it is not the
-map of this scan as it stands.
+|M ∩ O| / min(|M|, |O|): near 1 also for a map of one lobe, and for one with diseased parts that a threshold misses.
+A map that covers much of the lungs is also tried mirrored, rotated and shifted; if that fits clearly better, the map is
+refused.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from hrldm.ct.volume import CT
 
 LOBE_NAMES = {10: "LUL", 11: "LLL", 12: "RUL", 13: "RML", 14: "RLL"}  # TotalSegmentator labels
 LEFT, RIGHT = (10, 11), (12, 13, 14)
-NUMBERINGS = {"v2": 0, "v1": 3}  # TotalSegmentator's: what its lobe numbers are above ours
+NUMBERINGS = {"v2": 0, "v1": 3}  # TotalSegmentator versions: offset of their lobe numbers from ours
 LEAST_SHARE = 0.7  # of the map in the scan's lungs
-BETTER_BY = 0.05  # share that a mirrored or turned map gains, if it was given the wrong way
-MOVED_BY, MOVED_MM = 0.1, 10.0  # share and distance for one that was moved
+BETTER_BY = 0.05  # least gain in share for a map to count as mirrored or rotated
+MOVED_BY, MOVED_MM = 0.1, 10.0  # least gain in share, and distance, for a map to count as shifted
 WRONG_SIDE_MM = 20.0
 NEAR_LUNG_MM = 20.0
-LESION_HU = (-700.0, 250.0)  # mean of a known lesion that the lungs leave out
+LESION_HU = (-700.0, 250.0)  # plausible mean of a known lesion outside the lung labels
 COARSE_MM = 6.0
 
 
 def read_beside(path: str | Path, ct: CT) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (x, y, z), whole numbers, of a NIfTI file that lies in the world of `ct`, and its affine.
+    """Whole-number labels (x, y, z) of a NIfTI file in the world space of `ct`, and its affine.
 
     Raises:
-        ValueError: unreadable or not finite; or it has the CT's shape and an affine that some program made up (origin 0).
+        ValueError: unreadable or not finite; or it has the CT's shape but a made-up affine (origin 0).
     """
     image = open_nifti(path)
     own, other = (np.array(reach(a, [-0.5] * 3, np.array(n[:3]) - 0.5)) for a, n in ((image.affine, image.shape), (ct.affine, ct.shape)))  # fmt: skip
@@ -57,11 +57,11 @@ def read_map(path: str | Path, ct: CT, own: np.ndarray, own_affine: np.ndarray) 
     """A lung mask or lobe map on the CT's grid.
 
     Args:
-        path: NIfTI in the world of the CT, any grid
-        own:  (x, y, z) bool, the CT's lungs as the CT shows them, on a grid of its own with `own_affine`
+        path: NIfTI in the CT's world space, any grid
+        own:  (x, y, z) bool, the lungs as seen on the CT itself, on their own grid with `own_affine`
 
     Returns:
-        labels (X, Y, Z) uint8: our lobe numbers where the map has lobes, else 1; and the numbering taken (`NUMBERINGS`),
+        labels (X, Y, Z) uint8: our lobe numbers if the map has lobes, else 1; and the numbering found (`NUMBERINGS`),
         None for a plain mask.
 
     Raises:
@@ -70,7 +70,7 @@ def read_map(path: str | Path, ct: CT, own: np.ndarray, own_affine: np.ndarray) 
     values, affine = read_beside(path, ct)
     first, last = min(LOBE_NAMES), max(LOBE_NAMES) + max(NUMBERINGS.values())
     if values.max() == 5 and not np.isin(values, (1, 2)).any() and np.isin(values, (3, 4)).any():
-        values = np.isin(values, (3, 4))  # LUNA16: two lungs, and the windpipe
+        values = np.isin(values, (3, 4))  # LUNA16: 3 and 4 are the lungs, 5 the trachea
     values = np.where((values >= first) & (values <= last), values, values > 0).astype(np.uint8)
     numbering = None
     if (values > 1).any():
@@ -84,7 +84,7 @@ def read_map(path: str | Path, ct: CT, own: np.ndarray, own_affine: np.ndarray) 
 
 
 def _numbering(values: np.ndarray, own: np.ndarray, affine: np.ndarray) -> str:
-    """The numbering under which more of the map is lung; where that is alike, the one whose sides are right."""
+    """The numbering that puts more of the map in the lungs; if similar, the one with the lobes in the right places."""
     lobes = {name: np.where(np.isin(values - np.int16(k), list(LOBE_NAMES)), values - np.int16(k), 0) for name, k in NUMBERINGS.items()}  # fmt: skip
     lung = {name: int(own[lobes[name] > 0].sum()) for name in NUMBERINGS}
     likely = [name for name in NUMBERINGS if lung[name] >= 0.95 * max(lung.values())]
@@ -92,7 +92,7 @@ def _numbering(values: np.ndarray, own: np.ndarray, affine: np.ndarray) -> str:
 
 
 def check_map(path: str | Path, ct: CT, labels: np.ndarray, own: np.ndarray, affine: np.ndarray) -> None:
-    """Raise ValueError for labels (X, Y, Z) on the CT's grid that do not fit its own lungs; arguments as for `read_map`."""
+    """Raise ValueError for labels (X, Y, Z) on the CT's grid that do not fit its lungs; arguments as for `read_map`."""
     name = ct.source or "the CT"
     on_own = sample(labels, ct.affine, own.shape, affine, order=0, outside=0)
     if wrong := _wrong_sides(on_own, own, affine):
@@ -126,7 +126,7 @@ def _share(map_: np.ndarray, own: np.ndarray) -> float:
 
 
 def _turned(mask: np.ndarray):
-    """The mask mirrored along its axes and with its axes exchanged, as far as that fits its grid, with words for it."""
+    """Yield the mask with its axes flipped and permuted, if it keeps its shape, and a description of each."""
     for axes in itertools.permutations(range(3)):
         for flips in itertools.product((False, True), repeat=3):
             there = mask.transpose(axes)
@@ -138,7 +138,7 @@ def _turned(mask: np.ndarray):
 
 
 def _moved(map_: np.ndarray, own: np.ndarray, affine: np.ndarray) -> tuple[float, str]:
-    """Share after the move (by `MOVED_MM` or more) that fits best, and words for it."""
+    """Share after the best-fitting shift of at least `MOVED_MM`, and its description."""
     fit = signal.fftconvolve(own.astype(np.float32), map_[::-1, ::-1, ::-1].astype(np.float32))
     shift = (np.indices(fit.shape).reshape(3, -1).T - np.array(map_.shape) + 1) @ affine[:3, :3].T
     fit = np.where(np.linalg.norm(shift, axis=1) >= MOVED_MM, fit.ravel(), 0)
@@ -147,7 +147,7 @@ def _moved(map_: np.ndarray, own: np.ndarray, affine: np.ndarray) -> tuple[float
 
 
 def _wrong_sides(lobes: np.ndarray, own: np.ndarray, affine: np.ndarray) -> str:
-    """What is wrong with the places of lobes (x, y, z) to each other and to the lungs; empty where nothing is."""
+    """What is wrong with the lobes' positions (x, y, z) relative to each other and to the lungs; empty if nothing."""
 
     def middle(numbers) -> np.ndarray | None:
         found = np.argwhere(np.isin(lobes, numbers))
@@ -171,13 +171,13 @@ def _wrong_sides(lobes: np.ndarray, own: np.ndarray, affine: np.ndarray) -> str:
 
 
 def read_avoided(path: str | Path, ct: CT, labels: np.ndarray) -> np.ndarray:
-    """Voxels (X, Y, Z) bool of the CT's grid that a mask marks, for example known lesions.
+    """Voxels (X, Y, Z) bool on the CT's grid that a mask marks, for example known lesions.
 
     labels: (X, Y, Z) of `lungs.lung_labels`
 
     Raises:
         ValueError: unreadable, empty, outside the CT, or away from the lungs (in air, bone or another organ), where it
-            would keep nothing free.
+            would protect nothing.
     """
     values, affine = read_beside(path, ct)
     if not (values > 0).any():

@@ -1,8 +1,8 @@
-"""Lungs and lobes of a CT: a label map that the user has, TotalSegmentator where it is installed, else a threshold.
+"""Lungs and lobes of a CT: from the user's label map, else TotalSegmentator if installed, else a threshold.
 
-All return labels on the CT's own grid: TotalSegmentator's lobe numbers (`label_maps.LOBE_NAMES`) where lobes are known,
-1 for lung otherwise, 0 outside. Whatever the source, the result must look like lung on this CT and lie where the CT has
-its lungs (`label_maps`), so that the map of another patient or of another orientation is refused and not used.
+All return labels on the CT's own grid: TotalSegmentator's lobe numbers (`label_maps.LOBE_NAMES`) if lobes are known,
+else 1 for lung; 0 outside. Whatever the source, the result must look like lung on this CT and match the CT's own lungs
+(`label_maps`), so a map of another patient or orientation is refused.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from hrldm.ct.volume import CT, write_nifti
 logger = logging.getLogger(__name__)
 TISSUE_HU = -400.0  # lung and air below, tissue above
 GRID_MM = 2.0  # the threshold method works on this grid
-CLOSING_MM = 8.0  # vessels and nodules at the pleura up to about twice this size are closed over
-LEAST_ML = 400.0  # fewer is no pair of lungs, nor one of them
-SMALLER_LUNG = 0.15  # of the larger: smaller pieces are bowel gas or the trachea
-LUNG_HU = -950.0  # mean below: air
+CLOSING_MM = 8.0  # fills in vessels and pleural nodules up to about twice this size
+LEAST_ML = 400.0  # anything smaller is not even one lung
+SMALLER_LUNG = 0.15  # of the larger lung: smaller pieces are bowel gas or the trachea
+LUNG_HU = -950.0  # a lower mean is air
 LUNG_MEAN_HU = (-980.0, -450.0)  # plausible mean inside a lung mask, vessels included
 ROI = tuple(f"lung_{part}_lobe_{side}" for part, side in (
     ("upper", "left"), ("lower", "left"), ("upper", "right"), ("middle", "right"), ("lower", "right")))  # fmt: skip
 
 
 def lung_labels(ct: CT, path: str | Path | None = None) -> tuple[np.ndarray, str]:
-    """Labels (X, Y, Z) uint8 on the CT's grid, and where they come from: the map's file name (or TotalSegmentator) with the
-    numbering of its lobes, or "threshold".
+    """Labels (X, Y, Z) uint8 on the CT's grid, and their source: the map's file name (or TotalSegmentator) with its
+    lobe numbering, or "threshold".
 
-    path: label map or mask of this CT (NIfTI, any grid in the same world; TotalSegmentator's numbers, version 1 or 2); None
-        segments it
+    path: label map or mask of this CT (NIfTI, any grid in the same world space; TotalSegmentator labels, version 1 or
+        2); None segments the CT
 
     Raises:
-        ValueError: no lungs in the scan, or a map that is not of this CT, with what to do.
+        ValueError: no lungs in the scan, or a map of another CT; the message says what to do.
     """
     if path is None and not shutil.which("TotalSegmentator"):
         labels = threshold_lungs(ct).astype(np.uint8)
@@ -58,23 +58,22 @@ def lung_labels(ct: CT, path: str | Path | None = None) -> tuple[np.ndarray, str
 
 
 def threshold_lungs(ct: CT) -> np.ndarray:
-    """Lungs (X, Y, Z) bool by threshold and morphology: dark, not joined to the air around the patient, large, closed.
+    """Lungs (X, Y, Z) bool by threshold and closing: large dark regions not connected to the air around the patient.
 
     Raises:
-        ValueError: no piece of at least `LEAST_ML` ml.
+        ValueError: no region of at least `LEAST_ML` ml.
     """
     closed, affine = _own_lungs(ct, alone=True)
     return sample(closed.astype(np.float32), affine, ct.shape, ct.affine, order=1, outside=0.0) > 0.5
 
 
 def _own_lungs(ct: CT, alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """`threshold_lungs` on a grid of `GRID_MM` along the CT's axes, and its affine. alone: no map says where the lungs are."""
+    """`threshold_lungs` on a grid of `GRID_MM` along the CT's axes, and its affine. alone: no lung map is given."""
     hu, affine = resample(ct.array, ct.affine, GRID_MM)
     labels, n = ndimage.label(hu < TISSUE_HU)
-    across = np.moveaxis(
-        labels, head_foot(affine), -1
-    )  # the air around the patient reaches the sides; lungs may be cut
-    outside = np.unique(np.concatenate([across[[0, -1]].ravel(), across[:, [0, -1]].ravel()]))  # at head and foot
+    # the air around the patient reaches the sides; at head and foot, a scan may cut the lungs
+    across = np.moveaxis(labels, head_foot(affine), -1)
+    outside = np.unique(np.concatenate([across[[0, -1]].ravel(), across[:, [0, -1]].ravel()]))
     volume = np.bincount(labels.ravel(), minlength=n + 1) * GRID_MM**3 / 1000
     volume[[0, *outside]] = 0
     largest = volume.max(initial=0)
@@ -96,7 +95,7 @@ def _own_lungs(ct: CT, alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
 def _warn_of_cut_lung(
     ct: CT, hu: np.ndarray, labels: np.ndarray, at_edge: np.ndarray, lungs: np.ndarray, affine: np.ndarray
 ) -> None:
-    """Say so where the other lung seems to be cut by the image's edge: it cannot be told from the air around the patient."""
+    """Warn if the image edge seems to cut the other lung, which then cannot be told from the air around the patient."""
     kept = to_world(affine, np.argwhere(lungs))[:, 0]
     volume = np.bincount(labels.ravel()) * GRID_MM**3 / 1000
     for k in at_edge[volume[at_edge] >= SMALLER_LUNG * lungs.sum() * GRID_MM**3 / 1000]:
@@ -110,7 +109,7 @@ def _warn_of_cut_lung(
 
 
 def _shown_lungs(ct: CT) -> tuple[np.ndarray, np.ndarray]:
-    """`_own_lungs`; of a scan that is cut so that they join the air outside, all that is dark."""
+    """`_own_lungs`, or all dark voxels if the scan is cropped so that the lungs join the air outside."""
     try:
         return _own_lungs(ct)
     except ValueError:
@@ -119,7 +118,7 @@ def _shown_lungs(ct: CT) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_labels(path: str | Path, ct: CT) -> np.ndarray:
-    """A lung mask or TotalSegmentator map (X, Y, Z) uint8 on the CT's grid, unchecked: its lobes where it has them, else 1.
+    """A lung mask or TotalSegmentator map (X, Y, Z) uint8 on the CT's grid, unchecked: its lobes if it has any, else 1.
 
     Raises:
         ValueError: unreadable, not finite, or no voxel of it inside the CT.
@@ -129,10 +128,10 @@ def read_labels(path: str | Path, ct: CT) -> np.ndarray:
 
 @contextlib.contextmanager
 def total_segmentator(ct: CT) -> Iterator[Path]:
-    """The map of the five lobes by the user's own TotalSegmentator (its weights have a licence of their own).
+    """Segment the five lobes with the user's own TotalSegmentator (its weights have their own licence).
 
     Raises:
-        ValueError: it failed; the message ends with its last line.
+        ValueError: it failed; the message includes its last line of output.
     """
     with tempfile.TemporaryDirectory(prefix="hrldm-lobes-") as folder:
         image, out = Path(folder) / "ct.nii.gz", Path(folder) / "lobes.nii.gz"

@@ -1,7 +1,7 @@
-"""A NIfTI file's voxels and geometry, checked before anything is done with them; read by nibabel.
+"""Read a NIfTI file's voxels and geometry with nibabel, and check them before use.
 
-A file stores s and means slope·s + inter (`scaled`, undone by `unscaled`). What nibabel mends or passes over in silence is
-refused here: a shape that the voxels do not fill, two affines that disagree, voxel sizes of 0.
+A file stores s, which means slope·s + inter (`scaled`, undone by `unscaled`). What nibabel silently repairs or ignores
+is refused here: a shape that the voxels do not fill, two affines that disagree, voxel sizes of 0.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 
 from hrldm.ct.geometry import check_geometry, grid_gap, voxel_size
 
-_UNITS = {1: "meter", 3: "micron"}  # of NIfTI's xyzt_units, besides 0 unknown and 2 mm
+_UNITS = {1: "meter", 3: "micron"}  # NIfTI's xyzt_units besides 0 (unknown) and 2 (mm)
 
 
 def open_nifti(path: str | Path) -> nib.Nifti1Pair:
-    """A NIfTI image with its header checked and its voxels still on disk.
+    """Open a NIfTI image: header checked, voxels still on disk.
 
     Raises:
-        ValueError: missing, unreadable or no NIfTI; not 3D (length-1 axes behind are fine); affine missing, not
-            invertible, sheared, of absurd voxel size or two affines (sform, qform) that disagree.
+        ValueError: missing, unreadable or not NIfTI; not 3D (trailing length-1 axes are fine); affine missing, not
+            invertible, sheared or of absurd voxel size; or two affines (sform, qform) that disagree.
     """
     path = Path(path)
     if os.path.isdir(path):
@@ -35,7 +35,7 @@ def open_nifti(path: str | Path) -> nib.Nifti1Pair:
         )
     try:
         image = nib.load(path)
-    except Exception as error:  # nibabel's readers of other formats raise whatever comes
+    except Exception as error:  # nibabel's readers of other formats may raise anything
         raise ValueError(f"{path}: not a readable image ({error}); give .nii, .nii.gz or a DICOM folder") from error
     if not isinstance(image, nib.Nifti1Pair):
         raise ValueError(f"{path}: {type(image).__name__} instead of NIfTI; convert it to .nii.gz")
@@ -48,7 +48,7 @@ def open_nifti(path: str | Path) -> nib.Nifti1Pair:
         )
     if header["sform_code"] == 0 and not _raw_header(image)["pixdim"][1:4].all():  # nibabel reads 0 as 1 mm
         raise ValueError(f"{path}: voxel size 0 (pixdim), so distances are unknown; convert from the DICOM again")
-    unit = int(header["xyzt_units"]) % 8  # the bits above are of time
+    unit = int(header["xyzt_units"]) % 8  # the higher bits are the time unit
     if unit not in (0, 2):
         raise ValueError(f"{path}: lengths in {_UNITS.get(unit, f'an unknown unit ({unit})')}; save it in mm")
     check_geometry(image.affine, shape, path)
@@ -67,7 +67,7 @@ def open_nifti(path: str | Path) -> nib.Nifti1Pair:
 
 
 def _raw_header(image: nib.Nifti1Pair) -> nib.Nifti1Header:
-    """The header as the file has it, before nibabel mends it."""
+    """The header as in the file, before nibabel repairs it."""
     with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj("rb") as file:
         return type(image.header).from_fileobj(file, check=False)
 
@@ -75,7 +75,7 @@ def _raw_header(image: nib.Nifti1Pair) -> nib.Nifti1Header:
 def read_voxels(image: nib.Nifti1Pair, path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """Stored values (X, Y, Z) of an opened image in native byte order, and what they mean (slope·stored + inter).
 
-    The second is the first itself where nothing is to be scaled, else float32.
+    The second is the first itself if there is no scaling, else float32.
 
     Raises:
         ValueError: truncated or corrupt file, more voxels than the header says, colour or complex voxels.
@@ -88,10 +88,10 @@ def read_voxels(image: nib.Nifti1Pair, path: str | Path) -> tuple[np.ndarray, np
         with image.file_map["image"].get_prepare_fileobj("rb") as file:
             file.seek(image.dataobj.offset)
             raw = file.read(size)
-            surplus = sum(map(len, iter(lambda: file.read(1 << 20), b"")))  # to the end, where gzip has its checksum
+            surplus = sum(map(len, iter(lambda: file.read(1 << 20), b"")))  # to the end: gzip's checksum is there
     except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as error:
         raise ValueError(f"{path}: damaged or cut short ({error}); copy or download it again") from error
-    if len(raw) < size or surplus * max(shape) >= size:  # a layer of voxels or more too many: the shape is wrong
+    if len(raw) < size or surplus * max(shape) >= size:  # a surplus of one layer of voxels or more: the shape is wrong
         raise ValueError(
             f"{path}: damaged or cut short ({len(raw) + surplus} bytes of voxels where shape {image.shape} needs {size}); "
             "copy or download it again"
@@ -101,7 +101,7 @@ def read_voxels(image: nib.Nifti1Pair, path: str | Path) -> tuple[np.ndarray, np
 
 
 def scaled(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """slope·stored + inter: the values themselves where nothing is to be scaled, else float32."""
+    """slope·stored + inter: `stored` itself if there is no scaling, else float32."""
     if slope == 1 and inter == 0:
         return stored
     values = np.multiply(stored, slope, dtype=np.float32)
@@ -110,7 +110,7 @@ def scaled(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
 
 
 def unscaled(hu: np.ndarray, dtype: np.dtype, slope: float, inter: float) -> np.ndarray:
-    """The stored values that mean `hu`, rounded and clipped to what an integer `dtype` holds: `scaled` undone."""
+    """Inverse of `scaled`: stored values of `hu`, rounded and clipped to the range of an integer `dtype`."""
     values = (hu - inter) / slope
     if np.dtype(dtype).kind in "iu":
         limits = np.iinfo(dtype)

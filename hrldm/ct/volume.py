@@ -1,9 +1,9 @@
-"""A CT with its geometry: NIfTI or a DICOM series in, NIfTI out, nothing lost between.
+"""A CT with its geometry: NIfTI or a DICOM series in, NIfTI out, without loss.
 
-Notation: index i = (x, y, z) of a voxel, A (4, 4) its affine, world w = A·(i, 1) in RAS mm. A file stores s and means
-HU = slope·s + inter; `CT` keeps s as read, so a voxel nobody touched is written back bit for bit. Changing the voxel
-order (`to_ras`, `from_ras`) only permutes and flips; every other change of grid is a single `sample` through
-A_source⁻¹·A_target, so obliquity needs no special case. `nifti` and `dicom` read the files.
+Notation: voxel index i = (x, y, z), affine A (4, 4), world w = A·(i, 1) in RAS mm. A file stores s, with
+HU = slope·s + inter; `CT` keeps s as read, so an untouched voxel is written back bit for bit. Changing the voxel
+order (`to_ras`, `from_ras`) only permutes and flips axes; every other change of grid is a single `sample` through
+A_source⁻¹·A_target, so oblique scans need no special case. `nifti` and `dicom_read` read the files.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from hrldm.ct.nifti import open_nifti, read_voxels, unscaled
 
 logger = logging.getLogger(__name__)
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
-THICK_MM = 5.0  # slices from here on are warned about
-HU_LIMITS = (-10240, 32767)  # extended CT scale with its padding value; beyond it is no HU
-AIR_HU = -300  # every chest CT, and every crop around a lung nodule, has voxels below
+THICK_MM = 5.0  # from this slice thickness on, a warning is logged
+HU_LIMITS = (-10240, 32767)  # extended CT scale with its padding value; values beyond are not HU
+AIR_HU = -300  # every chest CT, and every crop around a lung nodule, has voxels below this
 
 
 @dataclass(frozen=True, eq=False)
 class CT:
-    """A CT volume. `array` (X, Y, Z) is in HU: the stored values themselves where they are HU already, else float32.
+    """A CT volume. `array` (X, Y, Z) is in HU: the stored values themselves if they already are HU, else float32.
 
     Attributes:
         array:      (X, Y, Z) HU in the voxel order of the source
@@ -41,7 +41,7 @@ class CT:
         header:     NIfTI header of the source, None for DICOM
         source:     path it was read from
         provenance: free text by key (series UID, kernel, …; no patient data)
-        levels:     what HU a DICOM source can store, None for NIfTI
+        levels:     the HU that a DICOM source can store, None for NIfTI
     """
 
     array: np.ndarray = field(repr=False)
@@ -68,8 +68,7 @@ class CT:
         return voxel_size(self.affine)
 
     def to_stored(self, hu: np.ndarray) -> np.ndarray:
-        """The stored values, in the dtype of `stored`, that mean `hu` (any shape): rounded and clipped to what the source's
-        format holds, so that it can be written back as what it was."""
+        """`hu` (any shape) as stored values in the dtype of `stored`, rounded and clipped to the source's format."""
         return unscaled(
             hu if self.levels is None else self.levels.nearest(hu), self.stored.dtype, self.slope, self.inter
         )
@@ -79,7 +78,7 @@ class CT:
 
 
 def read_ct(path: str | Path, min_slices: int = 20, series_uid: str | None = None) -> CT:
-    """The CT in a NIfTI file, a DICOM folder or a zip of one, checked to be a CT in HU with a usable geometry.
+    """Read the CT in a NIfTI file, a DICOM folder or a zip of one, and check its HU and geometry.
 
     Args:
         path:        .nii, .nii.gz, folder or .zip
@@ -87,12 +86,12 @@ def read_ct(path: str | Path, min_slices: int = 20, series_uid: str | None = Non
         series_uid:  which series of a DICOM folder with several
 
     Raises:
-        ValueError: names the file, what is wrong with it and what to do. Slices of 5 mm or more are only warned about.
+        ValueError: the message names the file, the fault and the remedy. Slices of 5 mm or more only give a warning.
     """
     path = Path(path)
     if (
         os.path.isdir(path) or path.suffix.lower() == ".zip" and os.path.isfile(path)
-    ):  # Path's raise on an overlong name
+    ):  # Path's methods raise on an overlong name
         array, affine, provenance, levels = read_series(path, series_uid)
         check_geometry(affine, array.shape, path)
         ct = CT(array, affine, source=str(path), provenance=provenance, levels=levels)
@@ -136,9 +135,9 @@ def check_hu(array: np.ndarray, name: str | Path) -> None:
 
 
 def write_nifti(path: str | Path, stored: np.ndarray, like: CT, overwrite: bool = False) -> Path:
-    """Write stored values (X, Y, Z) on the grid of `like`, with its affine, header and scaling; the dtype is `stored`'s.
+    """Write stored values (X, Y, Z) on the grid of `like`, with its affine, header and scaling, and `stored`'s dtype.
 
-    For values of another meaning (a mask, HU of a crop) give `like=CT(values, affine)`: a plain header, no scaling.
+    For other data (a mask, HU of a crop) give `like=CT(values, affine)`: a plain header, no scaling.
 
     Raises:
         ValueError: not .nii or .nii.gz, shape differs from `like`, or the file exists and `overwrite` is False.
@@ -154,14 +153,14 @@ def write_nifti(path: str | Path, stored: np.ndarray, like: CT, overwrite: bool 
     stored = stored.astype(np.uint8) if stored.dtype == bool else stored
     kind = nib.Nifti2Image if isinstance(like.header, nib.Nifti2Header) else nib.Nifti1Image
     shape = like.header.get_data_shape() if like.header is not None else stored.shape
-    behind = shape[3:] if shape[:3] == stored.shape else ()  # length-1 axes of the source
+    behind = shape[3:] if shape[:3] == stored.shape else ()  # trailing length-1 axes of the source
     image = kind(stored.reshape(stored.shape + behind), like.affine, like.header, dtype=stored.dtype)
     if like.header is None:
         image.header.set_xyzt_units("mm")
         image.set_sform(like.affine, code=1)
         image.set_qform(like.affine, code=1)
         if grid_gap(image.header.get_qform(), like.affine, stored.shape) > like.spacing.min() / 4:
-            image.set_qform(None, code=0)  # a quaternion cannot hold a slight shear; sform alone then
+            image.set_qform(None, code=0)  # a quaternion cannot hold a slight shear; then sform only
     image.header.set_slope_inter(like.slope, like.inter)  # a fixed slope makes nibabel write `stored` as it is
     with atomic(path, overwrite) as part:
         nib.save(image, part)

@@ -1,4 +1,4 @@
-"""Insertion into every CT of a folder: which CTs there are, and which results are there already."""
+"""Insertion into every CT of a folder: finds the CTs, and the results that already exist."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def insert_folder(
     overwrite: bool = False,
     **options,
 ) -> dict[str, str]:
-    """`insert_file` for every CT in `folder` into `out/<name>`; those that are there already are left, so a killed run goes on.
+    """`insert_file` for every CT in `folder` into `out/<name>`; existing results are kept, so a killed run resumes.
 
-    Each CT gets the same wishes with seeds of its own (from its name). lungs: folder with a label map of the same name.
-    What `find_cts` passes over is logged.
+    Each CT gets the same wishes with its own seeds (from its name). lungs: folder with a label map of the same name.
+    What `find_cts` skips is logged.
 
     Returns:
         name -> "done", "there already" or the error.
 
     Raises:
-        ValueError: no CT in the folder, two of one name, another run into `out`, or results there that were asked for
-            otherwise: nothing is begun then.
+        ValueError: no CT in the folder, two of one name, another run into `out`, or results there from another request;
+            then nothing is started.
     """
     out = Path(os.path.abspath(out))
     if out.exists() and not out.is_dir():
@@ -96,10 +96,10 @@ def insert_folder(
 def find_cts(
     folder: str | Path, out: Path | None = None, lungs: str | Path | None = None
 ) -> tuple[dict[str, Path], list[str]]:
-    """CTs of a folder by the name of their result, and what was passed over.
+    """CTs of a folder by the name of their result, and what was skipped.
 
-    A CT is a NIfTI file, a zip, or a folder of files that are neither; folders that hold NIfTI files or zips and no DICOM
-    are searched through, so names may have parts ("site/scan"). Passed over: other files, hidden ones, empty folders,
+    A CT is a NIfTI file, a zip, or a folder of other files; folders that hold NIfTI files or zips but no DICOM are
+    searched recursively, so names may have parts ("site/scan"). Skipped: other files, hidden ones, empty folders,
     results of insertions, `out`, and the folder of label maps.
 
     Raises:
@@ -126,11 +126,11 @@ def find_cts(
 
 
 def _entries(folder: Path, known: tuple) -> Iterator[tuple[Path, bool]]:
-    """What lies in a folder, and whether it is a CT; `known`: folders to leave."""
+    """The entries of a folder, and whether each is a CT. known: folders to skip."""
     for path in sorted(folder.iterdir()):
         try:
             yield from _entry(path, known)
-        except OSError as error:  # lost+found, a colleague's
+        except OSError as error:  # lost+found, another user's folder
             logger.warning("%s: cannot be read (%s)", path, error.strerror or error)
             yield path, False
 
@@ -140,9 +140,9 @@ def _entry(path: Path, known: tuple) -> Iterator[tuple[Path, bool]]:
     if path.name.startswith(".") or real in known or (path / RECORD).exists():
         yield path, False
     elif not path.is_dir():
-        yield path, _SUFFIX.search(path.name) is not None  # a link to nothing, too: that is said as its error
+        yield path, _SUFFIX.search(path.name) is not None  # also a dangling link, whose error is then reported
     else:
-        os.listdir(path)  # one that cannot be read says so
+        os.listdir(path)  # raises if unreadable
         below = list(path.rglob("*"))  # follows no links
         files = [f for f in below if not f.is_dir()]
         volumes = [f for f in files if _SUFFIX.search(f.name)]

@@ -63,7 +63,7 @@ def feather(mask: np.ndarray, sigma_mm: float, spacing: float | np.ndarray) -> n
 def blended(
     original: CT, generated_hu: np.ndarray, generated_affine: np.ndarray, mask: np.ndarray, sigma_mm: float = 1.0
 ) -> tuple[tuple[slice, ...], np.ndarray]:
-    """The part of the original's grid that a generated lesion reaches, and the stored values it has then.
+    """The part of the original's grid that a generated lesion reaches, and its new stored values.
 
     Args:
         original:          the CT, any orientation, spacing and obliquity
@@ -73,7 +73,8 @@ def blended(
         sigma_mm:          feather, see `feather`
 
     Returns:
-        slices of the original's grid, and the values (x, y, z) there, in the dtype of `original.stored`; nothing else changes.
+        slices of the original's grid, and the new values (x, y, z) there, in the dtype of `original.stored`; nothing
+        else changes.
 
     Raises:
         ValueError: shapes differ, generated values not finite, empty mask, lesion outside the CT, or the feather is cut
@@ -104,10 +105,10 @@ def blended(
 
 
 def mask_on_grid(mask: np.ndarray, affine: np.ndarray, ct: CT) -> tuple[tuple[slice, ...], np.ndarray]:
-    """A lesion mask (x, y, z) with its affine on the grid of `ct`: the part it reaches, and the voxels there (bool) that are
+    """A lesion mask (x, y, z) resampled to the grid of `ct`: the part it reaches, and the voxels there (bool) that are
     at least half lesion.
 
-    A lesion too small for that has the one voxel that holds most of it.
+    A lesion too small for that gets the one voxel that holds most of it.
 
     Raises:
         ValueError: the lesion lies outside the CT.
@@ -157,7 +158,7 @@ def _target_box(weights: np.ndarray, to_original: np.ndarray, shape: tuple[int, 
 
 
 def _check_inside(weights: np.ndarray, to_original: np.ndarray, shape: tuple[int, ...], name: str) -> None:
-    """Refuse a feather that the crop's face cuts while the CT goes on behind that face."""
+    """Refuse a feather that the crop's face cuts although the CT continues beyond that face."""
     for axis in range(3):
         for side, outward in ((0, -1), (weights.shape[axis] - 1, 1)):
             face = np.argwhere(np.take(weights, [side], axis=axis) > 0)

@@ -1,8 +1,8 @@
 """Insertion from disk to disk: one CT into a folder of results.
 
-The results of one CT appear together, when all of them are written: `ct.nii.gz` (or `.nii`, as the input) with the
-input's affine, header and dtype, `mask.nii.gz` (k for the k-th nodule), `record.json`, and for a DICOM input the derived
-series in `dicom/`.
+The results of one CT appear together, once all are written: `ct.nii.gz` (or `.nii`, as the input) with the input's
+affine, header and dtype, `mask.nii.gz` (k for the k-th nodule), `record.json`, and for a DICOM input the derived series
+in `dicom/`.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def insert_file(
         path:      NIfTI file, DICOM folder or zip
         lungs:     lung mask or TotalSegmentator map of this CT; None segments it
         avoid:     mask that no nodule may touch, for example of known lesions
-        overwrite: replace a folder that a former insertion wrote
+        overwrite: replace a folder that an earlier insertion wrote
         private:   strip or keep private DICOM tags
-        format:    "same": a DICOM source gives a derived DICOM series too; "nifti": NIfTI alone
-        algorithm: another way to insert, with `insert`'s arguments; the record then names it
+        format:    "same": a DICOM source also gives a derived DICOM series; "nifti": NIfTI only
+        algorithm: another function with `insert`'s arguments, to use instead; the record then names it
 
     Raises:
-        ValueError: any wrong input, before any long work, named; nothing is written.
-        OSError: no room for the results, or they could not be written; nothing of them is left.
+        ValueError: any wrong input, named, before any long computation; nothing is written.
+        OSError: no space for the results, or they could not be written; nothing is left behind.
     """
     path, out = Path(path), Path(os.path.abspath(out))
     check_request(wishes, generator, retries, private, format, lungs)
@@ -73,7 +73,7 @@ def insert_file(
         if derive:
             check_source(path, series_uid)
         need, disk = ct.stored.nbytes * (1 + derive), shutil.disk_usage(part)
-        if disk.total and disk.free < need:  # some shared disks say nothing
+        if disk.total and disk.free < need:  # some shared disks report nothing
             raise OSError(
                 f"{out}: the results take up to {need / 1e6:.0f} MB, and its disk has {disk.free / 1e6:.0f} MB free"
             )
@@ -97,7 +97,7 @@ def insert_file(
 
 
 def check_output(out: Path, overwrite: bool) -> None:
-    """Raise ValueError when `out` may not be written: it exists, or holds something that no insertion made."""
+    """Raise ValueError if `out` may not be written: it exists, or holds something that no insertion wrote."""
     if not os.path.lexists(out):
         return
     if out.is_dir() and not out.is_symlink() and not os.listdir(out):  # a job script made it
@@ -115,7 +115,7 @@ def check_output(out: Path, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def _memory() -> Iterator[None]:
-    """Too little memory, of a machine or of a GPU that others use too, is a sentence."""
+    """Report too little memory, of the machine or of a shared GPU, in one sentence."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -136,7 +136,7 @@ def check_request(
     lungs: str | Path | None = None,
     **_,
 ) -> None:
-    """Raise ValueError for options that do not exist or do not go together, before anything is read."""
+    """Raise ValueError for unknown or incompatible options, before anything is read."""
     if format not in FORMATS:
         raise ValueError(f"format: choose {' or '.join(FORMATS)}, not {format!r}")
     if private not in PRIVATE:
@@ -151,7 +151,7 @@ def check_request(
 
 
 def described(wishes: Sequence[Wish], record: dict) -> str:
-    """What was made, a line a nodule."""
+    """What was made, one line per nodule."""
     lines = [summary(wishes)]
     for k, n in enumerate(record["nodules"], start=1):
         q = n["quality"]

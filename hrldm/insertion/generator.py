@@ -1,4 +1,4 @@
-"""Lesions into crops: encode the background, denoise inside M, decode, and keep the original voxels elsewhere."""
+"""Generate lesions in crops: encode the background, denoise inside M, decode, keep the original voxels elsewhere."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from hrldm.nodules.template import template
 from hrldm.train.device import autocast
 from hrldm.train.latents import encode_patches, mask_tensor
 
-GRAIN_SEED, TEMPLATE_SEED = 17, 19  # keep their chance apart from the sampler's
-DECODED = 2  # crops at once: more no longer fit a processor's cache
+GRAIN_SEED, TEMPLATE_SEED = 17, 19  # keep their randomness apart from the sampler's
+DECODED = 2  # crops decoded at once: more do not fit a CPU's cache
 FEATHER_MM = 1.0  # sigma of the fall-off around the lesion
 
 
@@ -32,14 +32,14 @@ class Request:
     """What to make, for N nodules.
 
     background: (N, D, D, D) int16 HU, 1 mm
-    mask:       (N, D, D, D) bool, where
+    mask:       (N, D, D, D) bool, the lesions
     subtype:    (N,) labels 0, 1, 2
     histogram:  (N, B) target HU histogram (c_hist)
-    seeds:      (N,) noise seed of each nodule: the same seed gives the same lesion whatever the batch
-    core:       (N, D, D, D) bool, the solid core of each (empty: none); None: of none. Needs the histogram to be imposed
+    seeds:      (N,) noise seed of each nodule: the same seed gives the same lesion in any batch
+    core:       (N, D, D, D) bool, the solid cores (empty: none); None: no cores. Needs histogram matching
 
     Raises:
-        ValueError: fields of different length, or an empty mask, naming where.
+        ValueError: fields of different length, or an empty mask (with its position).
     """
 
     background: np.ndarray
@@ -69,7 +69,7 @@ class Request:
 class Generator:
     """A trained system: autoencoder, U-Net, the latent scale of its training, and how to sample.
 
-    grain: give lesions the grain of their surroundings, which the autoencoder smooths away (`grain_like`); ours
+    grain: give lesions the grain of their surroundings, which the autoencoder smooths away (`grain_like`); our option
     """
 
     autoencoder: Autoencoder
@@ -83,10 +83,10 @@ class Generator:
     def __call__(self, request: Request, batch: int = 8, paste: bool = True, progress: str = "") -> np.ndarray:
         """HU crops (N, D, D, D) float32: the decoded lesion feathered into the background (or the plain decoding).
 
-        With grain, what is decoded is each lesion's window, and beyond it the background.
+        With grain, each lesion is decoded in its window only, and the background elsewhere.
 
         Raises:
-            ValueError: a crop whose side is not a multiple of 4, or a core without an imposed histogram.
+            ValueError: a crop whose side is not a multiple of 4, or a core without histogram matching.
         """
         if request.core is not None and request.core.any() and self.profile.match_t_max is None:
             raise ValueError("a solid core is made by imposing its histogram while sampling; give match_t_max=...")
@@ -109,7 +109,7 @@ class Generator:
         return decoded_hu(self.autoencoder, z / self.scale)
 
     def _grained(self, request: Request, z: torch.Tensor, plain: np.ndarray) -> np.ndarray:
-        """HU crops of lesions that share a window's side, with the grain of each background; `plain` is what the autoencoder holds of that."""
+        """HU crops of lesions with windows of one side, with their backgrounds' grain; `plain`: backgrounds decoded."""
         windows, out = self._windows(request), plain.copy()
         lesions = self._decoded(torch.stack([x[w.latent] for x, w in zip(z, windows, strict=True)]))
         for i, (seed, window) in enumerate(zip(request.seeds, windows, strict=True)):
@@ -123,12 +123,12 @@ class Generator:
     def latents(self, request: Request, each_step: Callable[[SimpleNamespace], None] | None = None) -> torch.Tensor:
         """Final latents (N, c, d, d, d).
 
-        each_step: receives, for pictures, every state of the nodules that share a window's side, in the whole crop's grid
+        each_step: receives, for figures, every state of the nodules with windows of one side, on the whole crop's grid
         """
         return self._inpainted(request, self._encoded(request.background), each_step)
 
     def _inpainted(self, request: Request, z: torch.Tensor, each_step: Callable | None = None) -> torch.Tensor:
-        """`z`, the scaled latents of the backgrounds, with lesions in it (a copy)."""
+        """A copy of `z`, the scaled latents of the backgrounds, with the lesions inpainted."""
         z = z.clone()
         if (pictures := self.templates(request)) is not None:
             pictures = self._encoded(pictures)
@@ -152,7 +152,7 @@ class Generator:
         return z
 
     def templates(self, request: Request) -> np.ndarray | None:
-        """HU (N, D, D, D) of the requested histograms as pictures; None for a network that takes none."""
+        """Templates of the requested histograms, HU (N, D, D, D); None for a network that takes none."""
         if not self.profile.histogram_template:
             return None
         core = np.zeros_like(request.mask) if request.core is None else request.core
@@ -176,9 +176,9 @@ class Generator:
         lead: torch.Tensor | None = None,
         picture: torch.Tensor | None = None,
     ) -> Iterator[SimpleNamespace]:
-        """The sampler's states for nodules whose windows have one side; z_bg, mask, lead and picture are cut to them.
+        """The sampler's states for nodules with windows of one side; z_bg, mask, lead and picture are cropped to them.
 
-        lead: `core_lead` where cores are given; picture: scaled latent of `templates`
+        lead: `core_lead` if cores are given; picture: scaled latent of `templates`
         """
         p, schedule = self.profile, Schedule.from_profile(self.profile)
         self.unet.to(self.device).eval()
@@ -212,7 +212,7 @@ class Generator:
 
 
 def _filled(z: torch.Tensor, windows: torch.Tensor, cuts: list[tuple]) -> torch.Tensor:
-    """Whole latents (n, c, d, d, d) with their windows (n, c, side, side, side) put in."""
+    """Whole latents (n, c, d, d, d) with their windows (n, c, side, side, side) filled in."""
     z = z.clone()
     for whole, part, cut in zip(z, windows, cuts, strict=True):
         whole[cut] = part
@@ -229,7 +229,7 @@ def feathered(background: np.ndarray, lesion_hu: np.ndarray, mask: np.ndarray) -
 
 
 def decoded_hu(autoencoder: Autoencoder, z: torch.Tensor) -> np.ndarray:
-    """HU crops (N, D, D, D) of latents as the autoencoder has them (not scaled)."""
+    """HU crops (N, D, D, D) of unscaled latents."""
     parts = [denormalise_hu(autoencoder.decode(part).clamp(0, 1))[:, 0].cpu().numpy() for part in z.split(DECODED)]
     return np.concatenate(parts)
 

@@ -1,8 +1,8 @@
-"""Nodules into a CT, and nothing else changed: the wish, a shape, a place, the lesion, the original voxels around it.
+"""Insert nodules into a CT and change nothing else: place each wish, generate its lesion, blend it into the CT.
 
-All work is done on the lesion's own crop of 1 mm, so time grows with the number of nodules and not with the CT. The
-lesions of one call are denoised together; each is measured (`quality`) and made again with another noise where it misses
-its wish.
+All work is done on a 1 mm crop around each lesion, so time grows with the number of nodules, not with the CT. The
+lesions of one call are denoised together; each is measured (`quality`) and retried with other noise if it misses its
+target.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from hrldm.nodules.shapes import ShapeLibrary, load_shapes
 
 logger = logging.getLogger(__name__)
 MOST_RETRIES = 100
-CROP_MM, STEP_MM = 40, 8  # the crop's side: the least, and what it grows by
+CROP_MM, STEP_MM = 40, 8  # the crop's least side, and its increment
 
 
 @dataclass(frozen=True, eq=False)
 class Inserted:
     """What `insert` made.
 
-    stored:  (X, Y, Z) values to be written in the place of the CT's own, same dtype
+    stored:  (X, Y, Z) values that replace the CT's own, same dtype
     mask:    (X, Y, Z) uint8 (uint16 from 256 nodules on), k for voxels of the k-th nodule
     records: one dict per nodule, JSON-able
     """
@@ -58,17 +58,17 @@ def insert(
 
     labels:  (X, Y, Z) lungs or lobes on the CT's grid, see `lungs.lung_labels`
     avoid:   (X, Y, Z) bool, voxels that no nodule may touch
-    retries: how often a nodule that misses its wish is made again with another noise; the best is taken
+    retries: how often a nodule that misses its target is retried with other noise; the best is kept
 
     Raises:
-        ValueError: no place for a nodule (with the reasons), a place outside the lungs, a lobe the labels do not tell, or
-            retries that `check_retries` refuses.
+        ValueError: no position for a nodule (with the reasons), a position outside the lungs, a lobe that the labels do
+            not have, or retries that `check_retries` refuses.
     """
     check_retries(retries)
     library = library or load_shapes()
     space = LungSpace.of(ct, labels, avoid)
     nodules = [place_nodule(space, wish, library, i) for i, wish in enumerate(wishes, start=1)]
-    if space.report.tried:  # a place that was given is none that was looked for
+    if space.report.tried:  # no search if every position was given
         logger.info("places: %s", space.report)
     request, crops = requested(ct, nodules)
     made, found, tries = _made(generator, request, retries)
@@ -89,18 +89,18 @@ def insert(
 
 
 def check_retries(retries: int) -> None:
-    """Raise ValueError for a number of retries below 0, or so large that a wish that cannot be met would never end."""
+    """Raise ValueError for retries below 0, or so many that an unreachable target would never end."""
     if not 0 <= retries <= MOST_RETRIES:
         raise ValueError(
             f"retries={retries}: give 0 to {MOST_RETRIES}, how often a nodule that misses its wish is made again"
         )
 
 
-# -- what --------------------------------------------------------------------------------------------------------------
+# -- the parts ---------------------------------------------------------------------------------------------------------
 
 
 def _side(mask: np.ndarray) -> int:
-    """Side of the crop that holds a lesion, its feather and a latent voxel beyond."""
+    """Side of the crop that holds a lesion, its feather and one more latent voxel."""
     offset = np.abs(np.argwhere(mask) - np.array(mask.shape) // 2).max()
     need = 2 * (offset + int(np.ceil(MARGIN_SIGMAS * FEATHER_MM)) + 4) + 1
     return max(CROP_MM, -(-need // STEP_MM) * STEP_MM)
@@ -121,7 +121,7 @@ def requested(ct: CT, nodules: Sequence[Nodule]) -> tuple[Request, list[np.ndarr
 
 
 def _centred(mask: np.ndarray, side: int) -> np.ndarray:
-    """The mask in a cube of `side` voxels, its voxel shape // 2 at side // 2; empty margins may stand out."""
+    """The mask in a cube of `side` voxels, its voxel shape // 2 at side // 2; empty margins may be cut off."""
     out = np.zeros((side,) * 3, bool)
     start = side // 2 - np.array(mask.shape) // 2
     local = tuple(slice(max(0, s), s + n) for s, n in zip(start, mask.shape, strict=True))
@@ -130,7 +130,7 @@ def _centred(mask: np.ndarray, side: int) -> np.ndarray:
 
 
 def _made(generator: Generator, request: Request, retries: int) -> tuple[np.ndarray, list[dict], np.ndarray]:
-    """The decoded crops, what `assess` says of each, and how often each was made. `request.seeds` become those taken."""
+    """The decoded crops, the `assess` results, and the number of tries. `request.seeds` become the kept lesions'."""
     made = np.empty(request.background.shape, np.float32)
     found: list[dict] = [{} for _ in range(len(request))]
     tries, open_ = np.zeros(len(request), int), np.arange(len(request))

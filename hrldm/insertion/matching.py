@@ -1,16 +1,16 @@
-"""The requested histogram imposed on the clean lesion of each sampling step (an option of ours, not the paper's).
+"""Impose the requested histogram on the clean lesion of each sampling step (our option, not the paper's).
 
-c_hist and L_hist teach the network what a histogram looks like; neither makes a lesion obey the one it is given. Here,
-at each step with t <= ``match_t_max``, the estimate of Eq. 6 is decoded, the values inside the lesion are replaced in
-their order by the quantiles of the requested histogram (the optimal transport of one onto the other), and the change is
-encoded again:
+c_hist and L_hist teach the network what a histogram looks like; neither forces a lesion to have the requested one.
+Here, at each step with t <= ``match_t_max``, the estimate of Eq. 6 is decoded, the values inside the lesion are
+replaced in rank order by the quantiles of the requested histogram (the optimal transport of one onto the other), and
+the change is encoded again:
 
     z0_hat' = z0_hat + M (E(x') - E(x)),   x = D(z0_hat),   x' = x with its lesion matched.
 
-The order of the voxels, and so the lesion's structure, stays the network's own; where a solid core is given, voxels go
-before others the deeper they lie in it. The difference of two encodings cancels
-what the autoencoder loses, and a lesion that obeys already is left as it is. Decoding undoes a part of the change, so it is
-made ``match_rounds`` times, the second time doubled (`GAIN`); the steps that follow make the texture consistent again.
+The rank order of the voxels, and so the lesion's structure, stays the network's own; with a solid core, voxels rank
+higher the deeper they lie in it. The difference of two encodings cancels what the autoencoder loses, so a lesion that
+already matches is unchanged. Decoding undoes part of the change, so it is made ``match_rounds`` times, the second time
+doubled (`GAIN`); the following steps make the texture consistent again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from torch import Tensor
 from hrldm.model.autoencoder import Autoencoder, denormalise_hu, normalise_hu
 from hrldm.nodules.histograms import quantiles
 
-GAIN = 2.0  # of what a first change left to do: two rounds reach what four do without (42 validation nodules)
-CORE_HU, CORE_EDGE_MM = 600.0, 2.0  # how much denser a core's middle counts than its edge, and how deep that is
+GAIN = 2.0  # on the second round's change: two rounds then reach what four do without (42 validation nodules)
+CORE_HU, CORE_EDGE_MM = 600.0, 2.0  # lead of a core's inside over its edge, and the depth where it is reached
 
 
 def core_lead(core: np.ndarray) -> np.ndarray:
-    """HU (D, D, D) float32 by which voxels lead in the order: from -`CORE_HU` beyond the core's edge to `CORE_HU` within it; 0 without a core."""
+    """HU (D, D, D) float32 added for ranking: -`CORE_HU` outside the core to `CORE_HU` inside; 0 without a core."""
     if not core.any():
         return np.zeros(core.shape, np.float32)
     depth = ndimage.distance_transform_edt(core) - ndimage.distance_transform_edt(~core)
@@ -42,7 +42,7 @@ def matched(
     histogram: Float[Tensor, " k"],
     lead: Float[Tensor, "d h w"] | float = 0.0,
 ) -> Tensor:
-    """`hu` with the values inside the mask replaced, in their order (after `lead` is added), by the histogram's quantiles."""
+    """`hu` with the values inside the mask replaced by the histogram's quantiles, in the rank order of `hu + lead`."""
     out = hu.clone()
     order = (hu + lead)[mask].argsort()
     values = torch.empty(len(order), dtype=hu.dtype, device=hu.device)
@@ -62,10 +62,10 @@ def match_latents(
     lead: Float[Tensor, "b 4d 4h 4w"] | None = None,
     gain: float = 1.0,
 ) -> Float[Tensor, "b c d h w"]:
-    """z0_hat' of the module's text; latents as the autoencoder has them (not scaled), each composited with its background.
+    """z0_hat' of the module docstring; latents are unscaled, each composited with its background.
 
-    lead: `core_lead` of each lesion; None where no core is given
-    gain: by which the change is multiplied
+    lead: `core_lead` of each lesion; None without cores
+    gain: factor on the change
     """
     composed = m * z0_hat + (1 - m) * z_bg
     x = autoencoder.decode(composed).clamp(0, 1)

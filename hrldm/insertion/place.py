@@ -1,7 +1,7 @@
-"""Where a nodule goes and what it is to look like: everything of a wish that is chosen before any network runs.
+"""Choose a nodule's position, shape and histogram from its wish, before any network runs.
 
-Places are looked for on a 1 mm RAS grid over the lungs. A wish brings its own lesion as a mask file, or gets a shape of the
-library, a place for it, and a real histogram that is not darker than the lung there.
+Positions are searched on a 1 mm RAS grid over the lungs. A wish brings its own lesion as a mask file, or gets a shape
+of the library, a position for it, and a real histogram that is not darker than the lung there.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from hrldm.nodules.shapes import ShapeLibrary
 from hrldm.nodules.texture import FLOOR_REACH, choose_histogram, lung_floor, with_solid_share
 
 logger = logging.getLogger(__name__)
-APART_MM = 2 * MARGIN_SIGMAS * FEATHER_MM  # between lesions: the feathers do not meet
-SHAPES_TRIED = 5  # a shape that finds no place is turned or exchanged so often
-OWN_IN_LUNG = 0.9  # of a mask given by the user; a reader's outline may touch the wall
-PARTS_MM = 5.0  # between parts of one lesion in a mask given by the user
-OWN_AIR_HU = -975.0  # mean below: windpipe, stomach or bulla, nothing that a lesion grows in
-OWN_LARGEST_MM = 2 * LARGEST_MM  # beyond, a mask file is no lesion but an organ
+APART_MM = 2 * MARGIN_SIGMAS * FEATHER_MM  # between lesions, so that their feathers do not meet
+SHAPES_TRIED = 5  # random shapes and rotations tried until one finds a position
+OWN_IN_LUNG = 0.9  # least share of a user's mask; a reader's outline may touch the chest wall
+PARTS_MM = 5.0  # largest gap between parts of one lesion in a user's mask
+OWN_AIR_HU = -975.0  # a lower mean is trachea, stomach or bulla, where no lesion grows
+OWN_LARGEST_MM = 2 * LARGEST_MM  # a longer mask is an organ, not a lesion
 
 
 @dataclass(frozen=True, eq=False)
 class LungSpace:
-    """The lungs of `ct` on an axis-aligned RAS grid of 1 mm: HU, labels, depth, and what is taken."""
+    """The lungs of `ct` on an axis-aligned RAS grid of 1 mm: HU, labels, depth, and occupied voxels."""
 
     ct: CT
     affine: np.ndarray
@@ -46,7 +46,7 @@ class LungSpace:
 
     @classmethod
     def of(cls, ct: CT, labels: np.ndarray, avoid: np.ndarray | None = None) -> LungSpace:
-        """labels, avoid: (X, Y, Z) on the CT's grid; avoid: voxels that stay as they are (known lesions).
+        """labels, avoid: (X, Y, Z) on the CT's grid; avoid: voxels that must not change (known lesions).
 
         Raises:
             ValueError: not on the CT's grid, or no lung.
@@ -64,7 +64,7 @@ class LungSpace:
             )
         if not (whole > 0).any():
             raise ValueError("the labels hold no lung: no voxel above 0")
-        # one voxel order and one rounding, so that the same scan stored in another order gives the same places
+        # one voxel order and one rounding, so that the same scan stored in another order gives the same positions
         ras = to_ras(CT(ct.array, ct.affine))
         grid = np.round(ras.affine, 6)
         label = to_ras(CT(labels.astype(np.uint8), ct.affine)).array
@@ -80,7 +80,7 @@ class LungSpace:
         if avoid is not None:
             known = to_ras(CT(avoid.astype(bool), ct.affine)).array
             occupied = sample(known, grid, shape, affine, order=0, outside=0)
-            if occupied.any():  # the feather may not reach it either; half a voxel of either grid is lost in sampling
+            if occupied.any():  # the feather must not reach it either; sampling loses half a voxel of each grid
                 near = MARGIN_SIGMAS * FEATHER_MM + (1 + ct.spacing.max()) / 2
                 occupied = ndimage.distance_transform_edt(~occupied) <= near
         return cls(ct, affine, hu, on_grid, LungMap(on_grid), occupied)
@@ -90,7 +90,7 @@ class LungSpace:
 class Nodule:
     """A wish with everything chosen.
 
-    mask, core: (x, y, z) bool at 1 mm RAS, whose voxel shape // 2 lies at centre_mm; core None: no solid core asked for
+    mask, core: (x, y, z) bool at 1 mm RAS, whose voxel shape // 2 lies at centre_mm; core None: no solid core requested
     chosen:     ids of the shape and of the histogram
     """
 
@@ -108,10 +108,11 @@ class Nodule:
 
 
 def place_nodule(space: LungSpace, wish: Wish, library: ShapeLibrary, number: int) -> Nodule:
-    """Choose shape, place and histogram of one wish, and take the place.
+    """Choose shape, position and histogram of one wish, and mark the position as occupied.
 
     Raises:
-        ValueError: no place, a place outside the lungs or taken, a core that does not fit; the message has the number.
+        ValueError: no position, or one outside the lungs or occupied; a core that does not fit. The message names the
+            nodule.
     """
     rng = np.random.default_rng((wish.seed, 1))
     try:
@@ -129,13 +130,13 @@ def place_nodule(space: LungSpace, wish: Wish, library: ShapeLibrary, number: in
     return Nodule(wish, to_world(space.affine, centre), mask, core, histogram, int(space.labels[tuple(centre)]), chosen)
 
 
-# -- the lesion and its place -------------------------------------------------------------------------------------------
+# -- the lesion and its position ---------------------------------------------------------------------------------------
 
 
 def _library_lesion(
     space: LungSpace, wish: Wish, library: ShapeLibrary, rng: np.random.Generator
 ) -> tuple[str, np.ndarray, np.ndarray]:
-    """Id of a shape, its mask, and the voxel of `space` its middle lies at."""
+    """Id of a shape, its mask, and the voxel of `space` at its middle."""
     lobe = _lobe_label(space, wish)
     for attempt in range(SHAPES_TRIED):
         row = choose_shape(library, wish.subtype, wish.diameter_mm, rng, wish.spiculation)
@@ -176,7 +177,7 @@ def _lobe_label(space: LungSpace, wish: Wish) -> int | None:
 
 
 def _check_place(space: LungSpace, mask: np.ndarray, centre: np.ndarray, at: tuple[float, ...]) -> None:
-    """Raise ValueError unless the whole lesion lies within the lungs and off what is taken."""
+    """Raise ValueError unless the whole lesion lies within the lungs and on free voxels."""
     voxels = np.argwhere(mask) - np.array(mask.shape) // 2 + centre
     if (voxels < 0).any() or (voxels >= space.hu.shape).any() or (space.map.depth[tuple(voxels.T)] <= 0).any():
         reach = np.linalg.norm(np.argwhere(mask) - np.array(mask.shape) // 2, axis=1).max()
@@ -219,7 +220,7 @@ def _own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | N
     voxels = np.argwhere(part[0]) + low
     within = ((voxels >= 0) & (voxels < space.hu.shape)).all(1)
     index, n = to_world(np.linalg.inv(space.ct.affine), to_world(space.affine, voxels)), np.array(space.ct.shape)
-    beyond = (np.abs(index - (n - 1) / 2) - n / 2) * space.ct.spacing  # mm from the CT's faces
+    beyond = (np.abs(index - (n - 1) / 2) - n / 2) * space.ct.spacing  # mm beyond the CT's faces
     cut = float((beyond > 0.5).any(1).mean())  # half a voxel of 1 mm
     in_lung = space.labels[tuple(voxels[within].T)] > 0
     if in_lung.sum() < OWN_IN_LUNG * len(voxels):
@@ -239,7 +240,7 @@ def _own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | N
 
 
 def _check_one(path: str, lesion: np.ndarray, spacing: np.ndarray) -> None:
-    """Raise ValueError for a mask of several lesions, or with voxels astray: their middle would lie between them."""
+    """Raise ValueError for a mask of several lesions or with stray voxels: their middle would lie between them."""
     parts, n = ndimage.label(lesion, np.ones((3, 3, 3)))
     if n < 2:
         return
@@ -262,7 +263,7 @@ def _take(space: LungSpace, mask: np.ndarray, centre: np.ndarray) -> None:
     space.occupied[tuple(inside)] |= grown[own]
 
 
-# -- its histogram --------------------------------------------------------------------------------------------------------
+# -- its histogram -----------------------------------------------------------------------------------------------------
 
 
 def _histogram(
@@ -273,7 +274,7 @@ def _histogram(
     centre: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[str, np.ndarray]:
-    """Where the histogram comes from, and its values; with a core, its solid part has the core's share of the volume."""
+    """The histogram's source and values; with a core, its solid part has the core's share of the volume."""
     if wish.histogram is not None:
         source, histogram = str(wish.histogram), read_histogram(wish.histogram)
     else:

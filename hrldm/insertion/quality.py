@@ -1,4 +1,4 @@
-"""Is an inserted lesion what was asked for? Measured on its crop, in HU, before it goes into the CT."""
+"""Does a lesion match its request? Measured on its crop, in HU, before insertion into the CT."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from hrldm.nodules.histograms import bin_centres, histogram_jsd, histogram_momen
 
 HALO_MM = (1.0, 3.0)  # outside the mask, where the feather ends
 DENSER_HU = 50.0  # a lesion voxel is this much above the lung around it
-LIMITS = {"jsd": 0.1, "mean_error_hu": 40.0, "halo_hu": 80.0, "fill": 0.85}  # fill: at least; the others: at most
+LIMITS = {"jsd": 0.1, "mean_error_hu": 40.0, "halo_hu": 80.0, "fill": 0.85}  # fill: minimum; the others: maximum
 
 
 def assess(
     before: np.ndarray, after: np.ndarray, mask: np.ndarray, histogram: np.ndarray, core: np.ndarray | None = None
 ) -> dict[str, float]:
-    """What came against what was asked for, of one crop.
+    """Compare the lesion of one crop with its request.
 
     Args:
         before, after: (D, D, D) HU at 1 mm, without and with the lesion.
         mask:          (D, D, D) bool.
         histogram:     (B,) requested.
-        core:          (D, D, D) bool, the solid core; None or empty where there is none.
+        core:          (D, D, D) bool, the solid core; None or empty for none.
 
     Returns:
         requested_mean_hu, obtained_mean_hu, requested_sd_hu, obtained_sd_hu; jsd of the two histograms; mean_error_hu;
-        halo_hu, the mean change 1-3 mm outside the mask; fill, the share of lesion voxels that are denser than the lung
-        around, over the share that the requested histogram has there (at most 1). With a core: core_mean_hu, and
-        rim_mean_hu where it leaves a rim.
+        halo_hu, the mean change 1-3 mm outside the mask; fill, the share of lesion voxels denser than the surrounding
+        lung, relative to that share of the requested histogram (at most 1). With a core: core_mean_hu, and rim_mean_hu
+        if it leaves a rim.
     """
     obtained = hu_histogram(after[mask], len(histogram))
     (asked_mean, asked_sd), (mean, sd) = histogram_moments(histogram), histogram_moments(obtained)
@@ -50,7 +50,7 @@ def assess(
 
 
 def faults(found: dict[str, float]) -> list[str]:
-    """What of `assess` misses its limit; empty when the lesion passes."""
+    """The results of `assess` that miss their limits; empty if the lesion passes."""
     return [
         f"{name} {found[name]:.3g} ({'at least' if name == 'fill' else 'at most'} {limit:g})"
         for name, limit in LIMITS.items()

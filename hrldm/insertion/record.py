@@ -1,4 +1,4 @@
-"""The record of an insertion: what makes the same bytes again, and whether a result is what is asked for now."""
+"""The record of an insertion: what is needed to reproduce its bytes, and whether a result matches a new request."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def asked_for(
     private: str = "strip",
     format: str = "same",
 ) -> dict:
-    """What a record says of the request beside the wishes."""
+    """What a record says of the request besides the wishes."""
     p = generator.profile
     return {
         "seeds": SEED_RULE,
@@ -58,7 +58,7 @@ def asked_for(
 def inputs(
     path: str | Path, wishes: Sequence[Wish], lungs: str | Path | None = None, avoid: str | Path | None = None
 ) -> dict[str, Path]:
-    """The files that a result is made of, by what a record calls them."""
+    """The input files of a result, by their names in a record."""
     named = {"ct": path, "lungs": lungs, "avoid": avoid}
     named |= {
         f"{part} of {k}": getattr(w, part) for k, w in enumerate(wishes, start=1) for part in ("histogram", "mask")
@@ -67,7 +67,7 @@ def inputs(
 
 
 def stamp(file: Path) -> dict:
-    """Size, time and hash of a file, or of all files in a folder but hidden ones."""
+    """Size, time and hash of a file, or of all files in a folder except hidden ones."""
     files = _content(file)
     digest = hashlib.sha256()
     for each in files:
@@ -87,7 +87,7 @@ def _size_and_time(files: Sequence[Path]) -> dict:
 
 
 def _unchanged(file: Path, old: dict) -> bool:
-    """Whether a file is that of a `stamp`: of its size and time, or at least of its hash (a copy)."""
+    """Whether a file matches a `stamp`: same size and time, or (a copy) same size and hash."""
     now = _size_and_time(_content(file))
     return (
         all(old[k] == now[k] for k in now)
@@ -104,13 +104,13 @@ def told_apart(
     lungs: str | Path | None = None,
     **options,
 ) -> list[str]:
-    """Where a request differs from that of a record, beside the wishes: what has to be alike to make the same bytes again."""
+    """How a request differs from a record's, besides the wishes, in what must agree to reproduce the same bytes."""
     old = json.loads(record.read_text(encoding="utf-8-sig"))
     there = {part: values for part, values in old.items() if isinstance(values, dict)}
     asked = asked_for(generator, lungs, **options) | {"versions": {"hrldm": __version__}}
     known = {name: of.get("sha256_16") for name, of in there.pop("files", {}).items() if isinstance(of, dict)}
     given = inputs(path, wishes, lungs, options.get("avoid"))
-    if known:  # none in records of former versions; a file that is not there is said when it is read
+    if known:  # records of earlier versions have none; a missing file is reported when it is read
         there["files"] = known
         asked["files"] = {name: stamp(file)["sha256_16"] for name, file in given.items() if file.exists()}
     return [
@@ -121,7 +121,7 @@ def told_apart(
 
 
 def made_of(out: Path, wishes: Sequence[Wish], asked: dict, files: dict[str, Path]) -> bool | None:
-    """Whether the result in `out` is of this request and of these files, by this version; None where there is none yet."""
+    """Whether the result in `out` was made from this request and these files by this version; None if there is none."""
     if not os.path.lexists(out / RECORD):
         return None
     try:
@@ -137,12 +137,15 @@ def made_of(out: Path, wishes: Sequence[Wish], asked: dict, files: dict[str, Pat
 
 
 def _without_files(wish: dict) -> dict:
-    """Without paths: the same files may lie elsewhere, and their hashes are compared."""
+    """The wish without paths: files may move, and their hashes are compared instead."""
     return {k: v for k, v in wish.items() if k not in ("histogram", "mask")}
 
 
 def record_of(ct: CT, made: Inserted, generator: Generator, lungs: str) -> dict:
-    """With `asked_for`, the stamps of `inputs` and the nodules, everything that makes the result again, without patient data."""
+    """The rest of the record: with `asked_for`, the stamps of `inputs` and the nodules, it reproduces the result.
+
+    It holds no patient data.
+    """
     return {
         "note": NOTE,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

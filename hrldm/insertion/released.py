@@ -1,4 +1,4 @@
-"""The released HR-LDM: shipped autoencoder and U-Net, ready to make nodules without any training."""
+"""The released HR-LDM: shipped autoencoder and U-Net, ready to generate nodules without any training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAMPLING = {
     "sample_steps": 4,
     "match_t_max": 400,
     "match_rounds": 2,
-}  # of the shipped weights; others: as in their header
+}  # for the shipped weights; others: as in their header
 
 
 def released(
@@ -34,13 +34,14 @@ def released(
 ) -> Generator:
     """The generator with the released weights (or other files written by `scripts/train_released.py`).
 
-    on:       cpu or cuda; None takes the GPU where there is one
+    on:       cpu or cuda; None takes the GPU if available
     grain:    give lesions the grain of their surroundings
     sampling: fields of the profile to change, for example ``match_t_max=None`` or ``sample_steps=50``
 
     Raises:
-        CheckpointError: a file is missing or corrupt (its weights are not those of the card beside it), or the U-Net was trained on another autoencoder's latents.
-        ValueError: unknown field, steps that the schedule does not have, or cuda where there is none.
+        CheckpointError: a file is missing or corrupt (its weights differ from the card beside it), or the U-Net was
+            trained on another autoencoder's latents.
+        ValueError: unknown field, steps that the schedule does not have, or no CUDA device.
     """
     if on == "cuda" and device() != "cuda":
         raise ValueError("no CUDA device here; leave out on=cuda, or give cpu")
@@ -64,7 +65,7 @@ def released(
 
 
 def sampled(profile: Profile, **sampling) -> Profile:
-    """The profile with other fields of sampling; errors as `released`."""
+    """The profile with changed sampling fields; errors as in `released`."""
     profile = replaced(profile, **sampling)
     if not 1 <= profile.sample_steps <= profile.num_train_timesteps:
         raise ValueError(f"sample_steps={profile.sample_steps}: give 1 to {profile.num_train_timesteps}")
@@ -72,7 +73,7 @@ def sampled(profile: Profile, **sampling) -> Profile:
 
 
 def _check_card(path: Path, model: nn.Module) -> None:
-    """Raise CheckpointError when the card beside a file of weights names others; a file without a card is the user's own."""
+    """Raise CheckpointError if weights differ from the card beside them; a file without a card is the user's own."""
     card = path.with_suffix(".json")
     if not card.exists():
         return

@@ -1,4 +1,4 @@
-"""What to put into a CT: one wish per nodule, from arguments or from a CSV, checked before anything long begins."""
+"""What to put into a CT: one wish per nodule, from arguments or from a CSV, checked before any long computation."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class Wish:
     subtype:     solid, part-solid or ground-glass
     diameter_mm: of the sphere of equal volume, 6..30
     lobe:        LUL, LLL, RUL, RML, RLL (needs a lobe map); None: anywhere in the lungs
-    location:    inner or subpleural; not beside `at`
-    at:          centre in RAS mm; None: chosen by chance
-    histogram:   file of the HU histogram wanted (`read_histogram`); None: a real one of that subtype and size
+    location:    inner or subpleural; not together with `at`
+    at:          centre in RAS mm; None: random
+    histogram:   file with the requested HU histogram (`read_histogram`); None: a real one of that subtype and size
     spiculation: 1..5, None: any
-    core_mm:     diameter of the solid core (sphere of equal volume) of a part-solid nodule; None: as it comes
-    mask:        NIfTI file of the lesion itself on this CT, 1 the lesion, 2 its solid core, in the place of shape, size,
-                 place and core; None: a shape of the library
-    seed:        of shape, place, histogram and noise
+    core_mm:     diameter of the solid core (sphere of equal volume) of a part-solid nodule; None: not controlled
+    mask:        NIfTI mask of the lesion on this CT (1 lesion, 2 solid core), instead of shape, size, position and
+                 core; None: a shape of the library
+    seed:        of shape, position, histogram and noise
 
     Raises:
-        ValueError: says which field is wrong, and what it may be.
+        ValueError: the message says which field is wrong, and what it may be.
     """
 
     subtype: str = "solid"
@@ -94,7 +94,7 @@ class Wish:
             read_histogram(self.histogram)
 
     def _plain(self) -> None:
-        """Numbers, tuples and text instead of NumPy's kinds, arrays and paths, which a record cannot hold."""
+        """Convert NumPy numbers, arrays and paths to plain numbers, tuples and text, which a record can hold."""
         kinds = {
             "diameter_mm": float, "spiculation": float, "core_mm": float, "histogram": os.fspath, "mask": os.fspath,
             "seed": operator.index, "at": lambda at: tuple(float(x) for x in at),
@@ -111,7 +111,7 @@ class Wish:
 
     @property
     def cored(self) -> bool:
-        """Whether a solid core is asked for."""
+        """Whether a solid core is requested."""
         return (
             self.core_mm is not None
             or self.mask is not None
@@ -119,7 +119,7 @@ class Wish:
         )
 
     def given(self) -> dict:
-        """The fields that say something, as a record has them."""
+        """The fields that are set, as a record stores them."""
         return {k: v for k, v in asdict(self).items() if v is not None}
 
     def described(self) -> str:
@@ -135,7 +135,7 @@ def read_histogram(path: str | Path, bins: int = 40) -> np.ndarray:
     """HU histogram (bins,) of sum 1 from a text file of `bins` numbers, the shares of equal bins over -1000..400 HU.
 
     Raises:
-        ValueError: unreadable, another count, negative, not finite or empty.
+        ValueError: unreadable, wrong count, negative, not finite or empty.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -151,13 +151,13 @@ def read_histogram(path: str | Path, bins: int = 40) -> np.ndarray:
 
 
 def read_plan(path: str | Path, seed: int = 0) -> list[Wish]:
-    """Wishes from a CSV: a header with names of `Wish`'s fields (any of them, blank: default; `at` as "x y z"), a row each;
-    or those of the record.json of a former insertion, which makes the same nodules again.
+    """Wishes from a CSV with any of `Wish`'s fields as columns (blank: default; `at` as "x y z") and one row per
+    nodule, or from the record.json of an earlier insertion, to repeat its nodules.
 
-    seed: of rows without one: the first row's, and what the others' own are made from (as in `copies`)
+    seed: for rows without one: the first row's; those of the other rows are derived from it (as in `copies`)
 
     Raises:
-        ValueError: unreadable, unknown column, no rows, or wrong rows, all of them named with their number.
+        ValueError: unreadable, unknown column, no rows, or wrong rows, all listed by number.
     """
     path = Path(path)
     if path.suffix.lower() == ".json":
@@ -209,7 +209,7 @@ def _recorded(path: Path) -> list[Wish]:
 
 
 def _that_said_something(wish: dict) -> dict:
-    """A recorded wish without what former versions recorded and did not look at."""
+    """A recorded wish without the fields that earlier versions recorded but ignored."""
     unseen = ("diameter_mm", "location") if "mask" in wish else ("location",) if "at" in wish else ()
     return {k: v for k, v in wish.items() if k not in unseen}
 
@@ -230,7 +230,7 @@ def _wish(row: dict[str, str], seed: int, folder: Path) -> Wish:
 
 
 def _whole(text: str) -> int:
-    """3 from "3", and from the "3.0" that a column with blanks becomes."""
+    """3 from "3", or from the "3.0" that numbers become in a column with blanks."""
     return int(text.removesuffix(".0"))
 
 
@@ -240,18 +240,18 @@ def point(text: str) -> tuple[float, ...]:
 
 
 def own_seed(seed: int, *key: int) -> int:
-    """A seed for one of many (the k-th copy, a CT of a batch): below 2^53, so that every reader of JSON keeps it.
+    """The seed of one of many (the k-th copy, a CT of a batch), below 2^53 so that every JSON reader keeps it exactly.
 
-    Sets of seeds drawn from two different ones have nothing in common but by a chance of 1e-16 a pair.
+    Seeds derived from two different seeds coincide with a probability of 1e-16 per pair.
     """
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0] >> 11)
 
 
 def copies(wish: Wish, count: int) -> list[Wish]:
-    """`count` nodules after one wish, the first with its seed, the others with seeds of their own (`own_seed`).
+    """`count` copies of one wish, the first with its seed, the others with their own (`own_seed`).
 
     Raises:
-        ValueError: count below 1 or above `MOST`, or several at one place.
+        ValueError: count below 1 or above `MOST`, or several nodules at one position.
     """
     if not 1 <= count <= MOST:
         raise ValueError(f"count must be at least 1 and at most {MOST}, got {count}")

@@ -1,12 +1,12 @@
-"""Stage I (Section 3.1): the MAISI VAE, wrapped so that a lesion crop can be decoded only as far as the histogram needs.
+"""Stage I (Section 3.1): the MAISI VAE, wrapped so that a lesion crop is decoded only as far as the histogram needs.
 
 Notation: x (B, 1, D, H, W) is a CT in [0, 1]; z (B, c, D/4, H/4, W/4) its latent; the posterior is N(mu, sigma^2).
 D_trunc (Section 3.2.3) runs the decoder through its penultimate residual block, at full resolution; `decode_rest` runs
-what is left, so that ``decode(z) == decode_rest(decode_truncated(z))``.
+the rest, so ``decode(z) == decode_rest(decode_truncated(z))``.
 
-The compact autoencoder adds to the network the linear code of 4x4x4 blocks of the same latent size (a strided
-convolution in, a transposed one out; residual autoencoding, Chen et al., ICLR 2025). The network then only learns what
-a linear code cannot say, which is what makes training on two cores possible. MAISI's own file has no such term.
+The compact autoencoder adds a linear code of 4x4x4 blocks to the network, with the same latent size (a strided
+convolution in, a transposed one out; residual autoencoding, Chen et al., ICLR 2025). The network then learns only what
+a linear code cannot represent, which makes training on two cores possible. MAISI's own weights have no such term.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def denormalise_hu(x):
 
 
 class LinearCode(nn.Module):
-    """A linear code of 4x4x4 blocks: principal components in, and out by the least-squares synthesis from the blocks around.
+    """A linear code of 4x4x4 blocks: analysis by principal components, least-squares synthesis from nearby blocks.
 
     analysis:  strided convolution, kernel 4: (B, 1, 4d, ..) -> (B, c, d, ..)
     synthesis: transposed convolution, kernel 4 (a block from its own code: plain PCA) or 12 (from its 27 neighbours: no
@@ -51,10 +51,10 @@ class LinearCode(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Float[Tensor, "b 1 d h w"], whiten: float = 0.5) -> LinearCode:
-        """Set the weights by the blocks of `x`: principal components, then (with overlap) ridge regression.
+        """Fit the weights to the blocks of `x`: principal components, then (with overlap) ridge regression.
 
-        whiten: 0 keeps the components' scale, 1 gives each unit variance. Half-way keeps the mean intensity (first
-        component) well above the noise of the diffusion without drowning texture.
+        whiten: 0 keeps the components' scale, 1 gives each unit variance. 0.5 keeps the mean intensity (first
+        component) well above the diffusion noise without drowning texture.
         """
         blocks = _blocks(x).double()
         mean = blocks.mean(0)
@@ -74,7 +74,7 @@ class LinearCode(nn.Module):
         return self
 
     def decode(self, z: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b 1 4d 4h 4w"]:
-        """Synthesis; the blocks beyond the edge repeat those at it."""
+        """Synthesis; blocks at the edge are replicated beyond it."""
         return self.synthesis(functional.pad(z, (1,) * 6, mode="replicate") if self.overlap else z)
 
     def _fit_overlapping(self, x: Tensor, ridge: float = 1e-5) -> None:
@@ -84,7 +84,7 @@ class LinearCode(nn.Module):
         target = _blocks(x[..., FACTOR:-FACTOR, FACTOR:-FACTOR, FACTOR:-FACTOR]).double() - self.synthesis.bias.double()
         gram = a.T @ a / len(a)
         w = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), a.T @ target / len(a))
-        # neighbour (i, j, k) of a block contributes through the part of its kernel that reaches back over it
+        # neighbour (i, j, k) of a block contributes through the part of its kernel that overlaps the block
         w = w.reshape(-1, 3, 3, 3, FACTOR, FACTOR, FACTOR).flip(1, 2, 3).permute(0, 1, 4, 2, 5, 3, 6)
         self.synthesis.weight.copy_(w.reshape(len(w), 1, *[3 * FACTOR] * 3))
 
@@ -130,7 +130,7 @@ class Autoencoder(nn.Module):
             self.net.encoder = MaisiEncoder(out_channels=latent_channels, num_res_blocks=encoder_res_blocks, **common)
         self.latent_channels = latent_channels
         self.linear = LinearCode(latent_channels) if linear_skip else None
-        # conv, res blocks and upsamplings, then norm and conv: all but the last res block, norm and conv belong to D_trunc
+        # conv, res blocks and upsamplings, then norm and conv: D_trunc is all but the last res block, norm and conv
         self._cut = len(self.net.decoder.blocks) - 3
         if not norm:
             _remove_norms(self.net)
@@ -147,12 +147,12 @@ class Autoencoder(nn.Module):
 
     @property
     def feature_channels(self) -> int:
-        """Channels of `decode_truncated`: those of the network, and one of the linear code."""
+        """Channels of `decode_truncated`: those of the network, plus one for the linear code."""
         return self.net.decoder.blocks[-1].conv.conv.in_channels + (self.linear is not None)
 
     @property
     def encoding_parts(self) -> list[nn.Module]:
-        """What `encode` runs through."""
+        """The modules that `encode` uses."""
         linear = [] if self.linear is None else [self.linear.analysis]
         return [self.net.encoder, self.net.quant_conv_mu, self.net.quant_conv_log_sigma, *linear]
 
@@ -166,7 +166,7 @@ class Autoencoder(nn.Module):
         return (mu if self.linear is None else mu + self.linear.analysis(x)), sigma
 
     def decode_truncated(self, z: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b f 4d 4h 4w"]:
-        """D_trunc (Section 3.2.3): latent -> all that crosses the cut after the penultimate residual block."""
+        """D_trunc (Section 3.2.3): latent -> features at the cut after the penultimate residual block."""
         h = self.net.post_quant_conv(z)
         for block in self.net.decoder.blocks[: self._cut]:
             h = block(h)
@@ -191,7 +191,7 @@ class Autoencoder(nn.Module):
 
 
 def _remove_norms(net: nn.Module) -> None:
-    """Replace every GroupNorm by the identity (as in EDSR, Lim et al., 2017) and let the convolutions keep the variance."""
+    """Replace every GroupNorm by the identity (as in EDSR, Lim et al., 2017); let convolutions preserve variance."""
     for module in net.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.GroupNorm):
@@ -205,7 +205,7 @@ def _remove_norms(net: nn.Module) -> None:
 
 
 def architecture(p: Profile) -> dict:
-    """The arguments of `Autoencoder` that a profile stands for; JSON-able, kept in every checkpoint."""
+    """A profile's arguments for `Autoencoder`; JSON-able, stored in every checkpoint."""
     return {
         "channels": p.ae_channels, "res_blocks": p.ae_res_blocks, "encoder_res_blocks": p.ae_encoder_res_blocks,
         "latent_channels": p.ae_latent_channels, "norm_groups": p.ae_norm_groups, "linear_skip": p.ae_linear_skip, "norm": p.ae_norm,

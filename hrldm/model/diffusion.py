@@ -1,18 +1,18 @@
 """Forward and reverse diffusion for inpainting: Eq. 1, 4, 6, 10, the DDPM and DDIM steps, rectified flow, Algorithm 2.
 
-Notation: z0 clean latent, z_t noisy latent (Eq. 1), M binary lesion mask, abar_t = `alphas_cumprod[t]`. Time is counted
-0..T-1 as in every library; the paper's t = 1..T is ours plus one, so "t - 1" of the last step means no noise at all.
+Notation: z0 clean latent, z_t noisy latent (Eq. 1), M binary lesion mask, abar_t = `alphas_cumprod[t]`. Time runs over
+0..T-1, as in every library; the paper's t = 1..T is ours plus one, so "t - 1" at the last step means no noise at all.
 
-Background rule (the paper trains with one and samples with the other):
-    clean   Eq. 4 in training, the clean background pasted again at each step of sampling
+Background rule (the paper uses one in training, another in sampling):
+    clean   Eq. 4 in training, the clean background pasted back at each sampling step
     noised  Eq. 1 everywhere in training, Eq. 10 in sampling
     paper   Eq. 4 in training, Eq. 10 in sampling: the network never saw a noised background
 
-What the network puts out (the sampler and Eq. 6 always read eps_hat):
-    eps     the noise, as in the paper: an error of eps_hat is an error of z0_hat 84 times as large at t = 999, and a
-            network short of training starts every nodule from such a z0_hat
-    v       v = sqrt(abar_t) eps - sqrt(1 - abar_t) z0 (Salimans & Ho 2022): eps_hat and z0_hat follow from it and z_t
-            exactly, and neither error is amplified at any t
+What the network predicts (the sampler and Eq. 6 always use eps_hat):
+    eps     the noise, as in the paper: at t = 999 an error in eps_hat becomes an error in z0_hat 84 times as large, and
+            an undertrained network starts every nodule from such a z0_hat
+    v       v = sqrt(abar_t) eps - sqrt(1 - abar_t) z0 (Salimans & Ho 2022): v and z_t give eps_hat and z0_hat exactly,
+            and neither error is amplified at any t
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Schedule:
 
     def abar(self, t: Int[Tensor, " b"], like: Tensor) -> Tensor:
         """abar_t as (B, 1, 1, 1, 1) in `like`'s type; 1 where t < 0 (before any noise)."""
-        self.alphas_cumprod = self.alphas_cumprod.to(t.device)  # once: a copy at every step would make a GPU wait
+        self.alphas_cumprod = self.alphas_cumprod.to(t.device)  # once: a copy at every step would stall the GPU
         abar = torch.where(t < 0, 1.0, self.alphas_cumprod[t.clamp_min(0)])
         return abar.to(like.dtype).to(like.device).view(-1, *[1] * (like.ndim - 1))
 
@@ -58,7 +58,7 @@ class Schedule:
         return abar.sqrt() * z0 + (1 - abar).sqrt() * eps
 
     def target(self, z0: Tensor, eps: Tensor, t: Tensor, prediction: str) -> Tensor:
-        """What the network is to put out at z_t.
+        """The network's training target at z_t.
 
         Raises:
             ValueError: unknown prediction.
@@ -71,7 +71,7 @@ class Schedule:
         return abar.sqrt() * eps - (1 - abar).sqrt() * z0
 
     def noise(self, out: Tensor, z_t: Tensor, t: Tensor, prediction: str) -> Tensor:
-        """eps_hat from what the network put out."""
+        """eps_hat from the network's output."""
         if prediction == "eps":
             return out
         abar = self.abar(t, z_t)
@@ -83,12 +83,12 @@ class Schedule:
         return (z_t - (1 - abar).sqrt() * eps_hat) / abar.sqrt()
 
     def noise_of(self, z_t: Tensor, z0: Tensor, t: Tensor) -> Tensor:
-        """The noise that Eq. 1 puts between z0 and z_t."""
+        """The noise that Eq. 1 adds to z0 to give z_t."""
         abar = self.abar(t, z_t)
         return (z_t - abar.sqrt() * z0) / (1 - abar).sqrt()
 
     def ddpm_step(self, z_t: Tensor, eps_hat: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """One ancestral step t -> t - 1 with the posterior variance (Ho et al., Eq. 7); no noise after the last."""
+        """One ancestral step t -> t - 1 with the posterior variance (Ho et al., Eq. 7); the last step adds no noise."""
         abar, abar_prev = self.abar(t, z_t), self.abar(t - 1, z_t)
         beta = 1 - abar / abar_prev
         z0 = self.predict_z0(z_t, eps_hat, t)
@@ -100,12 +100,12 @@ class Schedule:
         return self.add_noise(self.predict_z0(z_t, eps_hat, t), eps_hat, t_prev)
 
     def spaced(self, steps: int) -> list[int]:
-        """`steps` times from T-1 down, evenly spaced, the last one 0 when there is more than one."""
+        """`steps` evenly spaced times from T-1 down to 0; T-1 alone for one step."""
         return torch.linspace(self.timesteps - 1, 0, steps).round().int().tolist()
 
 
 def blend(m: Float[Tensor, "b 1 d h w"], lesion: Tensor, background: Tensor) -> Tensor:
-    """M * lesion + (1 - M) * background (the shape of Eq. 4 and Eq. 10)."""
+    """M * lesion + (1 - M) * background (the form of Eq. 4 and Eq. 10)."""
     return m * lesion + (1 - m) * background
 
 
@@ -145,7 +145,7 @@ def flow_input(z0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> tuple[Tens
 def training_pair(
     schedule: Schedule, z0: Tensor, eps: Tensor, t: Tensor, objective: str, prediction: str
 ) -> tuple[Tensor, Tensor]:
-    """z_t and what the network is to put out there. t = 0..T-1; rectified flow counts it 1..T, in sampling too."""
+    """z_t and the network's target there. t = 0..T-1; rectified flow counts 1..T, in sampling too."""
     if objective == "rflow":
         return flow_input(z0, eps, t + 1, schedule.timesteps)
     return schedule.add_noise(z0, eps, t), schedule.target(z0, eps, t, prediction)  # Algorithm 1, line 3
@@ -159,13 +159,13 @@ def randn_like(z: Tensor, generators: list[torch.Generator]) -> Tensor:
 
 
 class Ddpm:
-    """The ancestral sampler, through all times of the schedule."""
+    """The ancestral sampler, over all times of the schedule."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
 
     def times(self, steps: int) -> list[float]:
-        """The times of the steps, and -1: no noise."""
+        """The times of the steps, then -1 for no noise."""
         if steps != self.schedule.timesteps:
             raise ValueError(f"ddpm takes all {self.schedule.timesteps} steps; use ddim for {steps}")
         return [*self.schedule.spaced(steps), -1]
@@ -176,12 +176,12 @@ class Ddpm:
         return self.schedule.predict_z0(z, eps_hat, t), self.schedule.ddpm_step(z, eps_hat, t, draw())
 
     def noised(self, z_bg: Tensor, following: int, draw: Draw) -> Tensor:
-        """The background as noisy as z; Algorithm 2, line 9."""
+        """The background with the noise of the following time; Algorithm 2, line 9."""
         return self.schedule.add_noise(z_bg, draw(), _full(z_bg, following))
 
 
 class Ddim(Ddpm):
-    """The deterministic sampler, through as many times as one likes."""
+    """The deterministic sampler, over any number of times."""
 
     def times(self, steps: int) -> list[float]:
         return [*self.schedule.spaced(steps), -1]
@@ -192,7 +192,7 @@ class Ddim(Ddpm):
 
 
 class Euler(Ddpm):
-    """Rectified flow, integrated by Euler's method. Times stay floats: rounded, the steps would add up to more than one."""
+    """Rectified flow by Euler's method. Times stay floats: rounded, the steps would sum to more than one."""
 
     def times(self, steps: int) -> list[float]:
         return [self.schedule.timesteps * (1 - i / steps) for i in range(steps)] + [0.0]

@@ -4,8 +4,8 @@ Eq. 7 spreads each value f over the bins by a triangular kernel of half-width w 
 
     h_k = 1/|S| sum_i ReLU(1 - |f_i - mu_k| / w)
 
-With w equal to the spacing of the centres only two neighbouring bins are touched by each value, with weights that sum to
-one. So instead of the N x B matrix of the formula, each value adds (1 - r) to bin k and r to bin k + 1, where
+With w equal to the spacing of the centres, each value touches only two neighbouring bins, with weights that sum to one.
+So the N x B matrix of the formula is not needed: each value adds (1 - r) to bin k and r to bin k + 1, where
 u = (f - mu_0) / w, k = floor(u), r = u - k. The gradient is dh_k/df = -1/w, dh_{k+1}/df = +1/w. Values beyond the first
 or last centre count in the edge bin, with zero gradient.
 """
@@ -51,7 +51,7 @@ class _TriangularHistogram(torch.autograd.Function):
 
 
 def _parts(values: Tensor) -> list[slice]:
-    """Slices of the columns of (R, N) that hold about `_CHUNK` values each: temporaries stay small."""
+    """Column slices of (R, N) with about `_CHUNK` values each, so that temporaries stay small."""
     rows, n = values.shape
     width = max(_CHUNK // max(rows, 1), 1)
     return [slice(i, i + width) for i in range(0, n, width)]
@@ -83,7 +83,7 @@ def soft_histogram(
 
 
 def _normalised(values: Tensor, lo: Tensor, hi: Tensor, bins: int, weights: Tensor) -> Tensor:
-    """`soft_histogram` without its checks, each of which makes a GPU wait."""
+    """`soft_histogram` without its checks, each of which stalls a GPU."""
     sums = _TriangularHistogram.apply(values, weights, lo, (hi - lo) / (bins - 1), bins)
     return sums / weights.sum(1, keepdim=True)
 
@@ -95,9 +95,9 @@ def masked_soft_histogram(
     hi: Float[Tensor, " c"],
     bins: int,
 ) -> Float[Tensor, "b c k"]:
-    """Per-channel histogram of the features inside the mask (B, 1, D, H, W), in float32 whatever autocast says.
+    """Per-channel histogram of the features inside the mask (B, 1, D, H, W), in float32 even under autocast.
 
-    Nothing is checked inside a training step: no mask may be empty, and lo < hi.
+    Runs in every training step, so nothing is checked: no mask may be empty, and lo < hi.
     """
     b, c = features.shape[:2]
     with torch.autocast(features.device.type, enabled=False):
@@ -108,7 +108,7 @@ def masked_soft_histogram(
 
 
 def dense_histogram(values: Tensor, lo: float, hi: float, bins: int) -> Tensor:
-    """Eq. 7 as printed, N x B: the reference for tests and the benchmark, not for use."""
+    """Eq. 7 as printed, N x B: only a reference for tests and the benchmark."""
     centres = torch.linspace(lo, hi, bins, dtype=values.dtype, device=values.device)
     width = (hi - lo) / (bins - 1)
     kernel = torch.relu(1 - (values.clamp(lo, hi)[:, None] - centres).abs() / width)

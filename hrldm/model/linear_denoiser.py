@@ -1,13 +1,15 @@
-"""A linear denoiser beside the U-Net, fitted in closed form (an option of ours, as the linear code of the autoencoder is).
+"""A linear denoiser beside the U-Net, fitted in closed form (our option, like the autoencoder's linear code).
 
-Little noise is removed by comparing neighbours, which a linear filter of 3^3 latent voxels does and a U-Net, normalising
-every feature, is slow to learn: after 450 steps of 16 nodules it left 84 % of the noise at t = 100, the filter leaves
-47 %. The U-Net then only learns what a linear map cannot say. For every output channel and each of K times,
+Weak noise is removed by comparing neighbours. A linear filter of 3^3 latent voxels does this; a U-Net, which normalises
+every feature, is slow to learn it: after 450 steps of 16 nodules it left 84 % of the noise at t = 100, the filter
+leaves 47 %. With the filter, the U-Net only learns what a linear map cannot represent. For every output channel and
+each of K times,
 
     out = W1 * [z_t, m, M, T] + W2 m_parts + W3 [h, c_type, 1] + m W4 h
 
-with m the soft mask, M the binary one, T the template's latent where the network takes one, h the requested histogram (centred) and * a convolution; between the K times the
-outputs are interpolated linearly. The weights are the ridge regression of the U-Net's own target inside M.
+with m the soft mask, M the binary mask, T the template's latent if the network takes one, h the requested histogram
+(centred) and * a convolution. Between the K times, outputs are interpolated linearly. The weights come from ridge
+regression of the U-Net's own target inside M.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ RIDGE = 10.0  # latents have about unit variance, and a fit sees some ten thousa
 
 
 class LinearDenoiser(nn.Module):
-    """Frozen once fitted; zero before.
+    """Zero until fitted, then frozen.
 
     channels: c of the latent; parts: channels of the soft mask; bins: of the histogram; timesteps: of the schedule;
-    template: channels of the template's latent, 0 for none
+    template: channels of the template's latent, 0 if unused
     """
 
     def __init__(self, channels: int, parts: int, bins: int, timesteps: int, template: int = 0) -> None:
@@ -52,7 +54,7 @@ class LinearDenoiser(nn.Module):
         subtype: Int[Tensor, " b"],
         histogram: Float[Tensor, "b k"],
     ) -> Float[Tensor, "b c d h w"]:
-        """The linear part of the U-Net's output; arguments as `ConditionalUNet` takes them."""
+        """The linear part of the U-Net's output; same arguments as `ConditionalUNet`."""
         soft, parts, others, h, whole = self._inputs(masks, subtype, histogram)
         out = self.around(torch.cat([z_t, soft, others], 1)) + self.shape(parts)
         out = out + self.whole(whole)[:, :, None, None, None] + soft * self.share(h)[:, :, None, None, None]
@@ -67,7 +69,7 @@ class LinearDenoiser(nn.Module):
         return parts.mean(1, keepdim=True), parts, others, h, whole
 
     def _weights(self, t: Tensor) -> Tensor:
-        """Share (B, K) of each of the K times in the output at t."""
+        """Interpolation weights (B, K) of the K times at t."""
         t = t.to(self.times).clamp(self.times[0], self.times[-1])
         right = torch.searchsorted(self.times, t).clamp(1, len(KNOTS) - 1)
         low, high = self.times[right - 1], self.times[right]
@@ -79,7 +81,7 @@ class LinearDenoiser(nn.Module):
 
     @torch.no_grad()
     def rows(self, z_t: Tensor, masks: Tensor, subtype: Tensor, histogram: Tensor) -> Float[Tensor, "n f"]:
-        """What the output is linear in, one row per latent voxel of M (batch first, then the grid in order)."""
+        """Regressors of the linear map, one row per latent voxel of M (batch first, then in grid order)."""
         soft, parts, others, h, whole = self._inputs(masks, subtype, histogram)
         near = F.pad(torch.cat([z_t, soft, others], 1), (1,) * 6)
         for axis in (2, 3, 4):

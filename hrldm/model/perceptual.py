@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 as a frozen feature network, and the perceptual loss of the autoencoder built on it (Section 3.1).
 
-The paper trains its VAE-GAN with a learned perceptual distance (Zhang et al., 2018, LPIPS). Here, without a network
-connection, the features are those of an ImageNet EfficientNet-Lite0 (Tan & Le 2019; the Lite variant has no
+The paper trains its VAE-GAN with a learned perceptual distance (Zhang et al., 2018, LPIPS). Here, without internet
+access, the features are those of an ImageNet EfficientNet-Lite0 (Tan & Le 2019; the Lite variant has no
 squeeze-and-excitation and uses ReLU6). A volume is compared on slices of its three planes ("fake 3D", as MAISI does):
 
     d(x, y) = mean over layers l, slices s and positions p of  sum_c ( u_l(x)_cp - u_l(y)_cp )^2,    u = f / ||f||_c
@@ -105,7 +105,7 @@ class EfficientNetLite0(nn.Module):
             raise ValueError(f"{path}: not the EfficientNet-Lite0 weights ({str(error)[:200]}); {hint}") from error
 
     def train(self, mode: bool = True) -> EfficientNetLite0:
-        """Stays in evaluation mode whatever the caller's trainer does: batch statistics must never move."""
+        """Stays in evaluation mode whatever the caller's trainer does: batch statistics must never change."""
         return super().train(False)
 
     def feature_maps(self, images: Tensor, taps: tuple[int, ...] = TAPS) -> list[Tensor]:

@@ -3,8 +3,8 @@
     eps_hat = eps_theta([z~_t, M], t, c_type, c_hist)
 
 c_type is an embedding added to that of t; c_hist = W2 silu(W1 h + b1) + b2 (Eq. 3) enters by cross-attention. With one
-token, as in the paper, the softmax of the attention is 1 whatever the query: c_hist then acts as an additive bias that is
-the same everywhere. ``hist_tokens = B`` gives one token per bin instead, which attention can choose among.
+token, as in the paper, the attention softmax is 1 for every query, so c_hist acts as an additive bias that is the same
+everywhere. ``hist_tokens = B`` gives one token per bin instead, among which attention can choose.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class HistogramEmbedding(nn.Module):
             raise ValueError(f"hist_tokens must be 1 (paper) or the number of bins ({bins}), got {tokens}")
         self.bins, self.tokens, self.use = bins, tokens, use
         self.null = nn.Parameter(torch.zeros(1, 1, dim))
-        # made even when unused, so that networks with and without c_hist have the same weights to start from
+        # created even if unused, so that networks with and without c_hist start from the same weights
         self.mlp = nn.Sequential(nn.Linear(bins if tokens == 1 else 1, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
         self.position = nn.Parameter(torch.randn(1, tokens, dim) * 0.02) if tokens > 1 else None
 
     def forward(self, h: Float[Tensor, "b k"]) -> Float[Tensor, "b n d"]:
         if not self.use:
             return self.null.expand(len(h), -1, -1)
-        h = h * self.bins  # a flat histogram enters as ones
+        h = h * self.bins  # a flat histogram becomes all ones
         if self.tokens == 1:
             return self.mlp(h)[:, None]  # Eq. 3
         return self.mlp(h[..., None]) + self.position
@@ -47,8 +47,8 @@ class ConditionalUNet(nn.Module):
     """Noise predictor eps_theta.
 
     latent_channels:  c
-    mask_channels:    C detail^3 + 1  # soft components, and where the noise is (binary M)
-    template:         c more with `histogram_template`: the latent of the requested histogram as a picture
+    mask_channels:    C detail^3 + 1  # soft components, and binary M, where the noise is
+    template:         c more with `histogram_template`: the template's latent
     """
 
     def __init__(self, p: Profile) -> None:
@@ -81,7 +81,7 @@ class ConditionalUNet(nn.Module):
         subtype: Int[Tensor, " b"],
         histogram: Float[Tensor, "b k"],
     ) -> Float[Tensor, "b c d h w"]:
-        """Predicted noise. masks: `latent_masks`' condition, and the template's latent where the network takes one."""
+        """Predicted noise. masks: the condition of `latent_masks`, then the template's latent if there is one."""
         out = self.net(torch.cat([z_t, masks], 1), t, context=self.c_hist(histogram), class_labels=subtype)
         if self.linear is None:
             return out
@@ -94,13 +94,13 @@ def latent_masks(mask: Float[Tensor, "b c 4d 4h 4w"], detail: int = 1) -> tuple[
     """Voxel mask (B, C, D, H, W) -> binary M (B, 1, d, h, w) for blending and losses, and the network's condition
     (B, C detail^3 + 1, d, h, w): average-pooled components and M.
 
-    detail: 1 averages each component over a latent voxel, as in the paper; 2 or 4 over each of its detail^3 parts, every
-            part a channel of its own, so that the network knows the shape which the latent voxel is to hold
+    detail: 1 averages each component over a latent voxel, as in the paper; 2 or 4 over each of its detail^3 parts, one
+            channel per part, so that the network knows the shape within the latent voxel
 
-    M is the max-pool: no nodule, however small, loses its last latent voxel (averages and nearest neighbours lose them).
+    M is the max-pool, so even the smallest nodule keeps a latent voxel (averaging and nearest neighbour may lose it).
 
     Raises:
-        ValueError: detail is not 1, 2 or 4. (Empty masks are refused by `lesion_window`: asking here would make a GPU wait.)
+        ValueError: detail is not 1, 2 or 4. (`lesion_window` refuses empty masks: a check here would stall the GPU.)
     """
     if FACTOR % detail:
         raise ValueError(f"mask_detail must divide {FACTOR}, the side of a latent voxel, got {detail}")

@@ -1,7 +1,7 @@
 """The cube of the latent grid that Stage II sees: the lesion and some context, not the whole crop.
 
-Everything outside M is given and Eq. 5 looks inside M alone, while the U-Net's cost grows with the volume it is shown. A
-nodule's window follows from its mask and nothing else, so training and sampling show the network the same.
+Everything outside M is given, and Eq. 5 looks only inside M, while the U-Net's cost grows with its input volume. A
+nodule's window depends on its mask alone, so the network sees the same in training and sampling.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import numpy as np
 
 from hrldm.model.autoencoder import FACTOR
 
-SMALLEST = 6  # latent voxels; half of all nodules fit, and share one side
+SMALLEST = 6  # latent voxels; half of all nodules fit, and so share one side
 
 
 @dataclass(frozen=True)
 class Window:
-    """A cube of `side` latent voxels from `start` on."""
+    """A cube of `side` latent voxels that begins at `start`."""
 
     start: tuple[int, int, int]
     side: int
@@ -35,7 +35,7 @@ class Window:
 
 
 def latent_extent(mask: np.ndarray) -> list[tuple[int, int]]:
-    """First latent voxel of a voxel mask (D, H, W) on each axis, and the one after the last.
+    """Per axis, the first latent voxel of a voxel mask (D, H, W) and the one after its last.
 
     Raises:
         ValueError: empty mask.
@@ -50,8 +50,8 @@ def lesion_window(mask: np.ndarray, context: int | None, levels: int) -> Window:
     """The window of one lesion.
 
     mask:    (D, D, D) voxels
-    context: latent voxels to be seen on each side of the lesion; None takes the whole grid
-    levels:  of the U-Net, which halves the grid between them: the side is a multiple of 2^(levels - 1)
+    context: latent voxels to include on each side of the lesion; None takes the whole grid
+    levels:  of the U-Net, which halves the grid between levels: the side is a multiple of 2^(levels - 1)
     """
     size = mask.shape[0] // FACTOR
     if context is None:
@@ -65,6 +65,6 @@ def lesion_window(mask: np.ndarray, context: int | None, levels: int) -> Window:
 
 
 def by_side(windows: Iterable[Window]) -> list[np.ndarray]:
-    """Positions of the windows of each side, smallest side first: what can be one batch."""
+    """Indices of the windows grouped by side, smallest first: one side can form a batch."""
     sides = np.array([w.side for w in windows])
     return [np.flatnonzero(sides == side) for side in np.unique(sides)]

@@ -1,1 +1,1 @@
-"""CTs and nodules, wherever they come from, to one validated manifest."""
+"""From CTs and nodules of any source to one validated manifest."""

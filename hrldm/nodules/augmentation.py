@@ -1,4 +1,4 @@
-"""Random training patches out of volumes in memory: where, which way round, and from which volume."""
+"""Random training patches from volumes in memory: random volume, position and orientation."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def cube_symmetry(array, index: int):
 def sample_patches(
     volumes: Sequence[np.ndarray], weights: Sequence[float], size: int, n: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """`n` random patches (n, 1, size, size, size) float32 HU, each randomly turned and mirrored.
+    """`n` random patches (n, 1, size, size, size) float32 HU, each randomly rotated and mirrored.
 
-    volumes: HU arrays at 1 mm; smaller sides are padded by their edge. weights: chance of each volume.
+    volumes: HU arrays at 1 mm; sides below `size` are edge-padded. weights: sampling weight of each volume.
     """
     p = np.asarray(weights, float)
     out = np.empty((n, 1, size, size, size), np.float32)

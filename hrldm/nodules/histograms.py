@@ -1,6 +1,6 @@
 """HU histograms of lesions: `hist_bins` equal bins over -1000..400 HU (Section 5), as numbers.
 
-What c_hist, the template and every table read; the differentiable one of Eq. 7 is in `model/histogram.py`.
+Used by c_hist, the template and every table; the differentiable histogram of Eq. 7 is in `model/histogram.py`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def histogram_moments(histogram: np.ndarray) -> tuple[float, float]:
 
 
 def histogram_jsd(p: np.ndarray, q: np.ndarray) -> float:
-    """Jensen-Shannon divergence of two histograms (B,), natural logarithm (Eq. 8); they are normalised here.
+    """Jensen-Shannon divergence of two histograms (B,), natural logarithm (Eq. 8); both are normalised here.
 
     Raises:
         ValueError: different lengths, negative entries or an empty histogram.

@@ -1,10 +1,10 @@
-"""`lidc-mini`, the embedded dataset: real lungs, real shapes, real histograms; the nodules are made, so their truth is known.
+"""`lidc-mini`, the embedded dataset: real lungs, shapes and histograms; synthetic nodules, so their truth is known.
 
-The CT of LIDC-IDRI-0001 at 1 mm is the background. Each nodule is a real LIDC shape (`shapes`), put where it could be
-(`placement`) and textured to a real histogram (`texture`). Right lung = train and val, left lung = test, and no cube
-crosses the plane between them; shapes follow the committed patient split; histograms come from training patients, and
-those behind the test nodules belong to other patients than those behind train and val. So train and test share neither
-place nor shape nor histogram. The real nodule of the left lower lobe is in no cube.
+The background is the CT of LIDC-IDRI-0001 at 1 mm. Each nodule is a real LIDC shape (`shapes`) at a plausible position
+(`positions`), textured to a real histogram (`texture`). Train and val use the right lung, test the left, and no cube
+crosses the plane between them. Shapes follow the committed patient split. Histograms come from training patients; those
+of the test nodules come from other patients than those of train and val. So train and test share no position, shape or
+histogram. The real nodule of the left lower lobe is in no cube.
 
 Everything measured on this data is semi-synthetic.
 """
@@ -44,7 +44,7 @@ SUBTYPE_SHARE = {"solid": 0.55, "part-solid": 0.20, "ground-glass": 0.25}  # sol
 SIZE_SHARE = (0.4, 0.4, 0.2)  # of the three size bins
 SUBPLEURAL_SHARE = 0.35
 AIR_HU = -1024
-TEST_HISTOGRAMS = 0.3  # share of histogram source patients kept for the test nodules
+TEST_HISTOGRAMS = 0.3  # share of histogram source patients reserved for the test nodules
 
 logger = logging.getLogger(__name__)
 
@@ -101,14 +101,14 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         try:
             os.rename(part, target)
         except OSError:
-            if not target.exists():  # when it does, another process made the same thing first
+            if not target.exists():  # if it exists, another process made the same thing first
                 raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def _real_nodule(table: pd.DataFrame) -> tuple[np.ndarray, float]:
-    """Centre (voxel of `clean_ct`) and diameter (mm) of the nodule that LIDC-IDRI-0001 really has."""
+    """Centre (voxel of `clean_ct`) and diameter (mm) of the real nodule of LIDC-IDRI-0001."""
     row = table[table.patient_id == PATIENT].iloc[0]
     native = nib.load(wheel_file(*LIDC_0001_CT))
     # LIDC counts columns to the left and rows to the back; this file's axes run left, forward, up
@@ -133,7 +133,7 @@ def clear_of_nodule(lobes: np.ndarray, table: pd.DataFrame, side: int) -> np.nda
 
 
 def _choose_shapes(table: pd.DataFrame, n: int, rng: np.random.Generator) -> list[int]:
-    """Row numbers of `n` shapes by `SUBTYPE_SHARE` and `SIZE_SHARE`; a shape returns only when its cell is used up."""
+    """Row numbers of `n` shapes by `SUBTYPE_SHARE` and `SIZE_SHARE`; a shape repeats only when its cell is used up."""
     cells = [(t, b, p * q) for t, p in SUBTYPE_SHARE.items() for b, q in enumerate(SIZE_SHARE)]
     exact = np.array([c[2] for c in cells]) * n
     counts = np.floor(exact).astype(int)
@@ -150,7 +150,7 @@ def _choose_shapes(table: pd.DataFrame, n: int, rng: np.random.Generator) -> lis
 
 
 def cube_about(array: np.ndarray, centre: np.ndarray, side: int) -> np.ndarray:
-    """Cube of `side` whose middle (side // 2) is the voxel `centre`; air where it leaves the CT."""
+    """Cube of `side` whose middle (side // 2) is the voxel `centre`; air outside the CT."""
     out = np.full((side,) * 3, AIR_HU, array.dtype)
     box = [slice(int(c) - side // 2, int(c) - side // 2 + side) for c in centre]
     inner = tuple(slice(max(s.start, 0), min(s.stop, n)) for s, n in zip(box, array.shape, strict=True))
@@ -178,7 +178,7 @@ def _plan(
     number = {"train": 0, "val": 1, "test": 2}[split]
     rng = np.random.default_rng([seed, number])
     fits = library.table.diameter_mm.lt(SIZE_BINS_MM[-1][1]) & np.array([max(m.shape) <= side for m in library.masks])
-    fits &= library.table.diameter_mm >= 2.5 * library.table.slice_mm  # fewer slices do not tell a shape
+    fits &= library.table.diameter_mm >= 2.5 * library.table.slice_mm  # fewer slices do not define a shape
     table = library.table[fits & (library.table.patient_id != PATIENT)]
     table = table[table.patient_id.map(patient_split) == split]
     histograms = histogram_library()
@@ -213,7 +213,7 @@ def _plan(
 
 
 def prepare(n_train: int, n_val: int, n_test: int, seed: int = 0, side: int = 64, n_jobs: int = 1) -> Path:
-    """Make the dataset, or return it when it is there: the same arguments give the same bytes.
+    """Make the dataset, or return it if it exists; the same arguments give the same bytes.
 
     Args:
         n_train, n_val, n_test: nodules per split.
@@ -222,7 +222,7 @@ def prepare(n_train: int, n_val: int, n_test: int, seed: int = 0, side: int = 64
         n_jobs: processes.
 
     Returns:
-        Folder with `manifest.csv` (columns of the manifest contract, and `shape_id`, `histogram_id`, centre voxel
+        Folder with `manifest.csv` (the manifest's columns plus `shape_id`, `histogram_id` and the centre voxel
         `i, j, k` in `clean_ct`), `images/`, `masks/`, `backgrounds/`.
 
     Raises:

@@ -1,8 +1,8 @@
-"""The manifest: one row a nodule, from whatever dataset, checked as a whole before anything long begins.
+"""The manifest: one row per nodule, from any dataset, checked as a whole before any long computation.
 
-All problems are collected and raised together with their row numbers (as a spreadsheet shows them: the header is row 1,
-blank rows count), so that a user mends a table once. The split is by unit of independence: the nodule's patient, or `shape_patient_id` where
-a shape was put into a background of another patient (semi-synthetic data).
+All problems are raised together with their row numbers (as a spreadsheet shows them: the header is row 1, blank rows
+count), so that a user fixes a table once. The split is by unit of independence: the nodule's patient, or
+`shape_patient_id` if a shape was put into another patient's background (semi-synthetic data).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ RATINGS = (
     "subtlety",
 )  # 1..5, may be blank
 FILES = ("image", "mask", "background")
-UNIT = "shape_patient_id"  # stands for the patient in the split where the column is filled
+UNIT = "shape_patient_id"  # replaces the patient in the split, if filled
 HASH_SHARES = (0.7, 0.8)  # cumulative train, train + val; the rest is test
 PROGRESS_ROWS = 200
-SIZES_DIFFER = 4  # a mask that many times as wide as diameter_mm, or as narrow, is another thing's
+SIZES_DIFFER = 4  # a mask this many times wider or narrower than diameter_mm is of something else
 
 
 def load_manifest(path_or_root: str | Path, check_images: bool = True) -> pd.DataFrame:
@@ -52,7 +52,7 @@ def load_manifest(path_or_root: str | Path, check_images: bool = True) -> pd.Dat
         check_images:  read every voxel (HU range, empty or non-binary masks); headers and grids are always checked
 
     Returns:
-        One row a nodule; ids, paths, subtype and split are str, sizes, ratings and other all-number columns float
+        One row per nodule; ids, paths, subtype and split are str, sizes, ratings and other all-number columns float
         (NaN where blank).
 
     Raises:
@@ -77,7 +77,7 @@ def load_manifest(path_or_root: str | Path, check_images: bool = True) -> pd.Dat
 
 
 def write_manifest(frame: pd.DataFrame, path: str | Path, overwrite: bool = False) -> Path:
-    """Write `frame` as a manifest CSV, atomically, with file paths relative to it (relative ones are taken as such).
+    """Write `frame` as a manifest CSV, atomically, with file paths relative to it (relative ones are kept).
 
     Raises:
         ValueError: a required column is missing, or the file exists and `overwrite` is False.
@@ -100,11 +100,11 @@ def write_manifest(frame: pd.DataFrame, path: str | Path, overwrite: bool = Fals
 
 
 def file_name(nodule_id: str) -> str:
-    """A nodule's id as a part of a file's name: it cannot leave its folder."""
+    """A nodule's id made safe for a file name, so that it cannot leave its folder."""
     return re.sub(r"[/\\]", "-", nodule_id)
 
 
-# -- checks, each returning its problems ---------------------------------------------------------------------------------
+# -- checks, each returning its problems -------------------------------------------------------------------------------
 
 
 def _present(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[str]:
@@ -118,7 +118,7 @@ def _rows(numbers) -> str:
 
 
 def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """All cells as stripped text, indexed by the row a spreadsheet shows them in, and the problems of the table as such."""
+    """All cells as stripped text, indexed by spreadsheet row, and the problems of the table itself."""
     if not path.is_file():
         raise ValueError(
             f"{path}: no manifest there; give a CSV or a folder with manifest.csv (columns {', '.join(REQUIRED)}, …)"
@@ -133,7 +133,7 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _check_values(frame: pd.DataFrame) -> list[str]:
-    """Blank, doubled, unknown and non-numeric cells; number columns of `frame` become float in place."""
+    """Blank, duplicate, unknown and non-numeric cells; numeric columns of `frame` become float in place."""
     problems = []
     for column in _present(frame, REQUIRED):
         problems += [f"row {n}: {column} is empty" for n in frame.index[frame[column] == ""]]
@@ -163,7 +163,7 @@ def _check_values(frame: pd.DataFrame) -> list[str]:
 
 
 def _with_split(frame: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """`frame` with a `split` column (given, from the committed LIDC split, or by hash) and the problems of a given one."""
+    """`frame` with a `split` column (given, from the committed LIDC split, or by hash) and problems of a given one."""
     unit = frame["patient_id"] if UNIT not in frame else frame[UNIT].where(frame[UNIT] != "", frame["patient_id"])
     if "split" in frame:
         wrong = frame[~frame["split"].isin(SPLITS)]
@@ -189,16 +189,16 @@ def _with_split(frame: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str
 
 
 def _hash_split(patient: str) -> str:
-    """`train`, `val` or `test` from the patient's name alone, so that adding patients moves nobody."""
+    """`train`, `val` or `test` from the patient's id alone, so that adding patients moves no one."""
     share = int(hashlib.sha256(patient.encode()).hexdigest()[:8], 16) / 16**8
     return SPLITS[sum(share >= cut for cut in HASH_SHARES)]
 
 
 def _check_files(frame: pd.DataFrame, root: Path, check_images: bool) -> list[str]:
-    """Missing and unreadable files, grids that differ, images that are no CT or another patient's, masks that cannot be."""
+    """Missing and unreadable files, differing grids, images that are not CT or another patient's, impossible masks."""
     problems: list[str] = []
     images: dict[str, nib.Nifti1Pair | ValueError] = {}  # one CT may hold many nodules
-    voxels: dict[str, str] = {}  # hash of each image's
+    voxels: dict[str, str] = {}  # hash of each image's voxels
     diameters = frame.get("diameter_mm", pd.Series(dtype=float))
 
     def image_at(name: str) -> nib.Nifti1Pair:
@@ -239,7 +239,7 @@ def _whole(hu: np.ndarray) -> np.ndarray:
 
 
 def _leaks(frame: pd.DataFrame, voxels: dict[str, str]) -> list[str]:
-    """One CT under the names of several patients that stand in different splits; `voxels`: image to hash of its voxels."""
+    """One CT listed under several patients in different splits. voxels: image -> hash of its voxels."""
     if not {"patient_id", "image"} <= set(frame):
         return []
     problems = []
@@ -254,7 +254,7 @@ def _leaks(frame: pd.DataFrame, voxels: dict[str, str]) -> list[str]:
 
 
 def _check_mask(mask: np.ndarray, mm3: float, diameter_mm: float, name: Path) -> None:
-    """Raise ValueError for a mask (X, Y, Z) that is empty, holds anything but 0 and 1, or has nothing of the diameter."""
+    """Raise ValueError for a mask (X, Y, Z) that is empty, holds anything but 0 and 1, or is far from the diameter."""
     odd = mask[(mask != 0) & (mask != 1)]
     if odd.size:
         raise ValueError(
@@ -270,7 +270,7 @@ def _check_mask(mask: np.ndarray, mm3: float, diameter_mm: float, name: Path) ->
 
 
 def _grid_problems(opened: dict[str, nib.Nifti1Pair], row: dict[str, str]) -> list[str]:
-    """Where mask or background lie on another grid than the image."""
+    """Masks and backgrounds on another grid than the image."""
     if "image" not in opened:
         return []
     image, problems = opened["image"], []

@@ -1,4 +1,4 @@
-"""Lesion-centred crops at 1 mm, RAS, out of a manifest: what every network of this project sees."""
+"""Lesion-centred 1 mm RAS crops from a manifest: the input of every network in this project."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hrldm.ct.nifti import open_nifti, read_voxels
 from hrldm.ct.volume import read_ct
 
 logger = logging.getLogger(__name__)
-_VERSION = 1  # raise when the crops of the same files would come out differently
+_VERSION = 1  # raise when the same files would give different crops
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Patches:
         return len(self.frame)
 
     def __getitem__(self, rows) -> Patches:
-        """The chosen rows (mask, indices or slice) as Patches of their own."""
+        """The chosen rows (mask, indices or slice) as new Patches."""
         index = np.arange(len(self))[rows]
         return Patches(self.hu[index], self.mask[index], self.frame.iloc[index].reset_index(drop=True))
 
@@ -60,7 +60,7 @@ class Patches:
 
 
 def manifest_digest(frame: pd.DataFrame, columns: tuple[str, ...] = ("image", "mask")) -> str:
-    """Hash of the rows and of their files' names, sizes and dates: the key under which crops are cached."""
+    """Hash of the rows and of their files' names, sizes and dates: the cache key of the crops."""
     h = hashlib.sha256(pd.util.hash_pandas_object(frame.drop(columns=list(columns)), index=False).values.tobytes())
     for column in columns:
         for name in frame[column]:
@@ -81,7 +81,7 @@ def fitting(frame: pd.DataFrame, size: int) -> pd.DataFrame:
 def load_patches(frame: pd.DataFrame, size: int, image_column: str = "image") -> Patches:
     """Crops of `size` mm around each lesion's centre of mass, cached by content.
 
-    image_column: `image`, or `background` where the manifest has the same place without the nodule.
+    image_column: `image`, or `background` (the same place without the nodule) if the manifest has it.
 
     Raises:
         ValueError: no rows, no such column, or a lesion outside its crop.

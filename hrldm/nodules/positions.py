@@ -1,9 +1,9 @@
-"""Where a nodule may go: lung masks -> positions that a lesion of a given shape could really take.
+"""Where a nodule may go: lung masks -> plausible positions for a lesion of a given shape.
 
 `inner`: the whole shape lies at least `margin_mm` below the lung surface (the lung eroded). `subpleural`: the shape
-comes within `shell_mm` of the surface without crossing it. Both reject a place whose voxels are vessel (HU above
-`VESSEL_HU`) or airway and bulla (HU below `AIRWAY_HU`) in too large a share, that meets an occupied voxel (an existing
-lesion, or one placed before), or that leaves the chosen lobe. Every reason is counted: the acceptance rate is logged.
+comes within `shell_mm` of the surface without crossing it. Both reject a position with too large a share of vessel (HU
+above `VESSEL_HU`) or of airway and bulla (HU below `AIRWAY_HU`), one that touches an occupied voxel (an existing
+lesion, or one placed before), and one outside the chosen lobe. Reasons are counted, and the acceptance rate is logged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Position:
-    """Voxel of the CT that takes the shape mask's centre voxel `shape // 2`, the lobe label there, and the location."""
+    """CT voxel for the shape mask's centre voxel `shape // 2`, the lobe label there, and the location."""
 
     center: tuple[int, int, int]
     lobe: int
@@ -33,7 +33,7 @@ class Position:
 
 @dataclass
 class PlacementReport:
-    """How the search went: places tried, accepted, and rejected by reason."""
+    """How the search went: positions tried, accepted, and rejected by reason."""
 
     tried: int = 0
     accepted: int = 0
@@ -41,11 +41,11 @@ class PlacementReport:
 
     @property
     def acceptance(self) -> float:
-        """Share of tried places that were accepted."""
+        """Share of tried positions that were accepted."""
         return self.accepted / max(self.tried, 1)
 
     def add(self, other: PlacementReport) -> None:
-        """Count another search in."""
+        """Add the counts of another search."""
         self.tried += other.tried
         self.accepted += other.accepted
         self.rejected.update(other.rejected)
@@ -56,9 +56,9 @@ class PlacementReport:
 
 
 def depth_mm(inside: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """Distance (x, y, z) float32 of each voxel inside to the nearest one outside; scipy's, three times as fast."""
+    """Distance (x, y, z) float32 of each inside voxel to the nearest outside one; as scipy's, three times as fast."""
     outside = sitk.GetImageFromArray((~inside).astype(np.uint8))
-    outside.SetSpacing([float(s) for s in spacing[::-1]])  # SimpleITK counts axes from the last
+    outside.SetSpacing([float(s) for s in spacing[::-1]])  # SimpleITK orders axes in reverse
     distance = sitk.SignedMaurerDistanceMap(
         outside, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
     )
@@ -70,7 +70,7 @@ class LungMap:
 
     Args:
         lobes: int (x, y, z), 0 outside the lungs; lobe labels, or 1 for a plain lung mask.
-        allowed: bool (x, y, z), voxels that may take a centre; None allows all.
+        allowed: bool (x, y, z), voxels allowed as a centre; None allows all.
         spacing: mm per voxel.
 
     Raises:
@@ -118,7 +118,7 @@ def _why_not(
     max_vessel: float,
     max_airway: float,
 ) -> str | None:
-    """Reason against a place from the depth (mm) and HU of the voxels the lesion would take; None when it is good."""
+    """Why a position is rejected, from depth (mm) and HU of the voxels the lesion would cover; None if accepted."""
     if depth.min() <= 0:
         return "chest wall"
     if location == "inner" and depth.min() < margin_mm:
@@ -149,14 +149,14 @@ def sample_positions(
     max_airway: float = 0.05,
     max_tries: int = 5000,
 ) -> tuple[list[Position], PlacementReport]:
-    """Random positions for a shape; those of one call do not overlap each other.
+    """Random positions for a shape; those of one call do not overlap.
 
     Args:
         ct: HU, (x, y, z).
         lobes: int, same shape: lobe labels, or 1 for a plain lung mask; 0 outside.
         shape_mask: bool (a, b, c) on the CT's grid, lesion in its middle.
         n: positions wanted.
-        rng: source of chance.
+        rng: random generator.
         location: `inner` or `subpleural`.
         lobe: label(s) the centre must have; None means anywhere in the lungs.
         occupied: bool, same shape as the CT: voxels no lesion may touch.
@@ -165,13 +165,13 @@ def sample_positions(
         shell_mm: greatest distance of a subpleural lesion from the lung surface.
         max_vessel: greatest share of lesion voxels above `VESSEL_HU`.
         max_airway: greatest share of lesion voxels below `AIRWAY_HU`.
-        max_tries: places tested before giving up.
+        max_tries: positions tested before giving up.
 
     Returns:
         The positions and the report.
 
     Raises:
-        ValueError: unknown location, unequal shapes, empty mask, or fewer than `n` places found.
+        ValueError: unknown location, unequal shapes, empty mask, or fewer than `n` positions found.
     """
     if location not in LOCATIONS:
         raise ValueError(f"unknown location {location!r}; choose one of {', '.join(LOCATIONS)}")

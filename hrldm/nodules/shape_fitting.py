@@ -1,7 +1,7 @@
-"""A shape of the library, made into the one that is asked for: chosen by its ratings, turned, bent and scaled.
+"""Choose a shape of the library by its ratings, then rotate, bend and scale it to the requested one.
 
-The signed distance d of a shape is smooth, so turning, bending and scaling are one interpolation of it, and the voxels
-with the largest d that make up the wished volume are the new shape: its volume is exact at any size.
+The signed distance d of a shape is smooth, so rotating, bending and scaling are one interpolation of d. The new shape
+is the voxels with the largest d that make up the requested volume, so its volume is exact at any size.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from scipy.spatial.transform import Rotation
 from hrldm.config import SUBTYPES
 from hrldm.nodules.shapes import PAD, ShapeLibrary
 
-NEAREST = 40  # shapes nearest in size that a choice is made from
-RATING_WIDTH = 0.5  # a shape's spiculation may differ by so much from the wish, where there are enough
+NEAREST = 40  # a shape is drawn from this many nearest in size
+RATING_WIDTH = 0.5  # largest deviation from the requested spiculation, if enough shapes remain
 BEND_MM = 6.0  # kernel of the field that bends a shape
 CORE_MM, CORE_WANDER = (
     3.0,
     0.25,
-)  # kernel of the field that moves a core off the middle, and its SD in depths of the lesion
+)  # kernel of the field that moves a core off the middle, and its SD as a fraction of the lesion's depth
 
 
 def choose_shape(
     library: ShapeLibrary, subtype: str, diameter_mm: float, rng: np.random.Generator, spiculation: float | None = None
 ) -> int:
-    """Row of a random shape of the subtype among those nearest in size (and in spiculation, 1..5, where it is given).
+    """Row of a random shape of the subtype among those nearest in size (and in spiculation, 1..5, if given).
 
     Raises:
         ValueError: unknown subtype, or spiculation outside 1..5.
@@ -45,7 +45,7 @@ def choose_shape(
 def fitted(
     mask: np.ndarray, diameter_mm: float, rng: np.random.Generator, turn: bool = True, bend_mm: float = 0.5
 ) -> np.ndarray:
-    """The shape (x, y, z) at 1 mm turned at random, bent by a smooth field of `bend_mm` SD, and scaled to a volume.
+    """The shape (x, y, z) at 1 mm, randomly rotated, bent by a smooth field of `bend_mm` SD, and scaled to a volume.
 
     Returns:
         bool (x', y', z') with as many voxels as a sphere of `diameter_mm` has mm3, `PAD` empty voxels around.
@@ -69,7 +69,7 @@ def fitted(
     rotation = Rotation.random(random_state=rng).as_matrix() if turn else np.eye(3)
     at = rotation @ grid / scale + centre[:, None]
     fine = ndimage.map_coordinates(distance, at, order=1, mode="nearest").reshape((side,) * 3) * scale
-    fine -= 1e-6 * np.linalg.norm(grid, axis=0).reshape(fine.shape)  # no two voxels alike, so that the count is exact
+    fine -= 1e-6 * np.linalg.norm(grid, axis=0).reshape(fine.shape)  # breaks ties, so that the count is exact
     level = np.partition(fine.ravel(), fine.size - n_voxels)[fine.size - n_voxels]
     out = fine >= level
     box = ndimage.find_objects(out.astype(np.uint8))[0]
@@ -77,7 +77,7 @@ def fitted(
 
 
 def core_of(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> np.ndarray:
-    """The solid core of a part-solid lesion: one lump off its middle, in volume a sphere of `diameter_mm`.
+    """The solid core of a part-solid lesion: one off-centre lump with the volume of a sphere of `diameter_mm`.
 
     Args:
         mask: (x, y, z) bool at 1 mm, the whole lesion.

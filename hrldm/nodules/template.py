@@ -1,12 +1,12 @@
-"""The requested histogram as a picture (the template, an option of ours): a plausible filling for the network to work on.
+"""The requested histogram as an image (the template, our option): a plausible filling for the network to refine.
 
-c_hist enters by one token and cannot say where; here the requested intensities stand in the network's input at their
-places. The lesion's voxels get the quantiles of the histogram in the order of
+c_hist enters as one token, without positions; the template shows the network where each requested intensity could lie.
+The lesion's voxels get the quantiles of the histogram in the order of
 
     min(depth, DEPTH_MM) + ROUGHNESS_MM f,    f a unit Gaussian field of `FIELD_MM`,
 
-so that the surface is the darkest, the inside is bright, and nothing is smooth. A solid core goes first. The crop with this
-filling is encoded, and its latent is c more input channels of the U-Net; in training the histogram is the nodule's own.
+so that the surface is darkest, the inside bright, and nothing smooth. A solid core gets the highest values. The filled
+crop is encoded, and its latent adds c input channels to the U-Net; in training the histogram is the nodule's own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from scipy import ndimage
 from hrldm.nodules.histograms import quantiles
 from hrldm.nodules.texture import ranked
 
-DEPTH_MM = 4.0  # partial volume and blur darken a nodule about so deep; further in, depth says nothing
+DEPTH_MM = 4.0  # partial volume and blur darken a nodule to about this depth; deeper, depth has no effect
 ROUGHNESS_MM = 0.6
 FIELD_MM = 1.5  # grain of lesions at 1 mm
-CORE_MM = 8.0  # of depth: more than depth and field can make up for
+CORE_MM = 8.0  # added to a core's depth: more than depth and field can offset
 
 
 def template(
@@ -30,7 +30,7 @@ def template(
     rng: np.random.Generator,
     lead: np.ndarray | None = None,
 ) -> np.ndarray:
-    """HU crop (D, D, D) float32 at 1 mm whose lesion has the histogram exactly; the background's own beyond it.
+    """HU crop (D, D, D) float32 at 1 mm whose lesion has the histogram exactly; the background elsewhere.
 
     mask:      (D, D, D) bool
     histogram: (B,)

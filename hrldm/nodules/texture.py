@@ -1,19 +1,19 @@
 """A nodule of known truth: a real shape filled with a texture that has exactly a given real HU histogram.
 
-Model, in fractions of tissue. Lung at HU h holds b = (h - h_lung) / -h_lung of tissue beyond the mean lung; a lesion
-fills what air is left:
+Model, in fractions of tissue: lung at HU h holds b = (h - h_lung) / -h_lung of tissue beyond the mean lung, and a
+lesion fills the remaining air:
 
     s = b + (1 - b) (c a + g),
 
-a(x) the occupancy, a Gaussian edge about a surface; c the filling, and g a Gaussian random field within. Readers'
-outlines are not the tissue's edge: the surface is the shape's, moved by a smooth field and by the constant that makes the
-mean of a agree with the mean HU asked for. A part-solid nodule has two surfaces, the rim's and that of an eccentric core
-whose share is the share of the histogram above `SOLID_HU`. Vessels (b near 1) run through ground-glass and vanish in
-solid tissue. Amplitude and spectrum of g are measured on real nodules by subtype and size (`texture_statistics.csv`,
-scripts/make_hu_histograms.py). The voxels' ranks in s are mapped on the quantiles of the target histogram; the result is
-blurred, given the noise of the CT at hand, and ranked again, so the histogram is met exactly and the structure comes from
-s. Outside the mask the step is carried on by a point-spread function and dies out within `HALO_VOXELS`: the rest of the
-background is untouched.
+with a(x) the occupancy (a Gaussian edge around a surface), c the filling, and g a Gaussian random field inside.
+Readers' outlines are not the tissue's edge: the surface is the shape's, displaced by a smooth field and by the constant
+for which the mean of a matches the requested mean HU. A part-solid nodule has two surfaces: the rim's, and that of an
+eccentric core whose share is the histogram's share above `SOLID_HU`. Vessels (b near 1) run through ground-glass and
+vanish in solid tissue. Amplitude and spectrum of g are measured on real nodules by subtype and size
+(`texture_statistics.csv`, scripts/make_hu_histograms.py). The voxels' ranks in s are mapped to the quantiles of the
+target histogram; the result is blurred, given the CT's own noise level, and ranked again, so that the histogram is
+exact and the structure comes from s. Outside the mask, a point-spread function continues the edge and fades out within
+`HALO_VOXELS`; the rest of the background is untouched.
 
 Nothing is learnt: this is the zero-training system `texture` of Table 1.
 """
@@ -37,15 +37,15 @@ PSF_MM = (
     0.9,
     0.9,
     1.1,
-)  # SDs along x, y, z of the halo; real cubes are 29-114 HU up on the lung at 0-1 mm, 11-47 at 1-2
-EDGE_MM = 1.3  # real cubes: about 220 HU/mm at the surface of 850 HU of contrast
-SURFACE_SD_MM, SURFACE_MM = 1.0, 2.0  # of the field that moves the surface
-SOLID_HU = -300.0  # solid tissue begins
-NOISE_MM = (0.6,)  # kernel of a scanner's noise
+)  # SDs of the halo along x, y, z; real cubes exceed the lung by 29-114 HU at 0-1 mm, 11-47 at 1-2
+EDGE_MM = 1.3  # real cubes: about 220 HU/mm at a surface with 850 HU of contrast
+SURFACE_SD_MM, SURFACE_MM = 1.0, 2.0  # SD and kernel of the field that displaces the surface
+SOLID_HU = -300.0  # solid tissue lies above
+NOISE_MM = (0.6,)  # kernel of scanner noise
 FIELD_MM = (1.2, 2.5, 5.0)  # kernels of g, the structure
 BLUR_MM = (0.7, 0.7, 0.9)  # PSF within the lesion, after the first ranking
-MIN_NODULES = 8  # a cell of the tables with fewer real nodules borrows from its neighbours
-FLOOR_REACH = 12  # mm about a place whose air says how dark a lesion there may be
+MIN_NODULES = 8  # table cells with fewer real nodules borrow from their neighbours
+FLOOR_REACH = 12  # mm around a position, where the lung sets how dark a lesion may be
 _FOLDER = Path(__file__).parent
 
 
@@ -61,7 +61,7 @@ def bins_of(rows: pd.DataFrame | pd.Series):
 
 @functools.cache
 def histogram_library() -> pd.DataFrame:
-    """Real histograms, one row a training nodule: nodule_id, patient_id, subtype, size_bin, …, b00..b39 (sum 1)."""
+    """Real histograms, one row per training nodule: nodule_id, patient_id, subtype, size_bin, …, b00..b39 (sum 1)."""
     table = pd.read_csv(_FOLDER / "hu_histograms.csv", comment="#")
     bins = bins_of(table).astype(float)
     table[bins.columns] = bins.div(bins.sum(axis=1), axis=0)
@@ -69,7 +69,7 @@ def histogram_library() -> pd.DataFrame:
 
 
 def completed(library: pd.DataFrame) -> pd.DataFrame:
-    """A library with the shipped one's rows for each subtype that it has nothing of, which is said in a warning."""
+    """The library plus the shipped rows of each subtype that it lacks; a warning names these."""
     shipped, lacking = histogram_library(), [s for s in SUBTYPES if s not in set(library.subtype)]
     if lacking:
         logger.warning("no %s nodule to train on: HU histograms come from the shipped library", ", no ".join(lacking))
@@ -83,14 +83,14 @@ def choose_histogram(
     library: pd.DataFrame | None = None,
     floor_hu: float = HIST_HU_MIN,
 ) -> tuple[str, np.ndarray]:
-    """A random real histogram of the subtype and about the size.
+    """A random real histogram of the subtype and a similar size.
 
     Args:
         subtype: of the nodule.
         diameter_mm: of the nodule.
-        rng: source of chance.
+        rng: random generator.
         library: rows of `histogram_library` to choose from; None for all.
-        floor_hu: histograms with more than 2 % below are passed over (a lesion is not darker than the lung it is in).
+        floor_hu: histograms with more than 2 % below are skipped (a lesion is not darker than the lung around it).
 
     Returns:
         nodule_id of its source and the histogram, float64 (40,) of sum 1.
@@ -114,10 +114,10 @@ def choose_histogram(
 
 
 def with_solid_share(histogram: np.ndarray, share: float) -> np.ndarray:
-    """The histogram (k,) with the part above `SOLID_HU` weighed to be `share` of it: what a core of known volume asks for.
+    """The histogram (k,) reweighted so that `share` of it lies above `SOLID_HU`, as a core of known volume requires.
 
     Raises:
-        ValueError: nothing of it lies on one side of `SOLID_HU`.
+        ValueError: the histogram is empty on one side of `SOLID_HU`.
     """
     solid = bin_centres(len(histogram)) > SOLID_HU
     above, below = histogram[solid].sum(), histogram[~solid].sum()
@@ -130,10 +130,10 @@ def with_solid_share(histogram: np.ndarray, share: float) -> np.ndarray:
 
 
 def lung_floor(hu: np.ndarray, around: np.ndarray | None = None) -> float:
-    """HU below which a lesion would be darker than the lung about it: 30 HU under the lower quartile of the surroundings.
+    """HU below which a lesion would be darker than the lung around it: 30 HU below the surroundings' lower quartile.
 
-    hu:     crop about the place
-    around: voxels of it to look at (the lesion left out); None for all. Where there are none, nothing is too dark
+    hu:     crop around the position
+    around: its voxels to use (without the lesion); None for all. Without voxels, the result is -inf
     """
     seen = hu if around is None else hu[around]
     return float(np.percentile(seen, 25)) - 30 if seen.size else -np.inf
@@ -141,11 +141,11 @@ def lung_floor(hu: np.ndarray, around: np.ndarray | None = None) -> float:
 
 @functools.cache
 def _statistics(subtype: str, size: int) -> tuple[float, np.ndarray]:
-    """Spread of the core's structure (HU), and the variance weights of `FIELD_MM`.
+    """SD of the core's structure (HU), and the variance weights of `FIELD_MM`.
 
-    White noise smoothed by sigma loses to an in-plane Gaussian mean of width w all variance but
-    1 - 4 sigma^2 / (2 sigma^2 + w^2) + sigma^2 / (sigma^2 + w^2); the weights fit that to the measured grain. What the
-    finest kernel takes is the noise of those scanners: it is left out, the CT at hand has its own.
+    Minus its in-plane Gaussian mean of width w, white noise smoothed by sigma keeps the fraction
+    1 - 4 sigma^2 / (2 sigma^2 + w^2) + sigma^2 / (sigma^2 + w^2) of its variance; the weights fit this to the measured
+    grain. The finest kernel's share is the noise of those scanners; it is left out, since the CT at hand has its own.
     """
     table = pd.read_csv(_FOLDER / "texture_statistics.csv", comment="#")
     table = table[(table.subtype == subtype) & (table.nodules >= MIN_NODULES)]
@@ -162,7 +162,7 @@ def _statistics(subtype: str, size: int) -> tuple[float, np.ndarray]:
 def _field(
     shape: tuple[int, ...], weights: np.ndarray, sigmas: tuple[float, ...], rng: np.random.Generator
 ) -> np.ndarray:
-    """Gaussian random field of unit variance: smoothed white noises, longer along z as thick slices make it."""
+    """Gaussian random field of unit variance: a sum of smoothed white noise, longer along z, as from thick slices."""
     out = np.zeros(shape)
     for weight, sigma in zip(weights, sigmas, strict=True):
         noise = rng.standard_normal(shape)
@@ -173,7 +173,7 @@ def _field(
 
 
 def ranked(score: np.ndarray, inside: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The ascending `target` values dealt to the masked voxels in the order of their scores."""
+    """The ascending `target` values, assigned to the masked voxels in the order of their scores."""
     values = np.empty(len(target))
     values[np.argsort(score[inside], kind="stable")] = target
     return values
@@ -182,7 +182,7 @@ def ranked(score: np.ndarray, inside: np.ndarray, target: np.ndarray) -> np.ndar
 def _occupancy(
     distance: np.ndarray, inside: np.ndarray, share: float, wander_mm: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Soft indicator of a surface parallel to the shape's, moved about by `wander_mm`, that holds `share` of the mask."""
+    """Soft indicator of a surface parallel to the shape's, displaced by `wander_mm`, around `share` of the mask."""
     moved = distance + wander_mm * _field(distance.shape, np.ones(1), (max(SURFACE_MM, 2 * wander_mm),), rng)
     share = float(np.clip(share, 0.01, 0.99))
     reach = float(np.abs(moved[inside]).max()) + 5 * EDGE_MM
@@ -196,7 +196,7 @@ def _occupancy(
 def _filling(
     target: np.ndarray, level: float, distance: np.ndarray, inside: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Tissue share c a of one component: a plateau at the target's upper quartile, its surface set by the target's mean."""
+    """Tissue share c a of one component: plateau at the target's upper quartile, surface set by the target's mean."""
     plateau = float(np.quantile(target, 0.75))
     share = (float(target.mean()) - level) / max(plateau - level, 1.0)
     return (plateau - level) / max(-level, 100.0) * _occupancy(distance, inside, share, SURFACE_SD_MM, rng)
@@ -217,7 +217,7 @@ def texture_nodule(
         mask: bool, same shape.
         subtype: `solid`, `part-solid` or `ground-glass`.
         histogram: non-negative (B,) over -1000..400 HU.
-        rng: source of chance.
+        rng: random generator.
         psf_mm: standard deviations of the CT's point-spread function.
 
     Returns:

@@ -1,17 +1,17 @@
-"""Real nodules set into healthy lung of another patient.
+"""Real nodules transplanted into healthy lung of another patient.
 
-Training data with real texture, real partial-volume edges and a background that holds no remnant of a nodule; the row
-`transplant` of Table 1 (a real nodule in another place: what a perfect generator would reach, without any training); and
-healthy ground for tests on real nodules, whose own surroundings still hold their partial-volume shell. Beyond the last slice
-of a box the fall-off repeats it.
+They serve as training data with real texture, real partial-volume edges and a background without remnants of a nodule;
+as the row `transplant` of Table 1 (a real nodule elsewhere: what a perfect generator would reach, without any
+training); and as healthy background for tests on real nodules, whose own surroundings still hold their partial-volume
+shell. Beyond the last slice of a box, the fall-off repeats that slice.
 
     image = background + w (nodule - background),   w = 1 in the mask, falling to 0 over `FALL_OFF_MM` beyond it
 
-A copy can be recast (`recast`): the same texture with mean and spread of another nodule of its subtype and size, so that
-a network has to read the histogram that is asked for and cannot know the nodule by it.
+A copy can be recast (`recast`): the same texture with the mean and SD of another nodule of its subtype and size, so
+that a network must use the requested histogram and cannot recognise the nodule by it.
 
-Givers are rows of a manifest (cubes, or boxes with hardly a margin), takers are CTs with lung labels (`Host`). Both
-patients are recorded; a nodule goes only into hosts of its own split.
+Donors (`givers`) are rows of a manifest (cubes, or boxes with hardly a margin); hosts are CTs with lung labels
+(`Host`). Both patients are recorded; a nodule goes only into hosts of its own split.
 """
 
 from __future__ import annotations
@@ -43,36 +43,34 @@ from hrldm.nodules.positions import LungMap
 from hrldm.nodules.shapes import load_shapes
 from hrldm.nodules.texture import choose_histogram
 
-# givers
+# donors
 MAX_SLICE_MM = 1.6  # thicker slices show steps along z at 1 mm
-MAX_END_AREA = 0.3  # of the mask's largest slice, in the box's first and last: above it the nodule is cut flat
+MAX_END_AREA = 0.3  # area of the box's first and last slice relative to the largest: above it, the nodule is cut flat
 DIAMETER_MM = (5.0, 30.0)  # smaller ones are a few voxels, larger ones do not fit the training crop
-# places
-FALL_OFF_MM = 3.0  # the scanner's blur reaches about so far beyond a nodule
-MIN_LUNG = (
-    0.97  # of all touched voxels: vessels and the gaps that threshold masks have there may be met, the pleura not
-)
+# positions
+FALL_OFF_MM = 3.0  # the scanner's blur reaches about this far beyond a nodule
+MIN_LUNG = 0.97  # of all touched voxels: allows vessels and the gaps they leave in threshold masks, not the pleura
 MAX_MEAN_HU = -700.0  # of all touched voxels: aerated lung, without large vessels or disease
-TRIES = 4000  # places looked at before a nodule is passed over
-SIDE = 64  # voxels of 1 mm of the cubes that are written: the training crop and room to shift it
-LEAST_CONTRAST, MOST_CONTRAST = 50.0, 4.0  # of a recast: HU, and factor of the shell's contrast
-MOST_SPREAD = 1.25  # of a recast: factor of the SD
+TRIES = 4000  # positions tried before a nodule is skipped
+SIDE = 64  # side of the written cubes, in voxels of 1 mm: the training crop and room to shift it
+LEAST_CONTRAST, MOST_CONTRAST = 50.0, 4.0  # limits of a recast: HU, and factor on the shell's contrast
+MOST_SPREAD = 1.25  # limit of a recast: factor on the SD
 HOST = "host_patient_id"
-VERSION = 2  # raise when the same nodules and hosts would give other transplants; part of the keys of caches
+VERSION = 2  # raise when the same nodules and hosts would give other transplants; part of cache keys
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class Host:
-    """A CT that takes nodules.
+    """A CT that receives nodules.
 
-    patient_id: of the taker
-    splits:     of the givers whose nodules may go into it
+    patient_id: of the host
+    splits:     of the donors whose nodules may go into it
     hu:         (x, y, z) int16 at 1 mm, RAS
     affine:     (4, 4), voxel -> RAS mm
     lungs:      (x, y, z) int, 0 outside the lungs
-    allowed:    (x, y, z) bool, voxels that may take a centre; None: all of the lungs
+    allowed:    (x, y, z) bool, voxels allowed as a centre; None: all of the lungs
     """
 
     patient_id: str
@@ -84,7 +82,7 @@ class Host:
 
 
 def key_of(hosts: Sequence[Host]) -> str:
-    """Hash of hosts and of how nodules are put into them."""
+    """Hash of hosts and of the version of transplanting."""
     h = hashlib.sha256(f"{VERSION}".encode())
     for host in hosts:
         h.update(
@@ -111,7 +109,7 @@ def read_host(ct: str | Path, lungs: str | Path, patient_id: str, splits: tuple[
 
 
 def embedded_hosts() -> list[Host]:
-    """The embedded CT (LIDC-IDRI-0001) about its own nodule: the right lung for training, the left one for validation."""
+    """The embedded CT (LIDC-IDRI-0001) away from its own nodule: right lung for training, left lung for validation."""
     hu, affine, lobes = clean_ct()
     allowed = clear_of_nodule(lobes, load_shapes().table, SIDE)
     return [
@@ -121,7 +119,7 @@ def embedded_hosts() -> list[Host]:
 
 
 def whole(mask: np.ndarray, slice_mm: float) -> bool:
-    """Is a nodule (x, y, z) bool in thin slices, and not cut flat by the first or last slice of its box?"""
+    """Whether a nodule (x, y, z) bool has thin slices and is not cut flat by the first or last slice of its box."""
     areas = mask.sum((0, 1))
     return slice_mm <= MAX_SLICE_MM and max(areas[0], areas[-1]) <= MAX_END_AREA * areas.max()
 
@@ -137,12 +135,12 @@ def givers(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def weight(mask: np.ndarray) -> np.ndarray:
-    """w (D, D, D) float32 of the module's text for a mask at 1 mm."""
+    """w (D, D, D) float32 of the module docstring, for a mask at 1 mm."""
     return np.clip(1 - (ndimage.distance_transform_edt(~mask) - 1) / FALL_OFF_MM, 0, 1).astype(np.float32)
 
 
 def find_place(host: Host, places: LungMap, touched: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-    """Voxel (3,) of the host for the middle (n // 2) of `touched` (D, D, D) bool; None when `TRIES` places were no good."""
+    """Host voxel (3,) for the middle (n // 2) of `touched` (D, D, D) bool; None if `TRIES` positions all fail."""
     offsets = np.argwhere(touched) - np.array(touched.shape) // 2
     for centre in itertools.islice(_candidates(places, rng), TRIES):
         at = offsets + centre
@@ -160,14 +158,14 @@ def _candidates(places: LungMap, rng: np.random.Generator):
 
 
 def paste(background: np.ndarray, nodule: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """`image` of the module's text; all (D, D, D), HU at 1 mm. Voxels where w = 0 are the background's own."""
+    """`image` of the module docstring; all (D, D, D), HU at 1 mm. Voxels where w = 0 are the background's own."""
     w = weight(mask)
     return np.where(w > 0, background + w * (nodule.astype(np.float32) - background), background)
 
 
 def recast(nodule: np.ndarray, mask: np.ndarray, mean_hu: float, sd_hu: float, lung_hu: float) -> np.ndarray:
-    """A nodule (D, D, D) of another brightness: mean and SD as given (the SD within a factor of `MOST_SPREAD`, beyond which
-    its noise would be seen); the shell of partial volume about it keeps its share of the contrast with the lung at `lung_hu`."""
+    """A nodule (D, D, D) with the given mean and SD (the SD within a factor of `MOST_SPREAD`, beyond which the noise
+    would show); its partial-volume shell keeps its share of the contrast to the lung at `lung_hu`."""
     own = nodule[mask].astype(np.float32)
     spread = np.clip(sd_hu / max(own.std(), 1), 1 / MOST_SPREAD, MOST_SPREAD)
     contrast = np.clip((mean_hu - lung_hu) / max(own.mean() - lung_hu, LEAST_CONTRAST), 0, MOST_CONTRAST)
@@ -185,19 +183,20 @@ def transplant(
     side: int = SIDE,
     library: pd.DataFrame | None = None,
 ) -> Path:
-    """Write a manifest folder of `nodules`, each set into hosts of its split; made once.
+    """Write a manifest folder of `nodules`, each transplanted into hosts of its split; made once.
 
-    copies:  places for each training nodule by subtype; other nodules, and all where it is None, get one
+    copies:  positions per training nodule, by subtype; other nodules get one, as do all if it is None
     nodules: rows of a loaded manifest, filtered by `givers`
-    target:  folder to be made; returned as it is when it exists
+    target:  folder to create; returned unchanged if it exists
     library: rows as in `histogram_library`; every second copy of a training nodule is `recast` to one of them
 
-    The manifest has the nodules' own columns, `background`, `host_patient_id` (the taker's; `patient_id` is the giver's),
-    `source_id`, `symmetry`, `histogram_id` (whose
-    mean and SD a recast one has, else empty) and the centre voxel `i, j, k` in the host. What finds no place is left out and logged.
+    The manifest has the nodules' own columns, `background`, `host_patient_id` (`patient_id` is the donor's),
+    `source_id`, `symmetry`, `histogram_id` (the source of a recast nodule's mean and SD, else empty) and the centre
+    voxel `i, j, k` in the host. Nodules without a position are left out and logged.
 
     Raises:
-        ValueError: no host for a split, the patient of a test host takes others' nodules too, or no place for any nodule.
+        ValueError: no host for a split, a test host's patient also receives nodules of other splits, or no position for
+            any nodule.
     """
     if target.exists():
         return target
@@ -219,7 +218,7 @@ def transplant(
                     homeless.append(row.nodule_id)
                     continue
                 host = found[(i + copy) % len(found)]
-                # what is judged keeps its orientation: a turned nodule gives itself away by its slices
+                # evaluated nodules keep their orientation: the slices of a rotated one would give it away
                 symmetry = int(rng.integers(len(CUBE_SYMMETRIES))) if row.split == "train" else 0
                 hu, mask = (cube_symmetry(a[i], symmetry) for a in (patches.hu, patches.mask))
                 centre = find_place(host, maps[id(host)], weight(mask) > 0, rng)
@@ -242,7 +241,7 @@ def transplant(
 
 
 def require_unseen_hosts(hosts: Sequence[Host]) -> None:
-    """Raise ValueError when the patient of a test host takes nodules of another split too."""
+    """Raise ValueError if the patient of a test host also receives nodules of another split."""
     taken: dict[str, set[str]] = {}
     for host in hosts:
         taken.setdefault(host.patient_id.casefold(), set()).update(host.splits)

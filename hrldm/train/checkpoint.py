@@ -64,7 +64,7 @@ def load_meta(path: Path) -> dict:
 
 
 def require(meta: Mapping, path: Path, **expected) -> None:
-    """Raise CheckpointError when the metadata does not say what is expected of it."""
+    """Raise CheckpointError when the metadata differs from `expected`."""
     wrong = {k: (meta.get(k), v) for k, v in expected.items() if meta.get(k) != v}
     if wrong:
         said = "; ".join(f"{k} is {have!r}, not {want!r}" for k, (have, want) in wrong.items())
@@ -78,7 +78,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`; parameter groups keep their present settings."""
+    """Inverse of `optimizer_tensors`; parameter groups keep their current settings."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
@@ -95,7 +95,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Average in the present weights; early steps forget faster (the usual (1+n)/(10+n) warm-up)."""
+        """Average in the current weights; early steps forget faster (the usual (1+n)/(10+n) warm-up)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         state = module.state_dict()
         moving = [k for k, v in state.items() if v.is_floating_point()]

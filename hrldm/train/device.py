@@ -1,7 +1,7 @@
 """Where networks run, in which precision, and whether the same seed gives the same bits.
 
-On a CPU it does, on one machine with one number of threads. On a GPU sums are taken in any order unless
-`HRLDM_DETERMINISTIC=1` is set, as the tests do; that costs speed.
+On a CPU it does, on one machine with a fixed number of threads. On a GPU, the order of sums varies unless
+`HRLDM_DETERMINISTIC=1` is set, as in the tests; that costs speed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from hrldm.config import Profile
 
 if os.environ.get("HRLDM_DETERMINISTIC") == "1" and torch.cuda.is_available():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, at its first call
-    torch.use_deterministic_algorithms(True, warn_only=True)  # what has no deterministic form says so
+    torch.use_deterministic_algorithms(True, warn_only=True)  # operations without a deterministic form only warn
     torch.backends.cudnn.benchmark = False
 
 
 def device() -> str:
-    """`cuda` where there is one, else `cpu`."""
+    """`cuda` if available, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -33,11 +33,12 @@ def free_memory_mb() -> float:
 
 
 def autocast(profile: Profile, kind: str) -> torch.autocast:
-    """Mixed precision as the profile says, on `kind` of device; full precision on a CPU, where bf16 helps nobody: one
-    without instructions for it takes 20 times as long (the paper profile's step: 16 minutes), and on two cores with
-    `avx512_bf16` a convolution of the released network was measured at 161 GFLOP/s in bf16 against 222 in float32.
+    """The profile's mixed precision on device type `kind`. A CPU always uses full precision, since bf16 is slower
+    there: without bf16 instructions it takes 20 times as long (a step of the paper profile: 16 minutes), and on two
+    cores with `avx512_bf16` a convolution of the released network was measured at 161 GFLOP/s in bf16 against 222 in
+    float32.
 
-    Not accelerate's own: that keeps one precision a process, and a notebook may open profiles of two.
+    Not accelerate's autocast: it keeps one precision per process, and a notebook may open profiles with two.
 
     Raises:
         ValueError: unknown setting.
@@ -47,11 +48,11 @@ def autocast(profile: Profile, kind: str) -> torch.autocast:
     bf16 = profile.mixed_precision == "bf16" and kind == "cuda"
     return torch.autocast(
         kind, torch.bfloat16, enabled=bf16, cache_enabled=False
-    )  # a cache of casts would break CUDA graphs
+    )  # cached casts would break CUDA graphs
 
 
 class _OneShape(nn.Module):
-    """A network under a name of its own, since capturing replaces `forward`."""
+    """A wrapper around a network, since capturing replaces `forward`."""
 
     def __init__(self, model: nn.Module, profile: Profile) -> None:
         super().__init__()
@@ -63,10 +64,10 @@ class _OneShape(nn.Module):
 
 
 def graphed(model: nn.Module, examples: Sequence[tuple[Tensor, ...]], profile: Profile) -> Callable[..., Tensor]:
-    """The network, forward and backward, as one CUDA graph for each example's shapes: a step is then one launch and not
-    some thousand from Python, which take longer than their arithmetic.
+    """The network, forward and backward, as one CUDA graph per example shape: a step is then one launch instead of some
+    thousand from Python, which take longer than their arithmetic.
 
-    examples: inputs, told apart by the shape of the first
+    examples: inputs, distinguished by the shape of the first
     """
     searched, torch.backends.cudnn.benchmark = (
         torch.backends.cudnn.benchmark,

@@ -1,9 +1,9 @@
 """L_hist (Section 3.2.3): the histogram term of Eq. 8 on the lesions of a batch.
 
-Decoding the whole ẑ0 would dominate a training step, so only a small cube about each lesion is decoded, and only as far as
-D_trunc. All cubes have one side, so that a step decodes once, without a loop over nodules. GroupNorm is global, so p and q
-are read from the same cube. The target q needs no gradient and, with latents at their posterior mean, never changes: it is
-computed once for every nodule and variant.
+Decoding the whole ẑ0 would dominate a training step, so only a small cube around each lesion is decoded, and only as
+far as D_trunc. All cubes have the same side, so a step decodes once, without a loop over nodules. GroupNorm is global,
+so p and q are read from the same cube. The target q needs no gradient and, with latents at their posterior mean, never
+changes: it is computed once per nodule and variant.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hrldm.model.losses import jensen_shannon
 from hrldm.train.device import autocast
 from hrldm.train.latents import Windowed
 
-RANGE_SAMPLES = 64  # lesions whose features set the range of the bins
+RANGE_SAMPLES = 64  # lesions whose features set the bin range
 BATCH = 16  # lesions decoded at once for the targets
 
 
@@ -33,14 +33,14 @@ BATCH = 16  # lesions decoded at once for the targets
 class Cubes:
     """The cubes of n lesions within their windows.
 
-    start: (n, 3) first latent voxel; side: of the cubes, latent voxels
+    start: (n, 3) first latent voxel; side: of the cubes, in latent voxels
     """
 
     start: Tensor
     side: int
 
     def of(self, z: Tensor, factor: int = 1) -> Tensor:
-        """(n, c, side·factor, …) out of latents (n, c, s, s, s), or out of voxels with ``factor=FACTOR``."""
+        """Cut (n, c, side·factor, …) from latents (n, c, s, s, s), or from voxels with ``factor=FACTOR``."""
         reach = torch.arange(self.side * factor, device=z.device)
         x, y, w = (factor * self.start[:, axis, None] + reach for axis in range(3))
         n = torch.arange(len(z), device=z.device)[:, None, None, None]
@@ -51,9 +51,9 @@ class Cubes:
 
 
 def lesion_cubes(mask: Tensor, max_voxels: int) -> Cubes:
-    """Cubes of at most `max_voxels` about the lesion voxel nearest to each lesion's middle: never without lesion.
+    """Cubes of at most `max_voxels` around the lesion voxel nearest to each lesion's middle, so all contain lesion.
 
-    mask: (n, 1, D, D, D), none of them empty
+    mask: (n, 1, D, D, D), none empty
     """
     grid = mask.shape[-1] // FACTOR
     side = min(max(max_voxels // FACTOR, 1), grid)
@@ -68,9 +68,9 @@ def lesion_cubes(mask: Tensor, max_voxels: int) -> Cubes:
 class HistogramTerm:
     """Callable L_hist of a batch; see `__call__`.
 
-    groups: nodules whose L_hist will be asked for
+    groups: nodules that L_hist is computed for
     scale:  of their latents
-    ranges: lo, hi; None takes them from the groups
+    ranges: lo, hi; None computes them from the groups
     lo, hi: (C,) first and last bin centre per channel: 0.1 and 99.9 percentile of training lesions' features
 
     Raises:
@@ -120,12 +120,12 @@ class HistogramTerm:
             values.append(self.features(cube.of(g.z0[[r]]))[0][:, inside])
         pooled = torch.cat(values, 1).cpu().numpy()
         lo, hi = np.percentile(pooled, (0.1, 99.9), axis=1)
-        hi = np.maximum(hi, lo + 1e-6)  # a dead channel says nothing, but must not divide by zero
+        hi = np.maximum(hi, lo + 1e-6)  # a constant channel must not divide by zero
         return (torch.tensor(x, dtype=torch.float32, device=self.device) for x in (lo, hi))
 
     @torch.no_grad()
     def targets(self, g: Windowed) -> Tensor:
-        """q of Eq. 8 (n, C, B) of a whole group, made at the first call."""
+        """q of Eq. 8 (n, C, B) of a whole group, computed at the first call."""
         if id(g) not in self._targets:
             rows = torch.arange(len(g), device=self.device).split(BATCH)
             parts = tqdm(rows, desc="histograms", mininterval=10, disable=len(g) < 500)
@@ -138,8 +138,8 @@ class HistogramTerm:
     def __call__(self, z0_hat: Tensor, batch: dict) -> Tensor:
         """Eq. 8, mean over channels and over the batch; nodules with t > `hist_t_max` count zero.
 
-        z0_hat: (B, c, s, s, s), composited here with z0 first, since Eq. 5 teaches it nothing outside M
-        batch:  of `Batches.draw`, whose times ascend from stratum to stratum: what can only be too noisy is not decoded
+        z0_hat: (B, c, s, s, s), first composited with z0 here, since Eq. 5 does not train it outside M
+        batch:  from `Batches.draw`, with times in ascending strata: nodules that can only be too noisy are not decoded
         """
         p, size = self.profile, len(z0_hat)
         last = p.num_train_timesteps - 1 if p.hist_t_max is None else p.hist_t_max

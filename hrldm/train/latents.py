@@ -1,10 +1,10 @@
 """The latent cache: each training nodule encoded once (posterior mean and standard deviation), memory-mapped from disk.
 
-A turned latent is not the latent of the turned crop, so augmentation happens before encoding: every nodule is stored in
-`latent_variants` versions, the first untouched, the others turned, mirrored and shifted. Where the same place without its
-nodule is given, latents outside M are those of that place, as in sampling: nothing there tells what is to come. The cache
-is keyed by the autoencoder's weights, the crops and the settings; a killed encoding leaves nothing behind that could be
-taken for whole.
+A rotated latent is not the latent of the rotated crop, so augmentation happens before encoding: every nodule is stored
+in `latent_variants` versions, the first untouched, the others rotated, mirrored and shifted. If the background without
+the nodule is given, latents outside M come from it, as in sampling, so they give no hint of the lesion. The cache is
+keyed by the autoencoder's weights, the crops and the settings; a killed encoding leaves nothing that could be taken for
+complete.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from hrldm.nodules.patches import Patches
 from hrldm.nodules.template import template
 
 SHIFT = 4  # mm, largest shift of an augmented variant
-TEMPLATE_SEED = 11  # keeps the templates' fields apart from the variants' turns
+TEMPLATE_SEED = 11  # keeps the templates' random fields independent of the variants' augmentation
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class LatentCache:
     histogram: (N, B) HU histogram of each lesion (c_hist)
     subtype:   (N,) labels
     scale:     1 / std of all latents (mean removed by the autoencoder); z = scale * latent goes to the U-Net
-    template:  (N, V, c, d, h, w) float32, memory-mapped; latent of each histogram as a picture, or None
+    template:  (N, V, c, d, h, w) float32, memory-mapped; latents of the templates, or None
     """
 
     mean: np.ndarray
@@ -63,7 +63,7 @@ class LatentCache:
 
 @dataclass(frozen=True, eq=False)
 class Windowed:
-    """All nodules and variants whose windows have one side, cut to them, on one device.
+    """All nodules and variants with windows of one side, cropped to them, on one device.
 
     index: (n, 2) nodule and variant
     z0, std, template: (n, c, s, s, s) scaled latents, template may be None
@@ -82,7 +82,7 @@ class Windowed:
         return len(self.index)
 
     def take(self, rows: Tensor, detail: int) -> dict[str, Tensor]:
-        """A batch of the rows: z0, std, mask (float), m and condition of `latent_masks` (and the template), subtype, histogram."""
+        """The rows as a batch: z0, std, float mask, m and condition (`latent_masks`, template), subtype, histogram."""
         batch = {name: getattr(self, name)[rows] for name in ("z0", "std", "subtype", "histogram")}
         batch["mask"] = self.mask[rows].float()
         batch["m"], batch["condition"] = latent_masks(batch["mask"], detail)
@@ -94,12 +94,12 @@ class Windowed:
 def windowed(
     cache: LatentCache, profile: Profile, device: torch.device | str = "cpu", keys: np.ndarray | None = None
 ) -> Iterator[Windowed]:
-    """The nodules and variants of a cache, smallest windows first.
+    """The nodules and variants of a cache, grouped by window side, smallest first.
 
     keys: (n, 2) nodules and variants to take; None for all
 
     Raises:
-        ValueError: an empty mask, or templates that the profile wants and the cache has not.
+        ValueError: an empty mask, or the profile needs templates that the cache lacks.
     """
     if profile.histogram_template and cache.template is None:
         raise ValueError("histogram_template needs latents with templates; encode them with it (build_latents)")
@@ -159,10 +159,10 @@ def build_latents(
     background: np.ndarray | None = None,
     templates: bool = False,
 ) -> LatentCache:
-    """Encode crops of `size` mm out of larger `patches` (or read the cache that a former call left).
+    """Encode crops of `size` mm from larger `patches` (or read the cache of an earlier call).
 
-    background: (N, D, D, D) HU, the places of the patches without their nodules; None where they are not known
-    templates:  encode the histograms as pictures too
+    background: (N, D, D, D) HU, the patches without their nodules; None if unknown
+    templates:  also encode the templates of the histograms
 
     Raises:
         ValueError: the patches leave no room to shift (they need `size` + 8 mm when there are variants).
@@ -218,7 +218,7 @@ def _encode_all(model, patches, background, histograms, size, variants, seed, de
 
 
 def _variant(voxels: np.ndarray, size: int, rng: np.random.Generator | None) -> np.ndarray:
-    """The middle of (k, D, D, D) crops, or (with a generator) a shifted, turned and mirrored part that holds some of the lesion."""
+    """The middle of (k, D, D, D) crops; with `rng`, a shifted, rotated and mirrored part with some of the lesion."""
     middle = (voxels.shape[1] - size) // 2
     shift = 0 if rng is None else rng.integers(-SHIFT, SHIFT + 1, 3)
     start = np.broadcast_to(middle + shift, 3)

@@ -1,7 +1,7 @@
-"""Training of Stage II (Algorithm 1), as a generator; lambda_hist = 0 makes it MAISI-DDPM, ``objective="rflow"`` MAISI's
-rectified flow, everything else equal.
+"""Training of Stage II (Algorithm 1), as a generator; lambda_hist = 0 makes it MAISI-DDPM, ``objective="rflow"``
+MAISI's rectified flow, all else equal.
 
-Runs that differ in one option see the same nodules, times and noise. What guards a run (resuming, averaging, saving) is `loop`.
+Runs that differ in one option see the same nodules, times and noise. Resuming, averaging and saving are in `loop`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from hrldm.train.linear_start import fit_linear
 from hrldm.train.loop import Loop, StepState
 
 STAGE = "ldm"
-VERSION = 1  # raise when the same settings and latents would give other weights; part of the keys of caches
+VERSION = 1  # raise when the same settings and latents would give other weights; part of cache keys
 WARM_UP = 20  # steps
-GRAPHED_FROM = 200  # steps that pay for the capture of CUDA graphs
+GRAPHED_FROM = 200  # steps from which capturing CUDA graphs pays off
 RUN_FIELDS = (  # what a trained U-Net depends on
     "ae_latent_channels", "unet_channels", "unet_attention", "unet_res_blocks", "unet_head_channels", "unet_norm_groups", "unet_linear_skip",
     "ctx_dim", "hist_tokens", "histogram_template", "mask_channels", "mask_detail", "ldm_steps", "ldm_batch", "ldm_lr", "ldm_lr_power", "ldm_ema",
@@ -42,8 +42,8 @@ RUN_FIELDS = (  # what a trained U-Net depends on
 
 
 class Batches:
-    """Random batches out of a latent cache, all of it kept on the device. The nodules of one batch have windows of one side;
-    over many batches every nodule and variant is drawn equally often."""
+    """Random batches from a latent cache, kept entirely on the device. All windows of a batch have the same side; over
+    many batches every nodule and variant is drawn equally often."""
 
     def __init__(self, cache: LatentCache, profile: Profile, device: torch.device | str = "cpu") -> None:
         self.profile, self.device = profile, torch.device(device)
@@ -52,12 +52,13 @@ class Batches:
         self.shares = sizes / sizes.sum()
 
     def draw(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        """One batch of the groups, see `of`."""
+        """One batch of a random group, see `of`."""
         return self.of(self.groups[rng.choice(len(self.groups), p=self.shares)], int(rng.integers(2**62)))
 
     def of(self, group: Windowed, seed: int) -> dict[str, Tensor]:
-        """One batch of a group, see `Windowed.take`, with its times t (B,) and noise eps like z0; with `latent_sample` z0 is drawn
-        from the posterior. Each t is uniform on 0..T-1, one from each B-th of it: smallest first, and less chance in the gradient.
+        """One batch of a group (see `Windowed.take`) with times t (B,) and noise eps like z0; with `latent_sample`, z0
+        is drawn from the posterior. Times are uniform on 0..T-1 and stratified, one per B-th, in ascending order: this
+        lowers the gradient's variance.
         """
         p, g = self.profile, torch.Generator(self.device).manual_seed(seed)
         rows = torch.randint(len(group), (p.ldm_batch,), generator=g, device=self.device)
@@ -122,7 +123,7 @@ def train_ldm(
 def network_inputs(
     batch: dict[str, Tensor], schedule: Schedule, profile: Profile
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """z_t (Eq. 1), what the network is to put out, and its inputs, of which the first is Eq. 4's."""
+    """z_t (Eq. 1), the network's target, and its inputs, the first of which is from Eq. 4."""
     z_t, target = training_pair(schedule, batch["z0"], batch["eps"], batch["t"], profile.objective, profile.prediction)
     t = batch["t"] + 1 if profile.objective == "rflow" else batch["t"]  # as in sampling
     z_in = noisy_input(batch["z0"], z_t, batch["m"], profile.background)
@@ -132,12 +133,12 @@ def network_inputs(
 def _network(
     cache: LatentCache, profile: Profile, seed: int, path: Path, initial: dict[str, Tensor] | None
 ) -> ConditionalUNet:
-    """The network to begin with; its linear part is fitted where nothing better is known."""
+    """The initial network; its linear part is fitted unless `initial` or a checkpoint provides it."""
     network = ConditionalUNet(profile)
     own = network.state_dict()
     if initial is not None:
         network.load_state_dict(started(own, initial))
-    lost = initial is not None and any(k in initial and initial[k].numel() > own[k].numel() for k in own)  # inputs
+    lost = initial is not None and any(k in initial and initial[k].numel() > own[k].numel() for k in own)  # inputs lost
     if network.linear is not None and (initial is None or lost) and not Path(path).exists():
         fit_linear(network.linear, cache, profile, seed)
     return network
@@ -173,7 +174,7 @@ def _loop(
 
 
 def _graphs(loop: Loop, batches: Batches, schedule: Schedule) -> Callable[..., Tensor] | None:
-    """The network as CUDA graphs, one for each side of window, where they pay."""
+    """The network as CUDA graphs, one per window side; None if they would not pay off."""
     accelerator, profile = loop.accelerator, batches.profile
     if accelerator.device.type != "cuda" or accelerator.num_processes > 1 or loop.left < GRAPHED_FROM:
         return None
@@ -182,8 +183,8 @@ def _graphs(loop: Loop, batches: Batches, schedule: Schedule) -> Callable[..., T
 
 
 def started(own: dict[str, Tensor], initial: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights to begin with: `initial` where it fits. Inputs that only one of the two knows (a template's) come last: new ones
-    start at zero, those that are gone are cut off. What has another shape (hist_tokens changed) starts afresh."""
+    """Starting weights: `initial` where it fits. Inputs that only one of the two has (a template's) come last: new ones
+    start at zero, dropped ones are cut off. Other mismatched weights (hist_tokens changed) start afresh."""
     out = dict(own)
     for name in own.keys() & initial.keys():
         new, old = own[name], initial[name]

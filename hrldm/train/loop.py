@@ -1,7 +1,7 @@
-"""What both stages' trainings share beside their losses: resuming, the average of the weights, saving, progress.
+"""What the training of both stages shares besides the losses: resuming, weight averaging, saving, progress.
 
-A training is a generator. Each step draws all its randomness from (seed, step, rank), so a run that was killed and resumed
-ends in the same weights as one that was not.
+Training is a generator. Each step draws all its randomness from (seed, step, rank), so a killed and resumed run ends
+with the same weights as an uninterrupted one.
 
     loop = Loop(path, meta, {"model": model}, {"optimizer": adam}, ...)
     for step, rng in loop:
@@ -27,13 +27,13 @@ from tqdm import tqdm
 
 from hrldm.train import checkpoint as ckpt
 
-CHECK_EVERY = 50  # steps between two looks at the losses on a GPU, which has to wait for each
-CLIP = 1.0  # largest norm of a gradient
+CHECK_EVERY = 50  # steps between loss checks on a GPU, each of which stalls it
+CLIP = 1.0  # largest gradient norm
 
 
 @dataclass(frozen=True)
 class StepState:
-    """What a training step leaves for its caller. Metrics may be tensors of a device that is still at work on them."""
+    """What a training step returns to its caller. Metrics may be tensors that the device is still computing."""
 
     step: int  # steps done, 1-based
     total: int
@@ -41,16 +41,16 @@ class StepState:
 
 
 class DivergedError(ArithmeticError):
-    """A loss is no longer a number."""
+    """A loss became NaN or infinite."""
 
 
 class Loop:
-    """The steps of a run from where its checkpoint stopped; see the module's docstring.
+    """The steps of a run, from its checkpoint on if there is one; see the module docstring.
 
-    meta:       what the checkpoint's header says of the run; `identity` are the keys that a run to resume must share
-    modules:    trained ones by name; "model" is averaged
-    optimizers: by name; a parameter group's "scale", where it has one, multiplies its learning rate
-    lr:         of a step
+    meta:       run metadata for the checkpoint's header; a run is resumed only if its `identity` keys agree
+    modules:    trained modules by name; "model" is averaged
+    optimizers: by name; a parameter group's optional "scale" multiplies its learning rate
+    lr:         learning rate of a step
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Loop:
         return self.total - self.meta["step"]
 
     def __iter__(self) -> Iterator[tuple[int, np.random.Generator]]:
-        """Each step's number, from 0, and its randomness."""
+        """Each step's number, from 0, and its random generator."""
         seed, rank = self.meta["seed"], self.accelerator.process_index
         for step in range(self.meta["step"], self.total):
             self.step = step
@@ -106,7 +106,7 @@ class Loop:
             yield step, np.random.default_rng((seed, step, rank))
 
     def check(self, losses: Mapping[str, Tensor]) -> None:
-        """Stop before a step that would spoil the weights; the checkpoint on disk stays as it was.
+        """Stop before a step that would spoil the weights; the checkpoint on disk is untouched.
 
         Raises:
             DivergedError: naming the loss, the step and what to change.
@@ -132,7 +132,7 @@ class Loop:
         self.optimizers[optimizer].step()
 
     def done(self, losses: Mapping[str, Tensor]) -> StepState:
-        """Average the weights, save where it is due, and say what the step left."""
+        """Average the weights, save if due, and return the step's state."""
         unwrap, done = self.accelerator.unwrap_model, self.step + 1
         self.ema.update(unwrap(self.modules["model"]), self.step)
         if self.accelerator.is_main_process and self._due:
@@ -149,7 +149,7 @@ class Loop:
 
 
 def follow(steps: Iterator[StepState], folder: Path, total: int, path: Path, label: str) -> pd.DataFrame:
-    """Run a training to its end with progress; its losses, appended to `folder`/history.jsonl."""
+    """Run a training to its end with a progress bar; append its losses to `folder`/history.jsonl and return them."""
     folder.mkdir(parents=True, exist_ok=True)
     done = ckpt.load_meta(path)["step"] if path.exists() else 0
     lines, started = [], time.perf_counter()
@@ -164,7 +164,7 @@ def follow(steps: Iterator[StepState], folder: Path, total: int, path: Path, lab
 
 
 def read_history(folder: Path) -> pd.DataFrame:
-    """Losses of a run, one row a step; steps repeated after a kill count once."""
+    """Losses of a run, one row per step; steps repeated after a kill count once."""
     file = folder / "history.jsonl"
     if not file.exists():
         return pd.DataFrame(columns=["step"])

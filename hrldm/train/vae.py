@@ -1,6 +1,7 @@
 """Training of Stage I: L1 + perceptual + patch-adversarial + KL (Section 3.1), as a generator.
 
-``for state in train_autoencoder(...)`` yields after every step, so that progress, logging and early stopping live in the caller.
+``for state in train_autoencoder(...)`` yields after every step, so that the caller handles progress, logging and early
+stopping.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from hrldm.train.latents import weights_digest
 from hrldm.train.loop import Loop, StepState
 
 STAGE = "autoencoder"
-VERSION = 1  # raise when the same settings and crops would give other weights; part of the keys of caches
-EMA, WARM_UP = 0.999, 50  # steps of warming up
+VERSION = 1  # raise when the same settings and crops would give other weights; part of cache keys
+EMA, WARM_UP = 0.999, 50  # decay; steps
 
 
 def discriminator() -> nn.Module:
@@ -58,7 +59,7 @@ def train_autoencoder(
 
     volumes:    HU arrays at 1 mm     # see `hrldm.nodules.augmentation.sample_patches`
     perceptual: module (x, y) -> scalar, or None to leave the term out whatever its weight
-    start:      weights to go on from; then the decoder alone is trained, so that a U-Net trained on the latents stays right
+    start:      weights to continue from; only the decoder is trained then, so a U-Net on the same latents stays valid
 
     Raises:
         CheckpointError: `path` belongs to a run with other settings.
@@ -100,7 +101,7 @@ def train_autoencoder(
         loop.check(losses)
         loop.descend(total, "model", "opt_g")
         if fights:
-            loop.optimizers["opt_d"].zero_grad()  # of what the generator's descent left in the critic
+            loop.optimizers["opt_d"].zero_grad()  # clears the gradients that the generator's step left in the critic
             fake = adversarial(critic(recon.detach())[-1], target_is_real=False, for_discriminator=True)
             real = adversarial(critic(x)[-1], target_is_real=True, for_discriminator=True)
             losses["discriminator"] = 0.5 * (fake + real)
@@ -120,7 +121,7 @@ def _loop(
 ) -> Loop:
     linear = [] if model.linear is None else list(model.linear.parameters())
     trained = [p for p in model.parameters() if p.requires_grad]
-    # the linear code starts at its optimum: a tenth of the step keeps it near while the network learns the rest
+    # the linear code starts at its optimum: a tenth of the rate keeps it near while the network learns the rest
     groups = [{"params": [p for p in trained if all(p is not q for q in linear)], "scale": 1.0}]
     groups += [{"params": [p for p in trained if any(p is q for q in linear)], "scale": 0.1}] if linear else []
     optimizers = {
