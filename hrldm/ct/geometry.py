@@ -9,6 +9,11 @@ import numpy as np
 from scipy import ndimage
 
 
+def equivalent_diameter(volume_mm3: float) -> float:
+    """Diameter (mm) of the sphere of equal volume."""
+    return float((6.0 * volume_mm3 / np.pi) ** (1 / 3))
+
+
 def voxel_size(affine: np.ndarray) -> np.ndarray:
     """(3,) voxel size in mm along the axes of an array with this affine."""
     return np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)

@@ -1,4 +1,4 @@
-"""Put a generated lesion into the original voxels and change nothing else (design decision 12).
+"""Put a generated lesion into the original voxels and change nothing else.
 
 Notation: d = distance (mm) of a voxel to the lesion mask, 0 inside it. The weight is a Gaussian cut at the margin
 m = 3σ and shifted so that it ends in zero without a step:

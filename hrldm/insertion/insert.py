@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hrldm.config import SUBTYPES
-from hrldm.ct.geometry import crop_affine, sample
+from hrldm.ct.geometry import crop_affine, equivalent_diameter, sample
 from hrldm.ct.label_maps import LOBE_NAMES
 from hrldm.ct.nifti import scaled
 from hrldm.ct.volume import CT
@@ -166,7 +166,7 @@ def nodule_record(nodule: Nodule, mask: np.ndarray, found: dict, noise_seed: int
         "centre_ras_mm": [round(float(x), 2) for x in nodule.centre_mm],
         "lobe": LOBE_NAMES.get(nodule.lobe, "lung"),
         "volume_mm3": int(mask.sum()),
-        "diameter_mm": round(float((6 * mask.sum() / np.pi) ** (1 / 3)), 2),
+        "diameter_mm": round(equivalent_diameter(mask.sum()), 2),
         **({} if nodule.core is None else {"core_mm3": int(nodule.core.sum())}),
         "shape": nodule.chosen["shape"],
         "histogram_source": nodule.chosen["histogram"],

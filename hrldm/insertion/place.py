@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
-from hrldm.ct.geometry import reach, sample, to_world, voxel_size
+from hrldm.ct.geometry import equivalent_diameter, reach, sample, to_world, voxel_size
 from hrldm.ct.label_maps import LOBE_NAMES, read_beside
 from hrldm.ct.volume import CT, to_ras
 from hrldm.insertion.blend import MARGIN_SIGMAS
@@ -279,7 +279,7 @@ def _histogram(
         source, histogram = str(wish.histogram), read_histogram(wish.histogram)
     else:
         around = space.hu[tuple(slice(max(0, c - FLOOR_REACH), c + FLOOR_REACH + 1) for c in centre)]
-        diameter = (6 * mask.sum() / np.pi) ** (1 / 3)
+        diameter = equivalent_diameter(mask.sum())
         source, histogram = choose_histogram(wish.subtype, diameter, rng, floor_hu=lung_floor(around))
     if core is not None:
         histogram = with_solid_share(histogram, core.sum() / mask.sum())

@@ -219,14 +219,14 @@ def prepare(n_train: int, n_val: int, n_test: int, seed: int = 0, side: int = 64
         n_train, n_val, n_test: nodules per split.
         seed: of every random choice.
         side: cube side in voxels of 1 mm, even.
-        n_jobs: processes.
+        n_jobs: threads.
 
     Returns:
         Folder with `manifest.csv` (the manifest's columns plus `shape_id`, `histogram_id` and the centre voxel
         `i, j, k` in `clean_ct`), `images/`, `masks/`, `backgrounds/`.
 
     Raises:
-        ValueError: counts below zero or all zero, or an odd or too small side.
+        ValueError: counts below zero or all zero, or a side that is odd, too small or too large.
     """
     if min(n_train, n_val, n_test) < 0 or n_train + n_val + n_test == 0:
         raise ValueError(f"numbers of nodules must not be negative nor all zero: {n_train}, {n_val}, {n_test}")

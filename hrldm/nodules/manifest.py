@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from hrldm.atomic import atomic
 from hrldm.config import SUBTYPES
-from hrldm.ct.geometry import grid_gap, voxel_size
+from hrldm.ct.geometry import equivalent_diameter, grid_gap, voxel_size
 from hrldm.ct.nifti import open_nifti, read_voxels
 from hrldm.ct.volume import check_hu
 from hrldm.nodules.split import SPLITS, patient_split
@@ -262,7 +262,7 @@ def _check_mask(mask: np.ndarray, mm3: float, diameter_mm: float, name: Path) ->
         )
     if not mask.any():
         raise ValueError(f"{name}: empty mask; draw the nodule or drop the row")
-    width = (6 * mm3 * np.count_nonzero(mask) / np.pi) ** (1 / 3)
+    width = equivalent_diameter(mm3 * np.count_nonzero(mask))
     if width > SIZES_DIFFER * diameter_mm or diameter_mm > SIZES_DIFFER * width:
         raise ValueError(
             f"{name}: holds a lesion of {width:.3g} mm where diameter_mm says {diameter_mm:g}; is it this nodule's mask?"

@@ -16,6 +16,8 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from hrldm.ct.geometry import equivalent_diameter
+
 LOCATIONS = ("inner", "subpleural")
 VESSEL_HU, AIRWAY_HU = -500.0, -985.0
 
@@ -183,7 +185,7 @@ def sample_positions(
     labels = None if lobe is None else tuple(np.atleast_1d(lobe).tolist())
     voxels = np.argwhere(shape_mask) - np.array(shape_mask.shape) // 2  # offsets from the centre voxel
     reach = float(np.linalg.norm(voxels * lung_map.spacing, axis=1).max())
-    radius = (shape_mask.sum() * np.prod(lung_map.spacing) * 0.75 / np.pi) ** (1 / 3)
+    radius = equivalent_diameter(shape_mask.sum() * np.prod(lung_map.spacing)) / 2
     low, high = (margin_mm + 0.6 * radius, np.inf) if location == "inner" else (0.6 * radius, reach + shell_mm)
     limit = np.array(ct.shape)
     taken: set[tuple[int, int, int]] = set()

@@ -11,6 +11,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from hrldm.config import SUBTYPES
+from hrldm.ct.geometry import equivalent_diameter
 from hrldm.nodules.shapes import PAD, ShapeLibrary
 
 NEAREST = 40  # a shape is drawn from this many nearest in size
@@ -90,8 +91,9 @@ def core_of(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> n
     """
     n_voxels = max(1, round(np.pi / 6 * diameter_mm**3))
     if n_voxels >= mask.sum():
-        whole = (6 * mask.sum() / np.pi) ** (1 / 3)
-        raise ValueError(f"a solid core of {diameter_mm:g} mm does not fit into a lesion of {whole:.1f} mm")
+        raise ValueError(
+            f"a solid core of {diameter_mm:g} mm does not fit into a lesion of {equivalent_diameter(mask.sum()):.1f} mm"
+        )
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
     noise = ndimage.gaussian_filter(rng.standard_normal(mask.shape), CORE_MM)
     score = depth + CORE_WANDER * depth.max() / noise.std() * noise

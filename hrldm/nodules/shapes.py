@@ -27,6 +27,7 @@ from skimage.draw import polygon2mask
 
 from hrldm import paths
 from hrldm.atomic import atomic
+from hrldm.ct.geometry import equivalent_diameter
 from hrldm.wheels import WHEELS, wheel_file
 
 VERSION = 2  # raise when the masks change
@@ -43,11 +44,6 @@ def subtype_of(texture: float) -> str:
     if texture < 1.5:
         return "ground-glass"
     return "solid" if texture > 4.5 else "part-solid"
-
-
-def equivalent_diameter(volume_mm3: float) -> float:
-    """Diameter (mm) of the sphere of equal volume."""
-    return float((6.0 * volume_mm3 / np.pi) ** (1 / 3))
 
 
 @dataclass(frozen=True)

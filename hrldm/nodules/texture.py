@@ -29,6 +29,7 @@ import pandas as pd
 from scipy import ndimage, optimize, special
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
+from hrldm.ct.geometry import equivalent_diameter
 from hrldm.nodules.histograms import bin_centres, quantiles
 
 logger = logging.getLogger(__name__)
@@ -238,7 +239,7 @@ def texture_nodule(
         for s in ndimage.find_objects(mask.astype(np.uint8))[0]
     )
     inside, lung = mask[box], background_hu[box].astype(float)
-    core_sd, weights = _statistics(subtype, size_bin((6 * mask.sum() / np.pi) ** (1 / 3)))
+    core_sd, weights = _statistics(subtype, size_bin(equivalent_diameter(mask.sum())))
     target = quantiles(histogram, int(mask.sum()))
 
     padded = np.pad(inside, 1)

@@ -28,7 +28,7 @@ def load_autoencoder(path: Path) -> Autoencoder:
 
 
 def load_maisi(path: Path) -> Autoencoder:
-    """MAISI's own autoencoder file (`autoencoder_epoch273.pt`), NVIDIA licence, given by the user.
+    """MAISI's own autoencoder file (`autoencoder_v1.pt`), NVIDIA licence, given by the user.
 
     Raises:
         CheckpointError: missing, or not these weights.

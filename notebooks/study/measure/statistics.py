@@ -1,4 +1,4 @@
-"""Intervals and tests shared by the tables (Section 6; decision 15 of the design).
+"""Intervals and tests shared by the tables (Section 6).
 
 The unit of resampling is the patient (or whatever `groups` names): nodules of one patient and slices of one nodule are
 not independent. A cluster bootstrap draws G of the G groups with replacement; w_g counts how often group g was drawn,

@@ -28,6 +28,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patheffects import withStroke
 
 from hrldm.atomic import atomic
+from hrldm.ct.geometry import equivalent_diameter
 
 PLANES = ("axial", "sagittal", "coronal")
 LUNG_WINDOW = (-600.0, 1500.0)  # level, width in HU
@@ -108,7 +109,7 @@ class Panel:
         """Of the sphere of the lesion's volume; a quarter of the patch where there is no mask."""
         if self.mask is None or not self.mask.any():
             return self.volume.shape[0] * self.spacing[0] / 4
-        return float((self.mask.sum() * np.prod(self.spacing) * 3 / (4 * np.pi)) ** (1 / 3))
+        return equivalent_diameter(self.mask.sum() * np.prod(self.spacing)) / 2
 
 
 @contextmanager
