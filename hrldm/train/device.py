@@ -46,9 +46,8 @@ def autocast(profile: Profile, kind: str) -> torch.autocast:
     if profile.mixed_precision not in ("no", "bf16"):
         raise ValueError(f"unknown mixed_precision {profile.mixed_precision!r}; choose no or bf16")
     bf16 = profile.mixed_precision == "bf16" and kind == "cuda"
-    return torch.autocast(
-        kind, torch.bfloat16, enabled=bf16, cache_enabled=False
-    )  # cached casts would break CUDA graphs
+    # cached casts would break CUDA graphs
+    return torch.autocast(kind, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
 
 class _OneShape(nn.Module):
@@ -69,10 +68,8 @@ def graphed(model: nn.Module, examples: Sequence[tuple[Tensor, ...]], profile: P
 
     examples: inputs, distinguished by the shape of the first
     """
-    searched, torch.backends.cudnn.benchmark = (
-        torch.backends.cudnn.benchmark,
-        not torch.are_deterministic_algorithms_enabled(),
-    )
+    searched = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     try:  # few shapes, many steps: worth the search for the fastest kernels
         graphs = {
             x[0].shape: torch.cuda.make_graphed_callables(_OneShape(model, profile), x, allow_unused_input=True)

@@ -114,9 +114,8 @@ def train_ldm(
             z0_hat = schedule.predict_z0(z_t, eps_hat, batch["t"])  # 7: Eq. 6
             losses["hist"] = l_hist(z0_hat, batch)  # 8, 10: Eq. 7, Eq. 8
         loop.check(losses)
-        loop.descend(
-            total_loss(losses["inpaint"], losses.get("hist"), profile.lambda_hist), "model", "optimizer"
-        )  # 11, 12
+        total = total_loss(losses["inpaint"], losses.get("hist"), profile.lambda_hist)  # 11: Eq. 9
+        loop.descend(total, "model", "optimizer")  # 12
         yield loop.done(losses)
 
 
@@ -154,7 +153,6 @@ def _loop(
     accelerator: Accelerator,
     save_every: int,
 ) -> Loop:
-    scale = ckpt.load_meta(path).get("scale") if Path(path).exists() else cache.scale
     meta = {"stage": STAGE, "digest": profile.digest(*RUN_FIELDS), "seed": seed, "n": len(cache), "scale": cache.scale}
     if l_hist is not None:
         meta |= {"hist_lo": l_hist.lo.tolist(), "hist_hi": l_hist.hi.tolist()}
@@ -168,7 +166,8 @@ def _loop(
         path, meta, {"model": network}, {"optimizer": adam}, identity=("stage", "digest", "seed", "n"),
         total=profile.ldm_steps, ema=profile.ldm_ema, lr=lr, save_every=save_every, accelerator=accelerator,
     )  # fmt: skip
-    if scale is None or not math.isclose(scale, cache.scale, rel_tol=1e-6):  # another autoencoder's, or other crops
+    # another autoencoder's, or other crops
+    if not math.isclose(loop.meta.get("scale", 0.0), cache.scale, rel_tol=1e-6):
         raise ckpt.CheckpointError(f"{path}: made of other latents; choose another folder or delete it")
     return loop
 

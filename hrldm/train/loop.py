@@ -67,13 +67,8 @@ class Loop:
         save_every: int,
         accelerator: Accelerator,
     ) -> None:
-        self.path, self.total, self.save_every, self.accelerator, self.lr = (
-            Path(path),
-            total,
-            save_every,
-            accelerator,
-            lr,
-        )
+        self.path, self.total, self.save_every = Path(path), total, save_every
+        self.accelerator, self.lr = accelerator, lr
         self.ema, self.meta = ckpt.Ema(modules["model"], ema), {"step": 0} | dict(meta)
         if self.path.exists():
             groups, old = ckpt.load(self.path)
