@@ -1,4 +1,4 @@
-# make reproduce [PROFILE=quick] [DATASET=lidc-mini] [DATA_ROOT=folder] [SEED=0]   every table and figure
+# make reproduce [PROFILE=quick] [DATASET=lidc-mini] [DATA_ROOT=folder] [SEED=0] [SET="histogram.weight=0 …"]   every table and figure
 # make 05_fidelity [the same]   one notebook, after those whose stages it uses
 # make test · lab · bench · clean · env
 #
@@ -11,6 +11,7 @@ PROFILE   ?= quick
 DATASET   ?= lidc-mini
 DATA_ROOT ?=
 SEED      ?= 0
+SET       ?=
 override SEED := $(or $(SEED),0)
 
 SHELL := bash
@@ -34,13 +35,14 @@ BASE := $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
 ifeq ($(BASE),)
   $(error no Python of version 3.11 or later on the PATH)
 endif
-# everything given is checked before anything is written under it; what comes back is DATA_ROOT in full, behind "="
+# everything given is checked before anything is written under it; what comes back is "=", the run's name, "=", DATA_ROOT in full
 CHECKED := $(shell $(BASE) -I hrldm/paths.py $(call quoted,$(PROFILE)) $(call quoted,$(DATASET)) $(call quoted,$(DATA_ROOT)) $(call quoted,$(SEED)) \
-	$(call quoted,$(or $(HRLDM_CACHE),$(CURDIR)/.cache)) $(call quoted,$(or $(HRLDM_RESULTS),$(CURDIR)/results)) 2>&1)
+	$(call quoted,$(SET)) $(call quoted,$(or $(HRLDM_CACHE),$(CURDIR)/.cache)) $(call quoted,$(or $(HRLDM_RESULTS),$(CURDIR)/results)) 2>&1)
 ifeq ($(filter =%,$(firstword $(CHECKED))),)
   $(error $(CHECKED))
 endif
-override DATA_ROOT := $(subst ^=,,^$(CHECKED))
+RUN := $(firstword $(subst =, ,$(CHECKED)))
+override DATA_ROOT := $(subst ^=$(RUN)=,,^$(CHECKED))
 export HRLDM_CACHE := $(abspath $(or $(HRLDM_CACHE),.cache))
 export HRLDM_RESULTS := $(abspath $(or $(HRLDM_RESULTS),results))
 
@@ -65,8 +67,8 @@ env: $(ENV)
 # -- the notebooks ------------------------------------------------------------------------------------------------------
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 NAMES := $(NOTEBOOKS:notebooks/%.ipynb=%)
-OUT   := $(HRLDM_RESULTS)/$(DATASET)/$(PROFILE)
-STAMP := $(HRLDM_CACHE)/make/$(DATASET)/$(PROFILE)
+OUT   := $(HRLDM_RESULTS)/$(DATASET)/$(RUN)
+STAMP := $(HRLDM_CACHE)/make/$(DATASET)/$(RUN)
 done   = $(foreach n,$(filter $(1),$(NAMES)),$(STAMP)/$(n).done)
 
 reproduce: $(STAMP)/all.done
@@ -85,13 +87,13 @@ $(NAMES): %: $(STAMP)/%.done
 $(STAMP)/%.done: notebooks/%.ipynb $(STAMP)/parameters | $(ENV)
 	@touch $@.begun
 	@$(PY) scripts/run_notebook.py $< '$(OUT)/runs/$*.ipynb' \
-		--profile '$(PROFILE)' --dataset '$(DATASET)' --data-root $(call quoted,$(DATA_ROOT)) --seed $(call quoted,$(SEED))
+		--profile '$(PROFILE)' --dataset '$(DATASET)' --data-root $(call quoted,$(DATA_ROOT)) --seed $(call quoted,$(SEED)) --set $(call quoted,$(SET))
 	@cksum < '$(OUT)/runs/$*.ipynb' > $@ && touch -r $@.begun $@ && rm $@.begun  # what is edited meanwhile is newer
 
 # changes its time only when a parameter, or a file of the user's data, changes
 $(STAMP)/parameters: FORCE
 	@mkdir -p $(@D)
-	@text=$(call quoted,seed=$(SEED) data_root=$(DATA_ROOT) results=$(HRLDM_RESULTS)); \
+	@text=$(call quoted,seed=$(SEED) set=$(SET) data_root=$(DATA_ROOT) results=$(HRLDM_RESULTS)); \
 		text="$$text $$($(BASE) -I hrldm/paths.py --stamp $(call quoted,$(DATA_ROOT)))"; \
 		[ "$$(cat $@ 2>/dev/null)" = "$$text" ] || echo "$$text" > $@
 

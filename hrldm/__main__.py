@@ -172,7 +172,7 @@ def batch(
 def _generator(steps: int | None, matching: bool, grain: bool, device: str | None):
     from hrldm.insertion.released import released
 
-    changes = {} if steps is None else {"sample_steps": steps}
+    changes = {} if steps is None else {"steps": steps}
     return released(on=device, grain=grain, **changes, **({} if matching else {"match_t_max": None}))
 
 
@@ -236,11 +236,11 @@ def _as_options(text: str) -> str:
     """Replace the argument names in a library message (overwrite=True) by command-line options (--overwrite)."""
 
     def option(found: re.Match) -> str:
-        name = {"match_t_max": "matching", "sample_steps": "steps", "on": "device"}.get(found[1], found[1])
+        name = {"match_t_max": "matching", "on": "device"}.get(found[1], found[1])
         value = "" if found[2] in ("True", "...") else " " + found[2].strip("'")
         return f"--{name.replace('_', '-')}{value}"
 
-    names = r"overwrite|retries|lungs|avoid|match_t_max|sample_steps|on|series_uid|private|format|mask"
+    names = r"overwrite|retries|lungs|avoid|match_t_max|steps|on|series_uid|private|format|mask"
     text = text.replace("core_mm", "--core").replace("diameter_mm", "--diameter")
     return re.sub(rf"(?<![^ (])({names})=(\.\.\.|'?[\w.+-]+'?)", option, text)
 

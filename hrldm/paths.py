@@ -1,6 +1,6 @@
 """The only module that knows folders. Everything else receives paths or asks here.
 
-``python hrldm/paths.py PROFILE DATASET DATA_ROOT SEED CACHE RESULTS`` runs `check_run` for the Makefile,
+``python hrldm/paths.py PROFILE DATASET DATA_ROOT SEED SET CACHE RESULTS`` runs `check_run` for the Makefile,
 ``--stamp DATA_ROOT`` runs `stamp`. Standard library only: it runs before the environment exists.
 """
 
@@ -36,6 +36,12 @@ def results_dir(dataset: str, profile: str) -> Path:
     for sub in ("tables", "figures", "runs"):
         (path / sub).mkdir(parents=True, exist_ok=True)
     return path
+
+
+def run_name(profile: str, settings: str) -> str:
+    """The profile's name, with a short hash of what SET changed: those results get a folder of their own."""
+    words = " ".join(sorted(settings.split()))
+    return f"{profile}-{hashlib.sha256(words.encode()).hexdigest()[:6]}" if words else profile
 
 
 def bench_dir() -> Path:
@@ -104,18 +110,19 @@ def _output(variable: str, default: Path) -> Path:
 
 
 def main() -> int:
-    """Print "=" and the result of `check_run`, or its error; with ``--stamp``, print the `stamp`."""
+    """Print "=", the run's name, "=" and the result of `check_run`, or its error; with ``--stamp``, print the `stamp`."""
     if sys.argv[1:2] == ["--stamp"]:
         print(stamp(sys.argv[2]))
         return 0
-    profile, dataset, data_root, seed, *folders = sys.argv[1:]
+    profile, dataset, data_root, seed, settings, *folders = sys.argv[1:]
     os.environ["HRLDM_CACHE"], os.environ["HRLDM_RESULTS"] = folders
     try:
         if odd := next((f for f in folders if re.search(r"\s", f)), None):
             raise ValueError(f"make cannot write into {odd!r}: choose HRLDM_CACHE and HRLDM_RESULTS without spaces")
         if not re.fullmatch(r"\d*", seed):
             raise ValueError(f"SEED {seed!r}: give a whole number, 0 or more")
-        print(f"={check_run(profile, dataset, data_root)}")
+        root = check_run(profile, dataset, data_root)
+        print(f"={run_name(profile, settings)}={root}")
     except ValueError as error:
         print(error)
         return 2

@@ -17,11 +17,10 @@ import pandas as pd
 
 import scripts._study  # noqa: F401
 from hrldm.atomic import write_text
-from hrldm.config import get_profile
 from hrldm.insertion.generator import Generator
-from hrldm.insertion.released import RELEASED_UNET, SAMPLING
+from hrldm.insertion.released import RELEASED_UNET
 from hrldm.train.ldm import load_unet
-from scripts.train_released import OUT, SETTINGS, lesions_of, made_for, release_data, test_hosts
+from scripts.train_released import OUT, SAMPLING, SETTINGS, lesions_of, made_for, release_data, test_hosts
 from study import judging
 from study.measure import intensity
 from study.measure.statistics import holm
@@ -54,21 +53,21 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("--steps", type=int, default=400, help="of each of the runs")
     args = parser.parse_args()
-    changes = SETTINGS | SAMPLING | {"match_t_max": None, "ldm_lr": LEARNING_RATE, "ldm_steps": args.steps}
+    changes = SETTINGS | {"sampling__steps": SAMPLING["steps"], "ldm__lr": LEARNING_RATE, "ldm__steps": args.steps}
     study = open_study("quick", "release", str(release_data(args.root)), 0, **changes)
     cubes, boxes = [judging.open_nodules(f.parent) for f in sorted(args.root.glob("*/manifest.csv"))][:2]
     nodules = [cubes, judging.displaced(boxes, "test", test_hosts(args.root)[0])[0]]
     for templates in (True, False):
         study.latents("train", templates)  # once and for all seeds
-    released, _ = load_unet(RELEASED_UNET, dataclasses.replace(get_profile("quick"), **SETTINGS))
-    used_to_it = seeded(study, SEEDS).unet(released, histogram_template=False)[0]
+    released = load_unet(RELEASED_UNET)[0]
+    used_to_it = seeded(study, SEEDS).unet(released, histogram__template=False)[0]
 
     tables = []
     for template, start in ((True, released), (False, used_to_it)):
         for seed in range(SEEDS):
             for weight in LAMBDAS:
                 own = seeded(study, seed)
-                made_by = own.generator(start, histogram_template=template, lambda_hist=weight)
+                made_by = own.generator(start, histogram__template=template, histogram__weight=weight)
                 table = judged(own, made_by, nodules).assign(template=template, system=f"{weight:g}", seed=seed)
                 print(template, seed, weight, table[list(METRICS)].mean().round(4).to_dict(), flush=True)
                 tables.append(table)

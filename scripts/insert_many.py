@@ -93,7 +93,7 @@ def main() -> None:
     title = f"{len(panels)} synthetic nodules in {args.name}, unselected"
     figures.montage(panels, columns=10, title=title).savefig(out / "contact_sheet.png", dpi=110)
     wall_time = {"insert_many": round(time.perf_counter() - began, 1)}
-    write_provenance(out, generator.profile, args.name, args.seed, wall_time_s=wall_time)
+    write_provenance(out, generator.config, args.name, args.seed, wall_time_s=wall_time)
     print(summary.round(3).to_string(index=False))
     if embedded:
         made = insert(ct, SHOWCASE, generator, labels)

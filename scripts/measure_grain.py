@@ -14,12 +14,12 @@ from scipy import ndimage
 
 import scripts._study  # noqa: F401
 from hrldm import paths
-from hrldm.config import get_profile
 from hrldm.insertion.generator import reconstruct
 from hrldm.insertion.grain import local_sd, residual_of
 from hrldm.nodules.manifest import load_manifest
 from hrldm.nodules.patches import load_patches, manifest_digest
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder
+from study.profiles import get_profile
 from study.report.provenance import write_provenance
 from study.report.tables import save_table
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     frame = load_manifest(parser.parse_args().root)
     profile = get_profile("quick")
-    nodules = load_patches(frame[frame.split == "train"], profile.patch_mm)
+    nodules = load_patches(frame[frame.split == "train"], profile.data.patch_mm)
     plain = reconstruct(load_autoencoder(SHIPPED_AUTOENCODER).eval(), nodules.hu)
     rows = []
     for row, hu, seen, mask in zip(nodules.frame.itertuples(), nodules.hu, plain, nodules.mask, strict=True):

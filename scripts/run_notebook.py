@@ -1,4 +1,4 @@
-"""Run one notebook: ``python scripts/run_notebook.py NOTEBOOK OUT --profile P --dataset D [--data-root R] [--seed S]``.
+"""Run one notebook: ``python scripts/run_notebook.py NOTEBOOK OUT --profile P --dataset D [--data-root R] [--seed S] [--set TEXT]``.
 
 OUT appears only when every cell ran; a failed run leaves OUT with the suffix ``.part.ipynb`` for reading. Wall time and
 peak memory go into ``provenance.json`` beside the folder of OUT. Exit status 0, 1 (a cell failed) or 2 (wrong parameters, before
@@ -19,10 +19,10 @@ from traitlets.config import Config
 
 from hrldm import paths
 from hrldm.atomic import write_text
-from hrldm.config import get_profile
+from study.profiles import get_profile
 from study.report.provenance import write_provenance
 
-PARAMETERS = {"profile", "dataset", "data_root", "seed"}
+PARAMETERS = {"profile", "dataset", "data_root", "seed", "settings"}
 
 
 class TreeMemory(threading.Thread):
@@ -66,7 +66,7 @@ def check_parameters(notebook: Path) -> None:
         )
 
 
-def run(notebook: Path, out: Path, *, profile: str, dataset: str, data_root: str, seed: int) -> float:
+def run(notebook: Path, out: Path, **parameters) -> float:
     """Execute `notebook` in its own folder into `out`; returns the wall time in seconds."""
     part = out.with_name(out.name + ".part.ipynb")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def run(notebook: Path, out: Path, *, profile: str, dataset: str, data_root: str
         papermill.execute_notebook(
             str(notebook),
             str(part),
-            parameters={"profile": profile, "dataset": dataset, "data_root": data_root, "seed": seed},
+            parameters=parameters,
             cwd=str(notebook.parent),
             kernel_name="python3",
             progress_bar=False,
@@ -86,7 +86,8 @@ def run(notebook: Path, out: Path, *, profile: str, dataset: str, data_root: str
         )
     # executed notebooks are published: no folder of this machine in their parameters, warnings and metadata
     text = part.read_text(encoding="utf-8").replace(f"{paths.ROOT}{os.sep}", "")
-    write_text(out, text.replace(data_root, "DATA_ROOT") if data_root else text)
+    root = parameters.get("data_root")
+    write_text(out, text.replace(root, "DATA_ROOT") if root else text)
     part.unlink()
     return time.monotonic() - start
 
@@ -99,18 +100,19 @@ def main() -> int:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data-root", default="")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", dest="settings", default="", help="part.field=value …")
     args = parser.parse_args()
     # a kernel named python3 in the user's home must not win over this environment's
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     try:
-        profile = get_profile(args.profile)
+        profile = get_profile(args.profile, args.settings)
         data_root = paths.check_run(args.profile, args.dataset, args.data_root)
         check_parameters(args.notebook)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{args.notebook.stem} …\n", end="", flush=True)  # one write: lines of parallel jobs stay whole
-    options = {"profile": args.profile, "dataset": args.dataset, "data_root": data_root, "seed": args.seed}
+    options = {name: getattr(args, name) for name in PARAMETERS} | {"data_root": data_root}
     try:
         with TreeMemory() as memory:
             seconds = run(args.notebook, args.out, **options)

@@ -30,9 +30,9 @@ from torch import Tensor
 import scripts._study  # noqa: F401
 from hrldm import paths
 from hrldm.atomic import atomic, write_text
-from hrldm.config import get_profile
+from hrldm.config import changed
 from hrldm.insertion.generator import Generator
-from hrldm.insertion.released import RELEASED_UNET, SAMPLING
+from hrldm.insertion.released import RELEASED_UNET
 from hrldm.nodules.manifest import load_manifest, write_manifest
 from hrldm.nodules.patches import Patches, load_patches, manifest_digest
 from hrldm.nodules.transplant import HOST, MAX_SLICE_MM, Host, embedded_hosts, givers, key_of, read_host, transplant
@@ -47,6 +47,7 @@ from study.measure import intensity
 from study.measure.features import default_extractor, three_plane_features
 from study.measure.fidelity import separability
 from study.measure.realism import feature_table
+from study.profiles import get_profile
 from study.report import figures
 from study.report.figures_base import GREY, colour_of
 from study.report.provenance import git_state, write_provenance
@@ -54,9 +55,12 @@ from study.report.tables import save_tables
 from study.study import Study, library_of, open_study
 from study.systems.registry import request_for
 
+SAMPLING = {  # chosen by steps.csv
+    "steps": 4, "match_t_max": 400, "match_rounds": 2,
+}  # fmt: skip
 SETTINGS = {  # of the network and its training, over `quick`
-    "unet_channels": (64, 128), "unet_res_blocks": 2, "lesion_context": 2, "histogram_template": True,
-    "lambda_hist": 0.0, "pretrain_steps": 0, "ldm_lr": 5e-4, "ldm_ema": 0.999, "latent_variants": 2, "least_latents": 1,
+    "unet__channels": (64, 128), "unet__res_blocks": 2, "unet__context": 2, "histogram__template": True,
+    "histogram__weight": 0.0, "ldm__pretrain_steps": 0, "ldm__lr": 5e-4, "ldm__ema": 0.999, "latents__variants": 2, "latents__least": 1,
     "mixed_precision": "bf16",  # on a GPU, where a step takes 13 ms instead of 17 (H100); a CPU ignores it,
 }  # fmt: skip
 COPIES = {
@@ -144,9 +148,7 @@ def planned(study: Study, minutes: float, folder: Path) -> int:
     file = folder / "plan.json"
     if not file.exists():
         cache, folder_of_timing = study.latents("train"), folder / "timing"
-        timing = dataclasses.replace(
-            study.profile, ldm_steps=10**6
-        )  # as a long run: with CUDA graphs, where there is a GPU
+        timing = changed(study.profile, ldm__steps=10**6)  # as a long run: with CUDA graphs, where there is a GPU
         steps = train_ldm(cache, timing, study.seed, folder_of_timing / "ldm.safetensors", save_every=10**9)
         next(steps)
         started = time.perf_counter()
@@ -188,18 +190,19 @@ def train(study: Study, minutes: float, start: Path | None) -> tuple[Study, Path
     begun = "fresh" if start is None else hashlib.sha256(start.read_bytes()).hexdigest()[:16]
     folder = paths.cache_dir() / "release" / "runs" / f"{study.run_path(study.profile).parent.name}-{begun}"
     path = folder / "ldm.safetensors"
-    profile = dataclasses.replace(study.profile, ldm_steps=planned(study, minutes, folder))
+    profile = changed(study.profile, ldm__steps=planned(study, minutes, folder))
     study = dataclasses.replace(study, profile=profile)
-    if not path.exists() or ckpt.load_meta(path)["step"] < profile.ldm_steps:
+    if not path.exists() or ckpt.load_meta(path)["step"] < profile.ldm.steps:
         initial = start_weights(start)
         steps = train_ldm(study.latents("train"), profile, study.seed, path, save_every=SAVE_EVERY, initial=initial)
-        follow(with_snapshots(steps, path, profile.ldm_steps), folder, profile.ldm_steps, path, "release")
+        follow(with_snapshots(steps, path, profile.ldm.steps), folder, profile.ldm.steps, path, "release")
     return study, path
 
 
 def generator(study: Study, path: Path, **sampling) -> Generator:
-    profile = dataclasses.replace(study.profile, mixed_precision="no", **sampling)
-    return Generator(study.autoencoder, *load_unet(path, profile, device()), profile, device())
+    unet, scale, config = load_unet(path, device())
+    config = dataclasses.replace(config, mixed_precision="no")
+    return Generator(study.autoencoder, unet, scale, config, changed(study.profile.sampling, **sampling), device())
 
 
 # -- judged --------------------------------------------------------------------------------------------------------------
@@ -222,7 +225,7 @@ def training_curve(study: Study, path: Path, start: Path | None) -> None:
     """Snapshots on the validation nodules; steps are counted from those of `start` on."""
     rows, before = [], steps_before(start)
     for file in sorted((f for f in path.parent.glob("*.safetensors")), key=lambda f: ckpt.load_meta(f)["step"]):
-        made_by = generator(study, file, sample_steps=SAMPLING["sample_steps"])
+        made_by = generator(study, file, steps=SAMPLING["steps"])
         t = lesions_of("", *made_for(study, made_by, "val"))
         rows.append(
             {
@@ -266,7 +269,7 @@ def sampling_steps(study: Study, path: Path, judged: dict[str, tuple[Study, str]
         for matched, counts in SAMPLERS.items():
             tables, features = {}, {}
             for n in counts:
-                changes = {"match_t_max": None} | (SAMPLING if matched == "imposed" else {}) | {"sample_steps": n}
+                changes = (SAMPLING if matched == "imposed" else {}) | {"steps": n}
                 crops = made_for(nodules, generator(study, path, **changes), split, f"{where}, {n} steps, {matched}")[1]
                 tables[n] = lesions_of(str(n), truth, crops)
                 features[str(n)] = three_plane_features(crops, extractor)
@@ -292,19 +295,20 @@ def sampling_steps(study: Study, path: Path, judged: dict[str, tuple[Study, str]
 
 
 def ship(study: Study, path: Path, start: Path | None) -> None:
-    unet, scale = load_unet(path, study.profile)
+    unet, scale, config = load_unet(path)
     frame, profile = study.split("train"), study.profile
     training = {
         "nodules_in_place": int((frame[HOST] == "").sum()) // NATIVE, "transplants": int((frame[HOST] != "").sum()),
         "nodules": int(frame.source_id[frame.source_id != ""].nunique()), "patients": int(frame.patient_id.nunique()),
-        "data_hash": study.data_hash, "seed": study.seed, "steps": profile.ldm_steps, "batch": profile.ldm_batch,
-        "lambda_hist": profile.lambda_hist, "plan": json.loads((path.parent / "plan.json").read_text()),
+        "data_hash": study.data_hash, "seed": study.seed, "steps": profile.ldm.steps, "batch": profile.ldm.batch,
+        "lambda_hist": profile.histogram.weight, "plan": json.loads((path.parent / "plan.json").read_text()),
     }  # fmt: skip
     if start is not None:
         training["started_from"] = {"steps": steps_before(start)} | {"meta": ckpt.load_meta(start)["training"]}
-    stored = dataclasses.replace(profile, mixed_precision="no", **SAMPLING)
+    stored = dataclasses.replace(config, mixed_precision="no")
     meta = {
-        "stage": "ldm", "scale": scale, "profile": dataclasses.asdict(stored),
+        "stage": "ldm", "scale": scale, "latent_channels": unet.latent_channels, "config": dataclasses.asdict(stored),
+        "sampling": dataclasses.asdict(changed(profile.sampling, **SAMPLING)),
         "autoencoder": weights_digest(study.autoencoder), "training": training,
     }  # fmt: skip
     # the closed-form part takes small differences of large numbers, for which float16 is too coarse

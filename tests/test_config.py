@@ -1,56 +1,82 @@
-"""Profiles: the paper's numbers verbatim, misspelt names refused, digests that notice every change."""
+"""Settings: changed by field, from text and from a header; a misspelt or mistyped one is refused."""
 
 import dataclasses
+import json
 
 import pytest
 
-from hrldm.config import PROFILES, SIZE_BINS_MM, SUBTYPES, get_profile
+from hrldm.config import changed, digest, from_header, with_settings
+from hrldm.train.config import Stage2
+from study.profiles import get_profile
+
+QUICK = get_profile("quick")
 
 
-def test_paper_profile_carries_the_papers_settings():
-    p = get_profile("paper")
-    assert (p.num_train_timesteps, p.beta_start, p.beta_end) == (1000, 0.0015, 0.0195)
-    assert (p.lambda_hist, p.hist_bins, p.hist_t_max, p.hist_tokens) == (10.0, 40, None, 1)
-    assert (p.ldm_lr, p.ldm_batch, p.ldm_steps) == (1e-5, 1, 200 * p.n_train)
-    assert (p.cls_crop_mm, p.cls_batch, p.cls_lr, p.cls_epochs, p.cls_folds) == (90, 2, 1e-4, 100, 5)
-    assert p.cls_arch == "densenet121" and p.sampler == "ddpm" and p.sample_steps == 1000
-    assert (p.background, p.objective) == ("paper", "ddpm")
-    assert SUBTYPES == ("solid", "part-solid", "ground-glass") and SIZE_BINS_MM[0][0] == 6 and SIZE_BINS_MM[-1][1] == 30
-
-
-@pytest.mark.parametrize("name", PROFILES)
-def test_every_profile_is_consistent(name):
-    p = get_profile(name)
-    assert p.name == name and list(PROFILES) == ["smoke", "quick", "gpu", "paper"]
-    levels = len(p.unet_channels)
-    assert len(p.unet_attention) == levels
-    assert p.patch_mm % (4 * 2 ** (levels - 1)) == 0  # the latent halves at each level of the U-Net
-    assert all(c % p.unet_norm_groups == 0 for c in p.unet_channels)
-    attended = [c for c, a in zip(p.unet_channels, p.unet_attention, strict=True) if a]
-    assert attended and all(c % p.unet_head_channels == 0 for c in attended)
-    assert p.sampler != "ddpm" or p.sample_steps == p.num_train_timesteps
-    assert p.ae_patch % 4 == 0 and p.cls_crop_mm <= 2 * p.patch_mm and p.hist_max_voxels % 4 == 0
-
-
-def test_overrides_change_their_field_only():
-    changed = get_profile("quick", lambda_hist=0.0, ldm_steps=7)
-    assert (changed.lambda_hist, changed.ldm_steps) == (0.0, 7)
-    assert dataclasses.replace(changed, lambda_hist=10.0, ldm_steps=get_profile("quick").ldm_steps) == get_profile(
-        "quick"
-    )
+def test_a_change_concerns_its_field_only():
+    other = changed(QUICK, histogram__weight=0.0, ldm__steps=7, mixed_precision="bf16")
+    assert (other.histogram.weight, other.ldm.steps, other.mixed_precision) == (0.0, 7, "bf16")
+    assert changed(other, histogram__weight=10.0, ldm__steps=1000, mixed_precision="no") == QUICK
     with pytest.raises(dataclasses.FrozenInstanceError):
-        changed.lambda_hist = 1.0
+        other.histogram.weight = 1.0
 
 
-def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="unknown profile 'fast'; choose one of smoke, quick, gpu, paper"):
-        get_profile("fast")
-    with pytest.raises(ValueError, match=r"unknown profile field\(s\) \['lamda_hist'\]"):
-        get_profile("quick", lamda_hist=0.0)
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("histogram.weight=0", "histogram.weight", 0.0),
+        ("histogram.t_max=None", "histogram.t_max", None),
+        ("histogram.t_max=300", "histogram.t_max", 300),
+        ("unet.channels=32,64", "unet.channels", (32, 64)),
+        ("downstream.retention=1,.5", "downstream.retention", (1, 0.5)),
+        ("unet.linear_skip=False", "unet.linear_skip", False),
+        ("autoencoder.source='my maisi.pt'", "autoencoder.source", "my maisi.pt"),
+        ("mixed_precision=bf16", "mixed_precision", "bf16"),
+    ],
+)
+def test_settings_are_read_from_text(text, path, value):
+    found = with_settings(QUICK, f"  {text} ldm.steps=7")
+    assert found.ldm.steps == 7 and type(found) is type(QUICK)
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value and type(found) is type(value)
 
 
-def test_digest_notices_the_named_fields_only():
-    a, b = get_profile("quick"), get_profile("quick", lambda_hist=1.0)
-    assert a.digest() != b.digest() and a.digest("lambda_hist") != b.digest("lambda_hist")
-    assert a.digest("ldm_steps", "ldm_lr") == b.digest("ldm_steps", "ldm_lr")
-    assert a.digest() == get_profile("quick").digest()
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("histogram.wieght=0", r"unknown setting 'histogram.wieght'; known are bins, vector, .*weight"),
+        ("histo.weight=0", r"unknown setting 'histo.weight'; known are .*histogram"),
+        ("histogram.weight", r"'histogram.weight': give part.field=value"),
+        ("histogram.weight=much", r"histogram.weight=much: give float"),
+        ("ldm.steps=1.5", r"ldm.steps=1.5: give int"),
+        ("unet.linear_skip=1", r"unet.linear_skip=1: give bool"),
+        ("unet.channels=a,b", r"unet.channels=a,b: give tuple"),
+        ("unet=3", r"unet=3"),
+        ("unet.channels.first=3", r"unknown setting 'unet.channels.first'"),
+        ("autoencoder.source='my", r"No closing quotation"),
+    ],
+)
+def test_wrong_settings_are_named(text, said):
+    with pytest.raises(ValueError, match=said):
+        with_settings(QUICK, text)
+
+
+@pytest.mark.parametrize("name", ["lamda", "histogram__wieght", "histogram", "name__x"])
+def test_an_unknown_field_is_refused(name):
+    with pytest.raises(ValueError, match="unknown setting|is a part|has no fields"):
+        changed(QUICK, **{name: 0.0})
+
+
+def test_a_digest_notices_its_parts_and_nothing_else():
+    other = changed(QUICK, histogram__weight=1.0)
+    assert digest(QUICK) != digest(other) and digest(QUICK.histogram) != digest(other.histogram)
+    assert digest(QUICK.ldm, QUICK.unet, 3) == digest(other.ldm, other.unet, 3) != digest(other.ldm, other.unet, 4)
+
+
+def test_a_header_gives_the_settings_back_whatever_a_later_version_adds():
+    config = Stage2(**{f.name: getattr(get_profile("paper"), f.name) for f in dataclasses.fields(Stage2)})
+    stored = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert from_header(Stage2, stored) == config
+    del stored["unet"]["mask_detail"]
+    again = from_header(Stage2, stored | {"invented": 1})
+    assert again == changed(config, unet__mask_detail=Stage2().unet.mask_detail)

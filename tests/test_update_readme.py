@@ -9,8 +9,8 @@ import tarfile
 import pandas as pd
 import pytest
 
-from hrldm.config import get_profile
 from scripts import update_readme
+from study.profiles import get_profile
 from study.report.provenance import write_provenance
 from tests.conftest import ROOT
 

@@ -13,16 +13,19 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from torch import nn
 
-from hrldm.config import SUBTYPES, Profile, get_profile
+from hrldm.config import SUBTYPES
+from hrldm.insertion.generator import Generator
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.unet import ConditionalUNet
 from hrldm.nodules.histograms import quantiles
 from hrldm.nodules.patches import Patches
+from hrldm.train.ldm import built
+from study.profiles import Profile, get_profile
 
 SETTINGS = {
-    "patch_mm": 16, "ae_channels": (8, 8, 8), "ae_norm_groups": 4, "ae_latent_channels": 4, "ae_patch": 16,
-    "unet_channels": (16, 32), "unet_norm_groups": 8, "unet_head_channels": 16, "ctx_dim": 8, "latent_variants": 2,
-    "pretrain_steps": 0, "ldm_steps": 6, "ldm_batch": 2, "ldm_ema": 0.9, "hist_t_max": None, "sample_steps": 3,
+    "data__patch_mm": 16, "autoencoder__channels": (8, 8, 8), "autoencoder__norm_groups": 4, "autoencoder__latent_channels": 4, "vae__patch": 16,
+    "unet__channels": (16, 32), "unet__norm_groups": 8, "unet__head_channels": 16, "unet__ctx_dim": 8, "latents__variants": 2,
+    "ldm__pretrain_steps": 0, "ldm__steps": 6, "ldm__batch": 2, "ldm__ema": 0.9, "histogram__t_max": None, "sampling__steps": 3,
 }  # fmt: skip
 
 
@@ -43,7 +46,7 @@ def wake(model: nn.Module, seed: int = 0) -> nn.Module:
 def autoencoder(seed: int = 0, **changes) -> Autoencoder:
     """Frozen; random, so its pictures mean nothing, but its linear code does and keeps intensity."""
     torch.manual_seed(seed)
-    model = wake(Autoencoder.from_profile(profile(**changes)), seed)
+    model = wake(Autoencoder(profile(**changes).autoencoder), seed)
     if model.linear is not None:
         smooth = nn.functional.interpolate(torch.rand(4, 1, 8, 8, 8), scale_factor=4, mode="trilinear")
         model.linear.fit(smooth + 0.05 * torch.rand(smooth.shape))
@@ -52,7 +55,13 @@ def autoencoder(seed: int = 0, **changes) -> Autoencoder:
 
 def unet(seed: int = 0, **changes) -> ConditionalUNet:
     torch.manual_seed(seed)
-    return wake(ConditionalUNet(profile(**changes)), seed).eval().requires_grad_(False)
+    p = profile(**changes)
+    return wake(built(p, p.autoencoder.latent_channels), seed).eval().requires_grad_(False)
+
+
+def generator(model: Autoencoder, network: ConditionalUNet, scale: float, **changes) -> Generator:
+    p = profile(**changes)
+    return Generator(model, network, scale, p, p.sampling)
 
 
 def ball(size: int, radius: float) -> np.ndarray:
@@ -165,7 +174,8 @@ class PaintingGenerator:
     device, grain = "cpu", False
 
     def __init__(self) -> None:
-        self.profile, self.unet, self.autoencoder = profile(match_t_max=300), nn.Linear(1, 1), nn.Linear(1, 1)
+        self.config = profile(sampling__match_t_max=300)
+        self.sampling, self.unet, self.autoencoder = self.config.sampling, nn.Linear(1, 1), nn.Linear(1, 1)
         self.asked: list = []
 
     def __call__(self, request, batch: int = 8, paste: bool = True, progress: str = "") -> np.ndarray:

@@ -146,7 +146,7 @@ def check_request(
         raise ValueError("nothing to insert: the plan is empty")
     if lungs is None and any(w.lobe for w in wishes) and not shutil.which("TotalSegmentator"):
         raise ValueError("a lobe is asked for, and nothing here tells lobes; give a TotalSegmentator map (lungs=...)")
-    if generator.profile.match_t_max is None and any(w.cored for w in wishes):
+    if generator.sampling.match_t_max is None and any(w.cored for w in wishes):
         raise ValueError("a solid core is made by imposing its histogram while sampling; ask for that, or for no core")
 
 

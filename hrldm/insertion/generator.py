@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hrldm.config import Profile
 from hrldm.insertion.blend import feather
 from hrldm.insertion.grain import grain_like, residual_of, with_grain
 from hrldm.insertion.matching import CORE_HU, GAIN, core_lead, match_latents
 from hrldm.model.autoencoder import Autoencoder, denormalise_hu
-from hrldm.model.diffusion import Schedule, inpaint
+from hrldm.model.diffusion import SamplingConfig, Schedule, inpaint
 from hrldm.model.unet import ConditionalUNet, latent_masks
 from hrldm.model.window import Window, by_side, lesion_window
 from hrldm.nodules.template import template
+from hrldm.train.config import Stage2
 from hrldm.train.device import autocast
 from hrldm.train.latents import encode_patches, mask_tensor
 
@@ -67,7 +67,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Generator:
-    """A trained system: autoencoder, U-Net, the latent scale of its training, and how to sample.
+    """A trained system: autoencoder, U-Net, the latent scale and settings of its training, and how to sample.
 
     grain: give lesions the grain of their surroundings, which the autoencoder smooths away (`grain_like`); our option
     """
@@ -75,7 +75,8 @@ class Generator:
     autoencoder: Autoencoder
     unet: ConditionalUNet
     scale: float
-    profile: Profile
+    config: Stage2
+    sampling: SamplingConfig
     device: str = "cpu"
     grain: bool = False
 
@@ -88,7 +89,7 @@ class Generator:
         Raises:
             ValueError: a crop whose side is not a multiple of 4, or a core without histogram matching.
         """
-        if request.core is not None and request.core.any() and self.profile.match_t_max is None:
+        if request.core is not None and request.core.any() and self.sampling.match_t_max is None:
             raise ValueError("a solid core is made by imposing its histogram while sampling; give match_t_max=...")
         groups = by_side(self._windows(request))
         batches = [rows[i : i + batch] for rows in groups for i in range(0, len(rows), batch)]
@@ -153,7 +154,7 @@ class Generator:
 
     def templates(self, request: Request) -> np.ndarray | None:
         """Templates of the requested histograms, HU (N, D, D, D); None for a network that takes none."""
-        if not self.profile.histogram_template:
+        if not self.config.histogram.template:
             return None
         core = np.zeros_like(request.mask) if request.core is None else request.core
         rows = zip(request.background, request.mask, request.histogram, request.seeds, core, strict=True)
@@ -165,8 +166,8 @@ class Generator:
         )
 
     def _windows(self, request: Request) -> list[Window]:
-        p = self.profile
-        return [lesion_window(mask, p.lesion_context, len(p.unet_channels)) for mask in request.mask]
+        unet = self.config.unet
+        return [lesion_window(mask, unet.context, len(unet.channels)) for mask in request.mask]
 
     def denoise(
         self,
@@ -180,35 +181,36 @@ class Generator:
 
         lead: `core_lead` if cores are given; picture: scaled latent of `templates`
         """
-        p, schedule = self.profile, Schedule.from_profile(self.profile)
+        diffusion, sampling = self.config.diffusion, self.sampling
+        schedule = Schedule(diffusion)
         self.unet.to(self.device).eval()
         mask = mask.to(self.device)
-        m, condition = latent_masks(mask, p.mask_detail)
+        m, condition = latent_masks(mask, self.config.unet.mask_detail)
         if picture is not None:
             condition = torch.cat([condition, picture], 1)
         subtype = torch.from_numpy(np.array(request.subtype)).long().to(self.device)
         histogram = torch.from_numpy(np.array(request.histogram)).float().to(self.device)
         generators = [torch.Generator().manual_seed(int(s)) for s in request.seeds]
-        sampler = "rflow" if p.objective == "rflow" else p.sampler
+        sampler = "rflow" if diffusion.objective == "rflow" else sampling.sampler
 
         def match(z0_hat: torch.Tensor) -> torch.Tensor:
             lesion = z0_hat / self.scale
-            for k in range(p.match_rounds):
+            for k in range(sampling.match_rounds):
                 gain = GAIN if k == 1 else 1.0
                 lesion = match_latents(self.autoencoder, lesion, z_bg / self.scale, m, mask, histogram, lead, gain)
             return lesion * self.scale
 
         def denoiser(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            with autocast(p, z.device.type):
+            with autocast(self.config.mixed_precision, z.device.type):
                 out = self.unet(z, t, condition, subtype, histogram).float()
-            late = p.match_t_max is not None and float(t[0]) <= p.match_t_max
+            late = sampling.match_t_max is not None and float(t[0]) <= sampling.match_t_max
             if sampler == "rflow":
                 tau = float(t[0]) / schedule.timesteps
                 return (match(z + tau * out) - z) / tau if late else out
-            eps_hat = schedule.noise(out, z, t, p.prediction)
+            eps_hat = schedule.noise(out, z, t, diffusion.prediction)
             return schedule.noise_of(z, match(schedule.predict_z0(z, eps_hat, t)), t) if late else eps_hat
 
-        return inpaint(denoiser, z_bg, m, schedule, generators, sampler, p.sample_steps, p.background)
+        return inpaint(denoiser, z_bg, m, schedule, generators, sampler, sampling.steps, diffusion.background)
 
 
 def _filled(z: torch.Tensor, windows: torch.Tensor, cuts: list[tuple]) -> torch.Tensor:

@@ -33,7 +33,7 @@ def asked_for(
     format: str = "same",
 ) -> dict:
     """What a record says of the request besides the wishes."""
-    p = generator.profile
+    how = generator.sampling
     return {
         "seeds": SEED_RULE,
         "options": {
@@ -45,11 +45,11 @@ def asked_for(
         },
         "weights": {"autoencoder": weights_digest(generator.autoencoder), "unet": weights_digest(generator.unet)},
         "sampling": {
-            "sampler": p.sampler,
-            "steps": p.sample_steps,
-            "background": p.background,
-            "match_t_max": p.match_t_max,
-            "match_rounds": p.match_rounds,
+            "sampler": how.sampler,
+            "steps": how.steps,
+            "background": generator.config.diffusion.background,
+            "match_t_max": how.match_t_max,
+            "match_rounds": how.match_rounds,
             "grain": generator.grain,
         },
     }

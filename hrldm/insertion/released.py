@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 from torch import nn
 
 from hrldm import paths
-from hrldm.config import Profile, replaced
+from hrldm.config import changed, from_header
 from hrldm.insertion.generator import Generator
+from hrldm.model.diffusion import DiffusionConfig, SamplingConfig
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder
 from hrldm.train.device import device
@@ -18,11 +18,6 @@ from hrldm.train.latents import weights_digest
 from hrldm.train.ldm import load_unet
 
 RELEASED_UNET = paths.WEIGHTS / "unet.safetensors"
-SAMPLING = {
-    "sample_steps": 4,
-    "match_t_max": 400,
-    "match_rounds": 2,
-}  # for the shipped weights; others: as in their header
 
 
 def released(
@@ -36,7 +31,7 @@ def released(
 
     on:       cpu or cuda; None takes the GPU if available
     grain:    give lesions the grain of their surroundings
-    sampling: fields of the profile to change, for example ``match_t_max=None`` or ``sample_steps=50``
+    sampling: fields of `SamplingConfig` to change, for example ``match_t_max=None`` or ``steps=50``
 
     Raises:
         CheckpointError: a file is missing or corrupt (its weights differ from the card beside it), or the U-Net was
@@ -47,29 +42,25 @@ def released(
         raise ValueError("no CUDA device here; leave out on=cuda, or give cpu")
     on = on or device()
     meta = ckpt.load_meta(unet)
-    if "profile" not in meta or "autoencoder" not in meta:
+    if "sampling" not in meta or "autoencoder" not in meta:
         raise ckpt.CheckpointError(
-            f"{unet}: not a released U-Net (no profile in its header); see scripts/train_released.py"
+            f"{unet}: not a released U-Net (no sampling settings in its header); see scripts/train_released.py"
         )
     model = load_autoencoder(autoencoder).eval().requires_grad_(False)
     _check_card(autoencoder, model)
     ckpt.require(meta, unet, autoencoder=weights_digest(model))
-    known = {f.name for f in dataclasses.fields(Profile)}
-    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["profile"].items() if k in known}
-    profile = sampled(
-        Profile(**stored), **((SAMPLING if Path(unet).resolve() == RELEASED_UNET.resolve() else {}) | sampling)
-    )
-    net, scale = load_unet(unet, profile, on)
+    how = sampled(from_header(SamplingConfig, meta["sampling"]), **sampling)
+    net, scale, config = load_unet(unet, on)
     _check_card(unet, net)
-    return Generator(model.to(on), net, scale, profile, on, grain)
+    return Generator(model.to(on), net, scale, config, how, on, grain)
 
 
-def sampled(profile: Profile, **sampling) -> Profile:
-    """The profile with changed sampling fields; errors as in `released`."""
-    profile = replaced(profile, **sampling)
-    if not 1 <= profile.sample_steps <= profile.num_train_timesteps:
-        raise ValueError(f"sample_steps={profile.sample_steps}: give 1 to {profile.num_train_timesteps}")
-    return profile
+def sampled(how: SamplingConfig, **changes) -> SamplingConfig:
+    """The sampling with some fields changed; errors as in `released`."""
+    how = changed(how, **changes)
+    if not 1 <= how.steps <= DiffusionConfig.timesteps:
+        raise ValueError(f"steps={how.steps}: give 1 to {DiffusionConfig.timesteps}")
+    return how
 
 
 def _check_card(path: Path, model: nn.Module) -> None:

@@ -11,6 +11,8 @@ a linear code cannot represent, which makes training on two cores possible. MAIS
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -18,9 +20,29 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import Autoencoder
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hrldm.config import HU_MAX, HU_MIN, Profile
+from hrldm.config import HU_MAX, HU_MIN
 
 FACTOR = 4  # spatial compression (Section 5)
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Architecture of Stage I (Section 3.1), and where its weights come from."""
+
+    source: str = "shipped"  # shipped | train | path of a MAISI file
+    channels: tuple[int, ...] = (16, 32, 64)  # width per level, full resolution first
+    res_blocks: tuple[int, ...] = (2, 1, 1)  # decoder; two at full resolution: D_trunc ends with the penultimate
+    encoder_res_blocks: tuple[int, ...] = (1, 1, 1)
+    latent_channels: int = 8  # c
+    norm_groups: int = 8
+    norm: bool = False  # GroupNorm as in MAISI; without it contrast survives, and a crop decodes as in the whole CT
+    linear_skip: bool = True  # linear code of 4x4x4 blocks beside the network; False for MAISI's own weights
+
+
+MAISI = AutoencoderConfig(  # the autoencoder of the paper
+    channels=(64, 128, 256), res_blocks=(2, 2, 2), encoder_res_blocks=(2, 2, 2), latent_channels=4, norm_groups=32,
+    norm=True, linear_skip=False,
+)  # fmt: skip
 
 
 def normalise_hu(hu):
@@ -95,55 +117,33 @@ def _blocks(x: Tensor) -> Tensor:
 
 
 class Autoencoder(nn.Module):
-    """MAISI VAE with encode, decode and decode_truncated.
+    """MAISI VAE with encode, decode and decode_truncated."""
 
-    channels:          (16, 32, 64)   # width per level, full resolution first
-    res_blocks:        (2, 1, 1)      # residual blocks per decoder level; the encoder has `encoder_res_blocks`
-    latent_channels:   8              # c
-    norm_groups:       8              # GroupNorm groups
-    linear_skip:       True           # add the linear code (False for MAISI's own weights)
-    """
-
-    def __init__(
-        self,
-        channels: tuple[int, ...] = (16, 32, 64),
-        res_blocks: tuple[int, ...] = (2, 1, 1),
-        encoder_res_blocks: tuple[int, ...] = (1, 1, 1),
-        latent_channels: int = 8,
-        norm_groups: int = 8,
-        linear_skip: bool = True,
-        norm: bool = False,
-    ) -> None:
+    def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        levels = len(channels)
+        self.config, levels, c = config, len(config.channels), config.latent_channels
         if levels != 3:
-            raise ValueError(f"the MAISI VAE has three levels (compression by 4), got channels={channels}")
+            raise ValueError(f"the MAISI VAE has three levels (compression by 4), got channels={config.channels}")
         common = {
-            "spatial_dims": 3, "in_channels": 1, "num_channels": channels, "norm_num_groups": norm_groups, "norm_eps": 1e-6,
+            "spatial_dims": 3, "in_channels": 1, "num_channels": config.channels, "norm_num_groups": config.norm_groups, "norm_eps": 1e-6,
             "attention_levels": (False,) * levels, "num_splits": 1, "dim_split": 1, "norm_float16": False, "save_mem": False,
             "use_flash_attention": False,
         }  # fmt: skip
-        self.net = AutoencoderKlMaisi(
-            out_channels=1, num_res_blocks=res_blocks, latent_channels=latent_channels, **common
-        )
-        if tuple(encoder_res_blocks) != tuple(res_blocks):
-            self.net.encoder = MaisiEncoder(out_channels=latent_channels, num_res_blocks=encoder_res_blocks, **common)
-        self.latent_channels = latent_channels
-        self.linear = LinearCode(latent_channels) if linear_skip else None
+        self.net = AutoencoderKlMaisi(out_channels=1, num_res_blocks=config.res_blocks, latent_channels=c, **common)
+        if config.encoder_res_blocks != config.res_blocks:
+            self.net.encoder = MaisiEncoder(out_channels=c, num_res_blocks=config.encoder_res_blocks, **common)
+        self.latent_channels = c
+        self.linear = LinearCode(c) if config.linear_skip else None
         # conv, res blocks and upsamplings, then norm and conv: D_trunc is all but the last res block, norm and conv
         self._cut = len(self.net.decoder.blocks) - 3
-        if not norm:
+        if not config.norm:
             _remove_norms(self.net)
-        if linear_skip:  # start exactly at the linear code
+        if config.linear_skip:  # start exactly at the linear code
             for conv in (self.net.quant_conv_mu.conv, self.net.decoder.blocks[-1].conv.conv):
                 nn.init.zeros_(conv.weight)
                 nn.init.zeros_(conv.bias)
             nn.init.zeros_(self.net.quant_conv_log_sigma.conv.weight)
             nn.init.constant_(self.net.quant_conv_log_sigma.conv.bias, -8.0)
-
-    @classmethod
-    def from_profile(cls, p: Profile) -> Autoencoder:
-        return cls(**architecture(p))
 
     @property
     def feature_channels(self) -> int:
@@ -202,14 +202,6 @@ def _remove_norms(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, MaisiResBlock):
             module.conv2.conv.conv.weight.data.mul_(0.3)  # residual branches start small
-
-
-def architecture(p: Profile) -> dict:
-    """A profile's arguments for `Autoencoder`; JSON-able, stored in every checkpoint."""
-    return {
-        "channels": p.ae_channels, "res_blocks": p.ae_res_blocks, "encoder_res_blocks": p.ae_encoder_res_blocks,
-        "latent_channels": p.ae_latent_channels, "norm_groups": p.ae_norm_groups, "linear_skip": p.ae_linear_skip, "norm": p.ae_norm,
-    }  # fmt: skip
 
 
 def kl_divergence(mu: Tensor, sigma: Tensor) -> Tensor:

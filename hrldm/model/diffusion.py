@@ -26,25 +26,44 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hrldm.config import Profile
-
 PREDICTIONS = ("v", "eps")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Noise schedule and objective; `timesteps` to `beta_end` by Section 5."""
+
+    timesteps: int = 1000
+    beta_start: float = 0.0015
+    beta_end: float = 0.0195
+    objective: str = "ddpm"  # ddpm | rflow
+    prediction: str = "v"  # the U-Net's output, compared in Eq. 5: v, from which eps follows exactly | eps (paper)
+    background: str = "clean"  # clean | noised | paper
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How to sample from a trained network."""
+
+    sampler: str = "ddim"  # ddpm | ddim; rectified flow has its own
+    steps: int = 25
+    match_t_max: int | None = None  # impose the histogram at t <= this (insertion/matching.py); None = never (paper)
+    match_rounds: int = 1  # times per such step, since decoding undoes part of it; the second change is doubled
+
+
 Draw = Callable[[], Tensor]  # noise shaped like z
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (z (B, c, ...), t (B,)) -> predicted noise (or velocity, for rflow)
 
 
 class Schedule:
-    """Scaled-linear DDPM noise schedule (Section 5): beta from 0.0015 to 0.0195 in T = 1000 steps."""
+    """Scaled-linear DDPM noise schedule (Section 5)."""
 
-    def __init__(self, timesteps: int = 1000, beta_start: float = 0.0015, beta_end: float = 0.0195) -> None:
-        root = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64)
-        self.timesteps = timesteps
+    def __init__(self, config: DiffusionConfig | None = None) -> None:
+        config = config or DiffusionConfig()
+        self.timesteps = config.timesteps
+        root = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, self.timesteps, dtype=torch.float64)
         self.betas = root**2
         self.alphas_cumprod = torch.cumprod(1 - self.betas, 0)
-
-    @classmethod
-    def from_profile(cls, p: Profile) -> Schedule:
-        return cls(p.num_train_timesteps, p.beta_start, p.beta_end)
 
     def abar(self, t: Int[Tensor, " b"], like: Tensor) -> Tensor:
         """abar_t as (B, 1, 1, 1, 1) in `like`'s type; 1 where t < 0 (before any noise)."""
@@ -234,7 +253,7 @@ def inpaint(
     if sampler not in SAMPLERS:
         raise ValueError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
     if not 1 <= steps <= schedule.timesteps:
-        raise ValueError(f"sample_steps must lie in 1..{schedule.timesteps}, got {steps}")
+        raise ValueError(f"sampling steps must lie in 1..{schedule.timesteps}, got {steps}")
     noised = background_rule(background).noised_in_sampling
     solver = SAMPLERS[sampler](schedule)
     times = solver.times(steps)

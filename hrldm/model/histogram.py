@@ -12,9 +12,26 @@ or last centre count in the edge bin, with zero gradient.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class HistogramConfig:
+    """The requested HU histogram as a condition (Eq. 3), and L_hist (Eq. 8, 9)."""
+
+    bins: int = 40
+    vector: bool = True  # c_hist goes to the network
+    tokens: int = 1  # of c_hist: 1 = paper; `bins` = one token per bin
+    template: bool = False  # the histogram also as an image (nodules/template.py); False = paper
+    weight: float = 10.0  # lambda of Eq. 9; 0 = no L_hist
+    space: str = "feature"  # of L_hist: feature | hu
+    t_max: int | None = 400  # L_hist sees t <= this; None = all (paper)
+    max_voxels: int = 16  # side in voxels of the lesion crop for L_hist; larger lesions are sub-cropped
+
 
 _CHUNK = 2**17  # values at a time, so that temporaries stay small
 

@@ -4,10 +4,12 @@
 
 c_type is an embedding added to that of t; c_hist = W2 silu(W1 h + b1) + b2 (Eq. 3) enters by cross-attention. With one
 token, as in the paper, the attention softmax is 1 for every query, so c_hist acts as an additive bias that is the same
-everywhere. ``hist_tokens = B`` gives one token per bin instead, among which attention can choose.
+everywhere. ``tokens = B`` gives one token per bin instead, among which attention can choose.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -16,9 +18,26 @@ from monai.networks.utils import pixelunshuffle
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hrldm.config import SUBTYPES, Profile
+from hrldm.config import SUBTYPES
 from hrldm.model.autoencoder import FACTOR
+from hrldm.model.histogram import HistogramConfig
 from hrldm.model.linear_denoiser import LinearDenoiser
+
+
+@dataclass(frozen=True)
+class UnetConfig:
+    """Architecture of the U-Net, and what it sees of a nodule."""
+
+    channels: tuple[int, ...] = (48, 96)
+    attention: tuple[bool, ...] = (False, True)
+    res_blocks: int = 1
+    head_channels: int = 32
+    norm_groups: int = 16
+    ctx_dim: int = 64  # d_ctx of Eq. 3
+    linear_skip: bool = True  # a linear denoiser, fitted in closed form, beside the U-Net; False = paper
+    mask_channels: int = 1  # C of Section 3.2.1 item 3
+    mask_detail: int = 4  # soft-mask subdivisions of a latent voxel's side; 1 = paper
+    context: int | None = 1  # latent voxels around the lesion that the U-Net sees; None = the whole crop (paper)
 
 
 class HistogramEmbedding(nn.Module):
@@ -27,7 +46,7 @@ class HistogramEmbedding(nn.Module):
     def __init__(self, bins: int, tokens: int, dim: int, use: bool) -> None:
         super().__init__()
         if tokens not in (1, bins):
-            raise ValueError(f"hist_tokens must be 1 (paper) or the number of bins ({bins}), got {tokens}")
+            raise ValueError(f"histogram.tokens must be 1 (paper) or the number of bins ({bins}), got {tokens}")
         self.bins, self.tokens, self.use = bins, tokens, use
         self.null = nn.Parameter(torch.zeros(1, 1, dim))
         # created even if unused, so that networks with and without c_hist start from the same weights
@@ -46,32 +65,32 @@ class HistogramEmbedding(nn.Module):
 class ConditionalUNet(nn.Module):
     """Noise predictor eps_theta.
 
-    latent_channels:  c
-    mask_channels:    C detail^3 + 1  # soft components, and binary M, where the noise is
-    template:         c more with `histogram_template`: the template's latent
+    Input channels: c of the latent; C detail^3 + 1 of the mask (soft components, and binary M, where the noise is); with
+    `histogram.template` c more, the template's latent.
     """
 
-    def __init__(self, p: Profile) -> None:
+    def __init__(self, config: UnetConfig, histogram: HistogramConfig, latent_channels: int, timesteps: int) -> None:
         super().__init__()
-        parts = p.mask_channels * p.mask_detail**3
-        template = p.ae_latent_channels if p.histogram_template else 0
+        self.config, self.latent_channels = config, latent_channels
+        parts = config.mask_channels * config.mask_detail**3
+        template = latent_channels if histogram.template else 0
         self.net = DiffusionModelUNetMaisi(
             spatial_dims=3,
-            in_channels=p.ae_latent_channels + parts + 1 + template,
-            out_channels=p.ae_latent_channels,
-            num_channels=p.unet_channels,
-            attention_levels=p.unet_attention,
-            num_res_blocks=p.unet_res_blocks,
-            num_head_channels=p.unet_head_channels,
-            norm_num_groups=p.unet_norm_groups,
+            in_channels=latent_channels + parts + 1 + template,
+            out_channels=latent_channels,
+            num_channels=config.channels,
+            attention_levels=config.attention,
+            num_res_blocks=config.res_blocks,
+            num_head_channels=config.head_channels,
+            norm_num_groups=config.norm_groups,
             with_conditioning=True,
-            cross_attention_dim=p.ctx_dim,
+            cross_attention_dim=config.ctx_dim,
             num_class_embeds=len(SUBTYPES),
         )
         self.linear = None
-        if p.unet_linear_skip:
-            self.linear = LinearDenoiser(p.ae_latent_channels, parts, p.hist_bins, p.num_train_timesteps, template)
-        self.c_hist = HistogramEmbedding(p.hist_bins, p.hist_tokens, p.ctx_dim, p.use_c_hist)
+        if config.linear_skip:
+            self.linear = LinearDenoiser(latent_channels, parts, histogram.bins, timesteps, template)
+        self.c_hist = HistogramEmbedding(histogram.bins, histogram.tokens, config.ctx_dim, histogram.vector)
 
     def forward(
         self,

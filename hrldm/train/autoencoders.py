@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from hrldm import paths
-from hrldm.model.autoencoder import Autoencoder
+from hrldm.config import from_header
+from hrldm.model.autoencoder import MAISI, Autoencoder, AutoencoderConfig
 from hrldm.train import checkpoint as ckpt
 
 SHIPPED_AUTOENCODER = paths.WEIGHTS / "autoencoder.safetensors"
@@ -20,7 +21,7 @@ def load_autoencoder(path: Path) -> Autoencoder:
     if "architecture" not in meta:
         raise ckpt.CheckpointError(f"{path}: not an autoencoder checkpoint (no architecture in its metadata)")
     try:
-        model = Autoencoder(**meta["architecture"])
+        model = Autoencoder(from_header(AutoencoderConfig, meta["architecture"]))
         model.load_state_dict(groups["ema"])
     except (RuntimeError, KeyError, TypeError) as error:
         raise ckpt.CheckpointError(f"{path}: weights of another architecture ({str(error)[:200]})") from error
@@ -33,7 +34,7 @@ def load_maisi(path: Path) -> Autoencoder:
     Raises:
         CheckpointError: missing, or not these weights.
     """
-    model = Autoencoder((64, 128, 256), (2, 2, 2), (2, 2, 2), 4, norm_groups=32, linear_skip=False, norm=True)
+    model = Autoencoder(MAISI)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("unet_state_dict", state)

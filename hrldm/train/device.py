@@ -13,8 +13,6 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from hrldm.config import Profile
-
 if os.environ.get("HRLDM_DETERMINISTIC") == "1" and torch.cuda.is_available():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, at its first call
     torch.use_deterministic_algorithms(True, warn_only=True)  # operations without a deterministic form only warn
@@ -32,8 +30,8 @@ def free_memory_mb() -> float:
     return free / 2**20
 
 
-def autocast(profile: Profile, kind: str) -> torch.autocast:
-    """The profile's mixed precision on device type `kind`. A CPU always uses full precision, since bf16 is slower
+def autocast(precision: str, kind: str) -> torch.autocast:
+    """Mixed precision (no, bf16) on device type `kind`. A CPU always uses full precision, since bf16 is slower
     there: without bf16 instructions it takes 20 times as long (a step of the paper profile: 16 minutes), and on two
     cores with `avx512_bf16` a convolution of the released network was measured at 161 GFLOP/s in bf16 against 222 in
     float32.
@@ -43,9 +41,9 @@ def autocast(profile: Profile, kind: str) -> torch.autocast:
     Raises:
         ValueError: unknown setting.
     """
-    if profile.mixed_precision not in ("no", "bf16"):
-        raise ValueError(f"unknown mixed_precision {profile.mixed_precision!r}; choose no or bf16")
-    bf16 = profile.mixed_precision == "bf16" and kind == "cuda"
+    if precision not in ("no", "bf16"):
+        raise ValueError(f"unknown mixed_precision {precision!r}; choose no or bf16")
+    bf16 = precision == "bf16" and kind == "cuda"
     # cached casts would break CUDA graphs
     return torch.autocast(kind, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
@@ -53,16 +51,16 @@ def autocast(profile: Profile, kind: str) -> torch.autocast:
 class _OneShape(nn.Module):
     """A wrapper around a network, since capturing replaces `forward`."""
 
-    def __init__(self, model: nn.Module, profile: Profile) -> None:
+    def __init__(self, model: nn.Module, precision: str) -> None:
         super().__init__()
-        self.model, self.profile = model, profile
+        self.model, self.precision = model, precision
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        with autocast(self.profile, "cuda"):
+        with autocast(self.precision, "cuda"):
             return self.model(*inputs)
 
 
-def graphed(model: nn.Module, examples: Sequence[tuple[Tensor, ...]], profile: Profile) -> Callable[..., Tensor]:
+def graphed(model: nn.Module, examples: Sequence[tuple[Tensor, ...]], precision: str) -> Callable[..., Tensor]:
     """The network, forward and backward, as one CUDA graph per example shape: a step is then one launch instead of some
     thousand from Python, which take longer than their arithmetic.
 
@@ -72,7 +70,7 @@ def graphed(model: nn.Module, examples: Sequence[tuple[Tensor, ...]], profile: P
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     try:  # few shapes, many steps: worth the search for the fastest kernels
         graphs = {
-            x[0].shape: torch.cuda.make_graphed_callables(_OneShape(model, profile), x, allow_unused_input=True)
+            x[0].shape: torch.cuda.make_graphed_callables(_OneShape(model, precision), x, allow_unused_input=True)
             for x in examples
         }
     finally:

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hrldm.config import Profile
 from hrldm.model.autoencoder import FACTOR, Autoencoder, denormalise_hu
 from hrldm.model.diffusion import blend
 from hrldm.model.histogram import masked_soft_histogram
 from hrldm.model.losses import jensen_shannon
+from hrldm.train.config import Stage2
 from hrldm.train.device import autocast
 from hrldm.train.latents import Windowed
 
@@ -74,7 +74,7 @@ class HistogramTerm:
     lo, hi: (C,) first and last bin centre per channel: 0.1 and 99.9 percentile of training lesions' features
 
     Raises:
-        ValueError: unknown hist_space, or no autoencoder.
+        ValueError: unknown histogram.space, or no autoencoder.
     """
 
     def __init__(
@@ -82,30 +82,30 @@ class HistogramTerm:
         autoencoder: Autoencoder,
         groups: Sequence[Windowed],
         scale: float,
-        profile: Profile,
+        config: Stage2,
         ranges: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        if profile.hist_space not in ("feature", "hu"):
-            raise ValueError(f"unknown hist_space {profile.hist_space!r}; choose feature or hu")
+        if config.histogram.space not in ("feature", "hu"):
+            raise ValueError(f"unknown histogram.space {config.histogram.space!r}; choose feature or hu")
         if autoencoder is None:
-            raise ValueError("lambda_hist > 0 needs the autoencoder, whose frozen decoder L_hist reads")
-        self.profile, self.scale, self.device, self.groups = profile, scale, groups[0].z0.device, groups
+            raise ValueError("histogram.weight > 0 needs the autoencoder, whose frozen decoder L_hist reads")
+        self.config, self.scale, self.device, self.groups = config, scale, groups[0].z0.device, groups
         self.decoder = autoencoder.to(self.device).eval().requires_grad_(False)
-        self.cubes = {id(g): lesion_cubes(g.mask, profile.hist_max_voxels) for g in groups}
+        self.cubes = {id(g): lesion_cubes(g.mask, config.histogram.max_voxels) for g in groups}
         self.lo, self.hi = self._ranges() if ranges is None else ranges
         self._targets: dict[int, Tensor] = {}
 
     def features(self, z: Tensor) -> Tensor:
-        """Features of scaled latent cubes (n, c, d, h, w): D_trunc, or HU with ``hist_space="hu"``."""
+        """Features of scaled latent cubes (n, c, d, h, w): D_trunc, or HU with ``histogram.space="hu"``."""
         z = z / self.scale
-        with autocast(self.profile, z.device.type):
-            if self.profile.hist_space == "hu":
+        with autocast(self.config.mixed_precision, z.device.type):
+            if self.config.histogram.space == "hu":
                 return denormalise_hu(self.decoder.decode(z)).float()
             return self.decoder.decode_truncated(z).float()
 
     def histogram(self, z: Tensor, mask: Tensor) -> Tensor:
         """Per-channel histograms (n, C, B) of scaled latent cubes inside their lesions (n, 1, D, H, W)."""
-        return masked_soft_histogram(self.features(z), mask, self.lo, self.hi, self.profile.hist_bins)
+        return masked_soft_histogram(self.features(z), mask, self.lo, self.hi, self.config.histogram.bins)
 
     @torch.no_grad()
     def _ranges(self) -> tuple[Tensor, Tensor]:
@@ -136,20 +136,20 @@ class HistogramTerm:
         return self._targets[id(g)]
 
     def __call__(self, z0_hat: Tensor, batch: dict) -> Tensor:
-        """Eq. 8, mean over channels and over the batch; nodules with t > `hist_t_max` count zero.
+        """Eq. 8, mean over channels and over the batch; nodules with t > `histogram.t_max` count zero.
 
         z0_hat: (B, c, s, s, s), first composited with z0 here, since Eq. 5 does not train it outside M
         batch:  from `Batches.draw`, with times in ascending strata: nodules that can only be too noisy are not decoded
         """
-        p, size = self.profile, len(z0_hat)
-        last = p.num_train_timesteps - 1 if p.hist_t_max is None else p.hist_t_max
-        k = min(size, math.ceil(size * (last + 1) / p.num_train_timesteps))
+        size, t_max, timesteps = len(z0_hat), self.config.histogram.t_max, self.config.diffusion.timesteps
+        last = timesteps - 1 if t_max is None else t_max
+        k = min(size, math.ceil(size * (last + 1) / timesteps))
         if k <= 0:
             return z0_hat.new_zeros(())
         g, rows, z0, t = batch["group"], batch["rows"][:k], batch["z0"][:k], batch["t"][:k]
         cube = self.cubes[id(g)][rows]
         mask = cube.of(batch["mask"][:k], FACTOR)
-        if p.latent_sample:
+        if self.config.latents.sample:
             with torch.no_grad():
                 q = self.histogram(cube.of(z0), mask)
         else:

@@ -1,7 +1,7 @@
 """The latent cache: each training nodule encoded once (posterior mean and standard deviation), memory-mapped from disk.
 
 A rotated latent is not the latent of the rotated crop, so augmentation happens before encoding: every nodule is stored
-in `latent_variants` versions, the first untouched, the others rotated, mirrored and shifted. If the background without
+in several variants, the first untouched, the others rotated, mirrored and shifted. If the background without
 the nodule is given, latents outside M come from it, as in sampling, so they give no hint of the lesion. The cache is
 keyed by the autoencoder's weights, the crops and the settings; a killed encoding leaves nothing that could be taken for
 complete.
@@ -23,10 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hrldm import paths
-from hrldm.config import Profile
 from hrldm.model.autoencoder import FACTOR, Autoencoder, normalise_hu
 from hrldm.model.diffusion import blend
-from hrldm.model.unet import latent_masks
+from hrldm.model.unet import UnetConfig, latent_masks
 from hrldm.model.window import by_side, lesion_window
 from hrldm.nodules.augmentation import cube_symmetry
 from hrldm.nodules.histograms import hu_histogram
@@ -35,6 +34,15 @@ from hrldm.nodules.template import template
 
 SHIFT = 4  # mm, largest shift of an augmented variant
 TEMPLATE_SEED = 11  # keeps the templates' random fields independent of the variants' augmentation
+
+
+@dataclass(frozen=True)
+class LatentsConfig:
+    """How training nodules are encoded."""
+
+    variants: int = 4  # encodings per nodule: itself, and rotated, mirrored and shifted copies
+    least: int = 1000  # a small training set gets up to 48 variants to reach this number
+    sample: bool = False  # draw latents from the posterior at each step instead of using its mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,20 +100,25 @@ class Windowed:
 
 
 def windowed(
-    cache: LatentCache, profile: Profile, device: torch.device | str = "cpu", keys: np.ndarray | None = None
+    cache: LatentCache,
+    unet: UnetConfig,
+    templates: bool,
+    device: torch.device | str = "cpu",
+    keys: np.ndarray | None = None,
 ) -> Iterator[Windowed]:
     """The nodules and variants of a cache, grouped by window side, smallest first.
 
-    keys: (n, 2) nodules and variants to take; None for all
+    templates: take the templates' latents too
+    keys:      (n, 2) nodules and variants to take; None for all
 
     Raises:
-        ValueError: an empty mask, or the profile needs templates that the cache lacks.
+        ValueError: an empty mask, or the cache has no templates.
     """
-    if profile.histogram_template and cache.template is None:
-        raise ValueError("histogram_template needs latents with templates; encode them with it (build_latents)")
+    if templates and cache.template is None:
+        raise ValueError("histogram.template needs latents with templates; encode them with it (build_latents)")
     keys = np.argwhere(np.ones(cache.mask.shape[:2], bool)) if keys is None else keys
-    levels = len(profile.unet_channels)
-    cuts = [lesion_window(np.asarray(cache.mask[i, v]), profile.lesion_context, levels) for i, v in keys]
+    levels = len(unet.channels)
+    cuts = [lesion_window(np.asarray(cache.mask[i, v]), unet.context, levels) for i, v in keys]
     for rows in by_side(cuts):
         own = [(*keys[r], cuts[r]) for r in rows]
 
@@ -117,7 +130,7 @@ def windowed(
             index=torch.from_numpy(keys[rows]).to(device),
             z0=cut(cache.mean),
             std=cut(cache.std),
-            template=cut(cache.template) if profile.histogram_template else None,
+            template=cut(cache.template) if templates else None,
             mask=torch.from_numpy(np.stack([cache.mask[i, v][w.voxels] for i, v, w in own]))[:, None].to(device),
             subtype=torch.tensor(cache.subtype)[i].to(device),
             histogram=torch.from_numpy(cache.histogram)[i].float().to(device),

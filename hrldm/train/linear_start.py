@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hrldm.config import Profile
 from hrldm.model.diffusion import Schedule, noisy_input, training_pair
 from hrldm.model.linear_denoiser import KNOTS, LinearDenoiser
+from hrldm.train.config import Stage2
 from hrldm.train.latents import LatentCache, windowed
 
 MOST = 1000  # nodules and variants that the regression sees
@@ -16,31 +16,33 @@ BATCH = 64
 
 @torch.no_grad()
 def fit_linear(
-    linear: LinearDenoiser, cache: LatentCache, profile: Profile, seed: int, device: torch.device | str = "cpu"
+    linear: LinearDenoiser, cache: LatentCache, config: Stage2, seed: int, device: torch.device | str = "cpu"
 ) -> None:
     """Ridge regression of the U-Net's target inside M at each of the K times; the same noise at all of them."""
-    schedule = Schedule.from_profile(profile)
+    schedule, d = Schedule(config.diffusion), config.diffusion
     keys = np.argwhere(np.ones(cache.mask.shape[:2], bool))
     if len(keys) > MOST:
         keys = keys[np.sort(np.random.default_rng(seed).choice(len(keys), MOST, replace=False))]
-    if profile.use_c_hist:
+    if config.histogram.vector:
         linear.mean_histogram.copy_(torch.from_numpy(cache.histogram.mean(0)))
     sums = [[0.0, 0.0] for _ in KNOTS]
     for group, rows in (
-        (g, rows) for g in windowed(cache, profile, device, keys) for rows in torch.arange(len(g)).split(BATCH)
+        (g, rows)
+        for g in windowed(cache, config.unet, config.histogram.template, device, keys)
+        for rows in torch.arange(len(g)).split(BATCH)
     ):
-        batch = group.take(rows.to(device), profile.mask_detail)
+        batch = group.take(rows.to(device), config.unet.mask_detail)
         noise = [
             np.random.default_rng((seed, *key)).standard_normal(batch["z0"].shape[1:], np.float32)
             for key in group.index[rows].tolist()
         ]
         eps = torch.from_numpy(np.stack(noise)).to(device)
         m, masks = batch["m"], batch["condition"]
-        histogram = batch["histogram"] if profile.use_c_hist else linear.mean_histogram.expand(len(rows), -1)
+        histogram = batch["histogram"] if config.histogram.vector else linear.mean_histogram.expand(len(rows), -1)
         for k, time in enumerate(linear.times):
             t = torch.full((len(rows),), round(float(time)), device=device)
-            z_t, target = training_pair(schedule, batch["z0"], eps, t, profile.objective, profile.prediction)
-            x = linear.rows(noisy_input(batch["z0"], z_t, m, profile.background), masks, batch["subtype"], histogram)
+            z_t, target = training_pair(schedule, batch["z0"], eps, t, d.objective, d.prediction)
+            x = linear.rows(noisy_input(batch["z0"], z_t, m, d.background), masks, batch["subtype"], histogram)
             y = target.permute(0, 2, 3, 4, 1)[m[:, 0] > 0]
             sums[k][0] += (x.T @ x).double()
             sums[k][1] += (x.T @ y).double()

@@ -6,8 +6,8 @@ stopping.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
-from hrldm.config import Profile
-from hrldm.model.autoencoder import Autoencoder, architecture, kl_divergence, normalise_hu
+from hrldm.config import digest
+from hrldm.model.autoencoder import Autoencoder, AutoencoderConfig, kl_divergence, normalise_hu
 from hrldm.nodules.augmentation import sample_patches
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.device import autocast, device
@@ -28,6 +28,20 @@ from hrldm.train.loop import Loop, StepState
 STAGE = "autoencoder"
 VERSION = 1  # raise when the same settings and crops would give other weights; part of cache keys
 EMA, WARM_UP = 0.999, 50  # decay; steps
+
+
+@dataclass(frozen=True)
+class VaeConfig:
+    """Training of Stage I (Section 5)."""
+
+    steps: int = 40
+    batch: int = 2
+    patch: int = 32  # side, voxels
+    lr: float = 1e-3
+    perceptual: float = 0.01  # weights of the losses
+    adversarial: float = 0.003
+    kl: float = 1e-7
+    adversarial_start: int = 20  # step from which the last two but KL count
 
 
 def discriminator() -> nn.Module:
@@ -47,15 +61,17 @@ def fit_linear_code(model: Autoencoder, volumes: Sequence[np.ndarray], weights: 
 def train_autoencoder(
     volumes: Sequence[np.ndarray],
     weights: Sequence[float],
-    profile: Profile,
+    architecture: AutoencoderConfig,
+    config: VaeConfig,
     seed: int,
     path: Path,
     perceptual: nn.Module | None = None,
     accelerator: Accelerator | None = None,
     save_every: int = 200,
     start: Mapping[str, Tensor] | None = None,
+    mixed_precision: str = "no",
 ) -> Iterator[StepState]:
-    """Train `ae_steps` steps on random patches, resuming from `path` when it exists.
+    """Train `config.steps` steps on random patches, resuming from `path` when it exists.
 
     volumes:    HU arrays at 1 mm     # see `hrldm.nodules.augmentation.sample_patches`
     perceptual: module (x, y) -> scalar, or None to leave the term out whatever its weight
@@ -67,7 +83,7 @@ def train_autoencoder(
     """
     accelerator = accelerator or Accelerator(cpu=device() == "cpu")
     torch.manual_seed(seed)
-    model, critic = Autoencoder.from_profile(profile), discriminator()
+    model, critic = Autoencoder(architecture), discriminator()
     if start is None:
         fit_linear_code(model, volumes, weights, seed)
     else:
@@ -77,27 +93,27 @@ def train_autoencoder(
     adversarial = PatchAdversarialLoss(criterion="least_squares")
     if perceptual is not None:
         perceptual.to(accelerator.device)
-    loop = _loop(model, critic, profile, seed, path, accelerator, save_every, start is not None)
+    loop = _loop(model, critic, config, seed, path, accelerator, save_every, start is not None)
     model, critic = loop.modules["model"], loop.modules["critic"]
 
     for step, rng in loop:
         noise = torch.Generator(accelerator.device).manual_seed(int(rng.integers(2**62)))
-        hu = sample_patches(volumes, weights, profile.ae_patch, profile.ae_batch, rng)
+        hu = sample_patches(volumes, weights, config.patch, config.batch, rng)
         x = normalise_hu(torch.from_numpy(hu)).to(accelerator.device)
-        with autocast(profile, accelerator.device.type):
+        with autocast(mixed_precision, accelerator.device.type):
             recon, mu, sigma = model(x, noise)
         recon = recon.float()
         losses = {"l1": (recon - x).abs().mean(), "kl": kl_divergence(mu.float(), sigma.float())}
-        total = losses["l1"] + profile.ae_kl * losses["kl"]
-        late = step >= profile.ae_adversarial_start
-        if perceptual is not None and profile.ae_perceptual > 0 and late:
+        total = losses["l1"] + config.kl * losses["kl"]
+        late = step >= config.adversarial_start
+        if perceptual is not None and config.perceptual > 0 and late:
             slices = torch.Generator().manual_seed(int(rng.integers(2**62)))
             losses["perceptual"] = perceptual(recon, x, slices)
-            total = total + profile.ae_perceptual * losses["perceptual"]
-        fights = profile.ae_adversarial > 0 and late
+            total = total + config.perceptual * losses["perceptual"]
+        fights = config.adversarial > 0 and late
         if fights:
             losses["adversarial"] = adversarial(critic(recon)[-1], target_is_real=True, for_discriminator=False)
-            total = total + profile.ae_adversarial * losses["adversarial"]
+            total = total + config.adversarial * losses["adversarial"]
         loop.check(losses)
         loop.descend(total, "model", "opt_g")
         if fights:
@@ -112,7 +128,7 @@ def train_autoencoder(
 def _loop(
     model: Autoencoder,
     critic: nn.Module,
-    profile: Profile,
+    config: VaeConfig,
     seed: int,
     path: Path,
     accelerator: Accelerator,
@@ -125,18 +141,17 @@ def _loop(
     groups = [{"params": [p for p in trained if all(p is not q for q in linear)], "scale": 1.0}]
     groups += [{"params": [p for p in trained if any(p is q for q in linear)], "scale": 0.1}] if linear else []
     optimizers = {
-        "opt_g": torch.optim.Adam(groups, profile.ae_lr),
-        "opt_d": torch.optim.Adam([{"params": critic.parameters(), "scale": 0.5}], profile.ae_lr),
+        "opt_g": torch.optim.Adam(groups, config.lr),
+        "opt_d": torch.optim.Adam([{"params": critic.parameters(), "scale": 0.5}], config.lr),
     }
-    fields = [f.name for f in dataclasses.fields(profile) if f.name.startswith("ae_")]
-    meta = {"stage": STAGE, "digest": profile.digest(*fields), "seed": seed, "architecture": architecture(profile)}
+    meta = {"stage": STAGE, "digest": digest(model.config, config), "seed": seed, "architecture": asdict(model.config)}
     meta |= {"start": weights_digest(model)} if goes_on else {}
 
     def lr(step: int) -> float:
-        return ckpt.polynomial_lr(profile.ae_lr, step, profile.ae_steps, 0.9) * min(1.0, (step + 1) / WARM_UP)
+        return ckpt.polynomial_lr(config.lr, step, config.steps, 0.9) * min(1.0, (step + 1) / WARM_UP)
 
     return Loop(
         path, meta, {"model": model, "critic": critic}, optimizers,
         identity=tuple(k for k in ("stage", "digest", "seed", "start") if k in meta),
-        total=profile.ae_steps, ema=EMA, lr=lr, save_every=save_every, accelerator=accelerator,
+        total=config.steps, ema=EMA, lr=lr, save_every=save_every, accelerator=accelerator,
     )  # fmt: skip

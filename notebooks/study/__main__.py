@@ -95,7 +95,7 @@ def algorithm2(
         overwrite: replace the folder of a former insertion.
     """
     wishes = [Wish(subtype, diameter, seed=seed)]
-    changes = {} if steps is None else {"sample_steps": steps}
+    changes = {} if steps is None else {"steps": steps}
     generator = released(on=device, grain=False, match_t_max=None, **changes)  # both are ours
     record = insert_file(ct, out, wishes, generator, lungs, overwrite=overwrite, algorithm=insert_whole)
     print(described(wishes, record))

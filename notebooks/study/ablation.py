@@ -40,47 +40,53 @@ class Cell:
 def cells(study: Study) -> list[Cell]:
     """Every cell of the study; the first of each factor is the profile's own setting."""
     p = study.profile
-    other = "eps" if p.prediction == "v" else "v"
+    other = "eps" if p.diffusion.prediction == "v" else "v"
     scratch = [  # what a trained network cannot turn to in a few steps
-        Cell("output of the U-Net", f"{p.prediction} (default)", {}),
-        Cell("output of the U-Net", other, {"prediction": other}),
-        Cell("linear denoiser", f"{'yes' if p.unet_linear_skip else 'no'} (default)", {}),
-        Cell("linear denoiser", "no" if p.unet_linear_skip else "yes", {"unet_linear_skip": not p.unet_linear_skip}),
-        Cell("mask's detail", f"{p.mask_detail} (default)", {}),
+        Cell("output of the U-Net", f"{p.diffusion.prediction} (default)", {}),
+        Cell("output of the U-Net", other, {"diffusion__prediction": other}),
+        Cell("linear denoiser", f"{'yes' if p.unet.linear_skip else 'no'} (default)", {}),
+        Cell("linear denoiser", "no" if p.unet.linear_skip else "yes", {"unet__linear_skip": not p.unet.linear_skip}),
+        Cell("mask's detail", f"{p.unet.mask_detail} (default)", {}),
         Cell("c_hist as", "vector (default)", {}),
-        Cell("c_hist as", "template", {"histogram_template": True, "use_c_hist": False}),
-        Cell("c_hist as", "both", {"histogram_template": True}),
-        Cell("c_hist as", "neither", {"use_c_hist": False}),
-        Cell("mask's detail", "4" if p.mask_detail == 1 else "1", {"mask_detail": 4 if p.mask_detail == 1 else 1}),
+        Cell("c_hist as", "template", {"histogram__template": True, "histogram__vector": False}),
+        Cell("c_hist as", "both", {"histogram__template": True}),
+        Cell("c_hist as", "neither", {"histogram__vector": False}),
+        Cell(
+            "mask's detail",
+            "4" if p.unet.mask_detail == 1 else "1",
+            {"unet__mask_detail": 4 if p.unet.mask_detail == 1 else 1},
+        ),
     ]
     core = [
-        Cell("background", f"{p.background} (default)", {}),
-        Cell("background", "noised", {"background": "noised"}),
-        Cell("background", "paper (Eq. 4, then Eq. 10)", {"background": "paper"}),
+        Cell("background", f"{p.diffusion.background} (default)", {}),
+        Cell("background", "noised", {"diffusion__background": "noised"}),
+        Cell("background", "paper (Eq. 4, then Eq. 10)", {"diffusion__background": "paper"}),
         Cell("c_hist x L_hist", "both (default)", {}),
-        Cell("c_hist x L_hist", "c_hist only", {"lambda_hist": 0.0}),
-        Cell("c_hist x L_hist", "L_hist only", {"use_c_hist": False}),
-        Cell("c_hist x L_hist", "neither", {"use_c_hist": False, "lambda_hist": 0.0}),
+        Cell("c_hist x L_hist", "c_hist only", {"histogram__weight": 0.0}),
+        Cell("c_hist x L_hist", "L_hist only", {"histogram__vector": False}),
+        Cell("c_hist x L_hist", "neither", {"histogram__vector": False, "histogram__weight": 0.0}),
     ]
     rest = [
-        Cell("lambda", f"{p.lambda_hist:g} (default)", {}),
-        Cell("lambda", "0", {"lambda_hist": 0.0}),
-        Cell("lambda", "1", {"lambda_hist": 1.0}),
-        Cell("lambda", "100", {"lambda_hist": 100.0}),
-        Cell("times of L_hist", f"t <= {p.hist_t_max} (default)", {}),
-        Cell("times of L_hist", "all t (paper)", {"hist_t_max": None}),
-        Cell("space of L_hist", f"{p.hist_space} (default)", {}),
-        Cell("space of L_hist", "HU", {"hist_space": "hu"}),
-        Cell("tokens of c_hist", f"{p.hist_tokens} (default)", {}),
-        Cell("tokens of c_hist", f"{p.hist_bins}", {"hist_tokens": p.hist_bins}),
+        Cell("lambda", f"{p.histogram.weight:g} (default)", {}),
+        Cell("lambda", "0", {"histogram__weight": 0.0}),
+        Cell("lambda", "1", {"histogram__weight": 1.0}),
+        Cell("lambda", "100", {"histogram__weight": 100.0}),
+        Cell("times of L_hist", f"t <= {p.histogram.t_max} (default)", {}),
+        Cell("times of L_hist", "all t (paper)", {"histogram__t_max": None}),
+        Cell("space of L_hist", f"{p.histogram.space} (default)", {}),
+        Cell("space of L_hist", "HU", {"histogram__space": "hu"}),
+        Cell("tokens of c_hist", f"{p.histogram.tokens} (default)", {}),
+        Cell("tokens of c_hist", f"{p.histogram.bins}", {"histogram__tokens": p.histogram.bins}),
         Cell("histogram imposed while sampling", "never (default)", {}),
         Cell("histogram imposed while sampling", "t <= 300", CHANGES["hr-ldm-matched"]),
         Cell(
-            "histogram imposed while sampling", "t <= 300, lambda 0", CHANGES["hr-ldm-matched"] | {"lambda_hist": 0.0}
+            "histogram imposed while sampling",
+            "t <= 300, lambda 0",
+            CHANGES["hr-ldm-matched"] | {"histogram__weight": 0.0},
         ),
-        *(scratch if p.ablation_start == "scratch" else []),
+        *(scratch if p.ablation.start == "scratch" else []),
     ]
-    given = ((core, p.ablation_core_seeds), (rest, p.ablation_seeds))
+    given = ((core, p.ablation.core_seeds), (rest, p.ablation.seeds))
     return [replace(cell, seeds=seeds) for group, seeds in given for cell in group]
 
 
@@ -88,8 +94,8 @@ def generator(study: Study, changes: dict, seed: int) -> Generator:
     """The network of one cell: `ablation_steps` steps on from the start network, or from scratch."""
     p = study.profile
     seeded = study if seed == study.seed else study.with_seed(seed)
-    start = None if p.ablation_start == "scratch" else trained(study, p.ablation_start).unet
-    return seeded.generator(start, ldm_steps=p.ablation_steps, **changes)
+    start = None if p.ablation.start == "scratch" else trained(study, p.ablation.start).unet
+    return seeded.generator(start, ldm__steps=p.ablation.steps, **changes)
 
 
 def lesions_of(study: Study, changes: dict, seed: int, request: Request, truth: Patches) -> pd.DataFrame:
@@ -103,8 +109,8 @@ def lesions_of(study: Study, changes: dict, seed: int, request: Request, truth: 
 
 def run_ablations(study: Study) -> dict[str, pd.DataFrame]:
     """Lesion tables of every cell, averaged over its seeds, by cell name; networks are kept on disk, equal ones made once."""
-    test = study.patches("test")[: study.profile.ablation_n]
-    background = study.backgrounds("test")[: study.profile.ablation_n]
+    test = study.patches("test")[: study.profile.ablation.n]
+    background = study.backgrounds("test")[: study.profile.ablation.n]
     request = request_for(study, test, background, condition="target")
     done: dict[tuple[str, int], pd.DataFrame] = {}
     out = {}
@@ -134,6 +140,6 @@ def ablation_table(study: Study, lesions: dict[str, pd.DataFrame]) -> pd.DataFra
             if base is not table:
                 pairs[f"{metric}_difference"] = (table[metric] - base.loc[table.index, metric]).to_numpy()
             for name, values in pairs.items():
-                e = mean_interval(values, groups, study.profile.n_boot, study.seed)
+                e = mean_interval(values, groups, study.profile.tables.n_boot, study.seed)
                 rows.append((cell.factor, cell.level, name, e.value, e.ci_low, e.ci_high, cell.seeds))
     return pd.DataFrame(rows, columns="factor level metric value ci_low ci_high n_seeds".split())

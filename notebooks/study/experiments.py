@@ -57,7 +57,7 @@ def shape_patients(frame: pd.DataFrame) -> np.ndarray:
 
 def evaluation_nodules(study: Study) -> tuple[Patches, Patches]:
     """The nodules of Tables 1 and 2 and the same places without them, at most `n_synthetic`."""
-    rows = slice(study.profile.n_synthetic)
+    rows = slice(study.profile.tables.n_synthetic)
     return study.patches("test")[rows], study.backgrounds("test")[rows]
 
 
@@ -72,7 +72,7 @@ def crossed_request(
         the chosen nodules (`n`, default `ablation_n`), the request, and the subtype label (n,) of each histogram.
     """
     rng = np.random.default_rng((study.seed, CROSS_SEED))
-    rows = np.sort(rng.permutation(len(truth))[: n or study.profile.ablation_n])
+    rows = np.sort(rng.permutation(len(truth))[: n or study.profile.ablation.n])
     chosen = truth[rows]
     asked = (chosen.subtype + rng.integers(1, len(SUBTYPES), len(rows))) % len(SUBTYPES)
     others = replace(background[rows], frame=chosen.frame.assign(subtype=np.array(SUBTYPES)[asked]))
@@ -202,7 +202,7 @@ def pool_request(study: Study, per_subtype: int | None = None) -> tuple[Patches,
     """
     train, background = study.patches("train"), study.backgrounds("train")
     counts = np.bincount(train.subtype, minlength=len(SUBTYPES))
-    n = per_subtype or min(int(counts.max()), study.profile.n_synthetic)
+    n = per_subtype or min(int(counts.max()), study.profile.tables.n_synthetic)
     rng = np.random.default_rng((study.seed, POOL_SEED))
     index = np.concatenate([draw(np.flatnonzero(train.subtype == k), n, rng) for k in np.flatnonzero(counts)])
     return train[index], request_for(study, train[index], background[index], "library", POOL_SEED)
@@ -215,8 +215,10 @@ def downstream_data(study: Study, system: str = "hr-ldm", per_subtype: int | Non
         ValueError: `cls_crop_mm` exceeds `patch_mm`; see `pool_request`.
     """
     p = study.profile
-    if p.cls_crop_mm > p.patch_mm:
-        raise ValueError(f"cls_crop_mm {p.cls_crop_mm} exceeds patch_mm {p.patch_mm}, the side of synthetic crops")
+    if p.downstream.crop_mm > p.data.patch_mm:
+        raise ValueError(
+            f"cls_crop_mm {p.downstream.crop_mm} exceeds patch_mm {p.data.patch_mm}, the side of synthetic crops"
+        )
     splits = [s for s in ("train", "val") if (study.frame.split == s).any()]
     real = [study.patches(s) for s in splits]
     test = study.patches("test")
@@ -225,13 +227,13 @@ def downstream_data(study: Study, system: str = "hr-ldm", per_subtype: int | Non
     every = ClassifierData(
         *(
             np.concatenate(columns)
-            for columns in zip(*(_columns(r, r.hu, p.cls_crop_mm, False) for r in real), strict=True)
+            for columns in zip(*(_columns(r, r.hu, p.downstream.crop_mm, False) for r in real), strict=True)
         )
     )
     return Downstream(
         real=every,
-        synthetic=ClassifierData(*_columns(source, made, p.cls_crop_mm, True)),
-        test=ClassifierData(*_columns(test, test.hu, p.cls_crop_mm, False)),
+        synthetic=ClassifierData(*_columns(source, made, p.downstream.crop_mm, True)),
+        test=ClassifierData(*_columns(test, test.hu, p.downstream.crop_mm, False)),
         real_ratings=np.concatenate([_ratings(r.frame) for r in real]),
         test_ratings=_ratings(test.frame),
     )
@@ -260,7 +262,7 @@ def malignancy_runs(study: Study, data: Downstream) -> tuple[list[RunResult], Cl
     where `Downstream.lacks_malignancy` says why.
     """
     rated, test = malignancy_data(data.real, data.real_ratings), malignancy_data(data.test, data.test_ratings)
-    if data.lacks_malignancy(study.profile.cls_folds):
+    if data.lacks_malignancy(study.profile.downstream.folds):
         return [], test
     weights = {(run.arm, run.fold): run.weights for run in subtype_runs(study, data)}
     return _run(study, malignancy_jobs(rated, weights, study.profile, study.seed), rated, None, test), test

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from hrldm import paths
-from hrldm.config import SUBTYPES, get_profile
+from hrldm.config import SUBTYPES
 from hrldm.insertion.generator import Request
 from hrldm.insertion.released import released
 from hrldm.nodules.patches import Patches, fitting, load_patches, manifest_digest
@@ -32,6 +32,7 @@ from study.measure.features import Extractor, default_extractor, three_plane_fea
 from study.measure.fidelity import separability
 from study.measure.realism import feature_table, realism
 from study.measure.triplets import ordered_share, thrice, triplet_table, typical_histograms
+from study.profiles import get_profile
 from study.study import Study, checked_manifest, chosen_histograms
 from study.systems import reconstruction, texture
 from study.systems.registry import request_for
@@ -89,11 +90,11 @@ def judge(
         for s, make in systems.items()
     ]
     features = {
-        s: three_plane_features(centre_crop(crops, profile.fid_crop_mm), extractor, n_slices=profile.fid_slices, device=device())
+        s: three_plane_features(centre_crop(crops, profile.tables.fid_crop_mm), extractor, n_slices=profile.tables.fid_slices, device=device())
         for s, crops in {"real": truth.hu, **other}.items()
     }  # fmt: skip
     tables = {
-        "lesion_histograms": intensity.lesion_histograms(lesions, profile.n_boot, 0),
+        "lesion_histograms": intensity.lesion_histograms(lesions, profile.tables.n_boot, 0),
         "median_jsd": pd.concat([medians[0], medians[1].assign(subtype="all")])[["system", "subtype", "jsd"]],
         "control_summary": intensity.control_summary(intensity.control_tables(control, truth, systems)),
         "triplets_summary": ordered_share(pd.concat(triplets, ignore_index=True)),
@@ -107,7 +108,7 @@ def judge(
         real, place = (truth, "in_place") if native is None else (native, "displaced")
         told = {s: feature_table(crops, truth.mask) for s, crops in made.items()}
         known = feature_table(real.hu, real.mask), told, shape_patients(real.frame), patients
-        tables["realism"] = realism(*known, place, profile.n_boot, 0)
+        tables["realism"] = realism(*known, place, profile.tables.n_boot, 0)
     return tables
 
 
@@ -130,12 +131,12 @@ def open_nodules(root: Path, split: str = "test", seed: int = 0) -> Study:
     chosen = frame[frame.split == split]
     if chosen.empty:
         raise ValueError(f"{root}: no nodule of split {split!r} in its manifest; choose another, or all")
-    if (chosen.diameter_mm > profile.patch_mm).all():
+    if (chosen.diameter_mm > profile.data.patch_mm).all():
         raise ValueError(
-            f"{root}: every nodule of split {split!r} is wider than the crop of {profile.patch_mm} mm that is judged "
+            f"{root}: every nodule of split {split!r} is wider than the crop of {profile.data.patch_mm} mm that is judged "
             f"(the first, {chosen.nodule_id.iloc[0]}, has {chosen.diameter_mm.iloc[0]:g} mm)"
         )
-    return Study(profile, root.resolve().name, root, seed, fitting(frame, profile.patch_mm))
+    return Study(profile, root.resolve().name, root, seed, fitting(frame, profile.data.patch_mm))
 
 
 def displaced(study: Study, split: str, host: Host) -> tuple[Study, Patches]:
@@ -155,7 +156,9 @@ def displaced(study: Study, split: str, host: Host) -> tuple[Study, Patches]:
     moved = open_nodules(transplant(nodules, [host], paths.cache_dir() / "transplants" / key, seed=study.seed), "all")
     moved = replace(moved, seed=study.seed, frame=moved.frame.assign(split=split))
     own = nodules.set_index("nodule_id").loc[moved.split(split).source_id].reset_index()
-    return replace(moved, dataset=f"{study.dataset} in {host.patient_id}"), load_patches(own, study.profile.patch_mm)
+    return replace(moved, dataset=f"{study.dataset} in {host.patient_id}"), load_patches(
+        own, study.profile.data.patch_mm
+    )
 
 
 def judge_released(

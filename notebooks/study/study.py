@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from hrldm import paths
-from hrldm.config import Profile, get_profile
+from hrldm.config import changed, digest
 from hrldm.insertion.generator import Generator
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.perceptual import PerceptualLoss
@@ -31,12 +31,13 @@ from hrldm.train import checkpoint as ckpt
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder, load_maisi
 from hrldm.train.device import device
 from hrldm.train.latents import SHIFT, LatentCache, build_latents, lesion_histograms, weights_digest
-from hrldm.train.ldm import RUN_FIELDS, load_unet, train_ldm
 from hrldm.train.ldm import VERSION as LDM_VERSION
+from hrldm.train.ldm import load_unet, train_ldm
 from hrldm.train.loop import follow, read_history
 from hrldm.train.vae import VERSION as VAE_VERSION
 from hrldm.train.vae import train_autoencoder
 from hrldm.wheels import LITE0, wheel_file
+from study.profiles import Profile, get_profile
 
 logger = logging.getLogger(__name__)
 SYMMETRIES = 48  # of a cube
@@ -69,14 +70,14 @@ class Study:
 
     def patches(self, split: str, size: int | None = None, image_column: str = "image") -> Patches:
         """Crops of one split; `size` defaults to the profile's training crop."""
-        return load_patches(self.split(split), size or self.profile.patch_mm, image_column)
+        return load_patches(self.split(split), size or self.profile.data.patch_mm, image_column)
 
     def backgrounds(self, split: str, size: int | None = None) -> Patches:
         """The same places, without their nodules where the manifest has a background, else the images themselves."""
         frame = self.split(split)
         if "background" in frame:
             frame = frame.assign(image=frame.background.where(frame.background != "", frame.image))
-        return load_patches(frame, size or self.profile.patch_mm)
+        return load_patches(frame, size or self.profile.data.patch_mm)
 
     @functools.cached_property
     def autoencoder(self) -> Autoencoder:
@@ -92,18 +93,18 @@ class Study:
 
         templates: with the histograms as pictures; None as the profile says
         """
-        templates = self.profile.histogram_template if templates is None else templates
+        templates = self.profile.histogram.template if templates is None else templates
         if (split, templates) not in self._latents:
             self._latents[split, templates] = self._encoded(split, templates)
         return self._latents[split, templates]
 
     def _encoded(self, split: str, templates: bool) -> LatentCache:
         p = self.profile
-        enough = -(-p.least_latents // len(self.split(split)))
-        variants = max(p.latent_variants, min(enough, SYMMETRIES)) if split == "train" else 1
-        size = p.patch_mm + (2 * SHIFT if variants > 1 else 0)
+        enough = -(-p.latents.least // len(self.split(split)))
+        variants = max(p.latents.variants, min(enough, SYMMETRIES)) if split == "train" else 1
+        size = p.data.patch_mm + (2 * SHIFT if variants > 1 else 0)
         patches, background = self.patches(split, size), self.backgrounds(split, size).hu
-        settings = (p.patch_mm, variants, p.hist_bins, self.seed, device())
+        settings = (p.data.patch_mm, variants, p.histogram.bins, self.seed, device())
         return build_latents(self.autoencoder, patches, *settings, background, templates)
 
     def with_seed(self, seed: int) -> Study:
@@ -118,32 +119,34 @@ class Study:
         start: network whose weights the training begins with (those that fit); None begins with one pre-trained on
                lidc-mini as the profile says, or draws them from the seed.
         """
-        profile = dataclasses.replace(self.profile, **changes)
+        profile = changed(self.profile, **changes)
         if start is None:
             start = self.pretrained(profile)
         # the `paper` rule trains as `clean` does and differs in sampling only
-        trained = dataclasses.replace(profile, background="clean") if profile.background == "paper" else profile
+        trained = (
+            changed(profile, diffusion__background="clean") if profile.diffusion.background == "paper" else profile
+        )
         path = self.run_path(trained, start)
         history = fit_ldm(self, trained, path, start)
-        return (*load_unet(path, profile, device()), profile, history)
+        return (*load_unet(path, device())[:2], profile, history)
 
     def generator(self, start: ConditionalUNet | None = None, **changes) -> Generator:
         """The generator around the network of `unet`."""
         unet, scale, profile, _ = self.unet(start, **changes)
-        return Generator(self.autoencoder, unet, scale, profile, device())
+        return Generator(self.autoencoder, unet, scale, profile, profile.sampling, device())
 
     def pretrained(self, profile: Profile) -> ConditionalUNet | None:
         """The network that `profile` asks to begin with: nodules of known truth first, few real ones after."""
-        if self.dataset == "lidc-mini" or not profile.pretrain_steps:
+        if self.dataset == "lidc-mini" or not profile.ldm.pretrain_steps:
             return None
-        settings = dataclasses.replace(profile, lambda_hist=0.0, ldm_steps=profile.pretrain_steps)
+        settings = changed(profile, histogram__weight=0.0, ldm__steps=profile.ldm.pretrain_steps)
         embedded = open_study(settings, seed=self.seed)
         vars(embedded)["autoencoder"] = self.autoencoder  # another one's latents would be another language
         return embedded.unet()[0]
 
     def run_path(self, profile: Profile, start: ConditionalUNet | None = None) -> Path:
         parts = [
-            profile.digest(*RUN_FIELDS, "latent_variants", "least_latents", "patch_mm"),
+            digest(*profile.parts(), profile.data.patch_mm),
             self.data_hash,
             weights_digest(self.autoencoder),
             f"v{LDM_VERSION}",
@@ -157,7 +160,7 @@ class Study:
         if self.dataset == "lidc-mini":  # the sources of the test nodules' histograms stay out of reach
             sources = histogram_library()
             return sources[sources.nodule_id.isin(self.split("train").histogram_id)]
-        return completed(library_of(self.patches("train"), self.profile.hist_bins))
+        return completed(library_of(self.patches("train"), self.profile.histogram.bins))
 
     def library_histograms(self, places: Patches, seed: int) -> np.ndarray:
         """A training nodule's histogram of the same subtype and about the same size for every row (never its own).
@@ -190,21 +193,28 @@ def chosen_histograms(places: Patches, library: pd.DataFrame, rng: np.random.Gen
 
 
 def open_study(
-    profile: str | Profile, dataset: str = "lidc-mini", data_root: str = "", seed: int = 0, **overrides
+    profile: str | Profile,
+    dataset: str = "lidc-mini",
+    data_root: str = "",
+    seed: int = 0,
+    settings: str = "",
+    **changes,
 ) -> Study:
     """Check everything that can be checked before long work, and open the study.
 
     dataset:   lidc-mini (embedded, made on first use) or the name of a manifest folder
     data_root: folder with manifest.csv for every other dataset
+    settings, changes: see `get_profile`
 
     Raises:
-        ValueError: unknown profile or field, missing data_root, a manifest that does not validate, or a patient (for
+        ValueError: unknown profile or setting, missing data_root, a manifest that does not validate, or a patient (for
             lidc-mini also a shape or a place) in two splits, naming what and where.
     """
-    p = profile if isinstance(profile, Profile) else get_profile(profile, **overrides)
+    p = profile if isinstance(profile, Profile) else get_profile(profile, settings, **changes)
     given = paths.check_run(p.name, dataset, data_root)
-    root = Path(given) if given else lidc_mini.prepare(p.n_train, p.n_val, p.n_test, seed, n_jobs=os.cpu_count() or 1)
-    frame = fitting(checked_manifest(root), p.patch_mm)
+    sizes = (p.data.n_train, p.data.n_val, p.data.n_test)
+    root = Path(given) if given else lidc_mini.prepare(*sizes, seed, n_jobs=os.cpu_count() or 1)
+    frame = fitting(checked_manifest(root), p.data.patch_mm)
     assert_disjoint(frame)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed {seed}: give a whole number from 0 to {2**32 - 1}")
@@ -250,34 +260,35 @@ def obtain_autoencoder(study: Study) -> Autoencoder:
         CheckpointError: missing or corrupt weights; the message says which file.
     """
     p = study.profile
-    if p.ae_source == "shipped":
+    if p.autoencoder.source == "shipped":
         model = load_autoencoder(SHIPPED_AUTOENCODER)
-    elif p.ae_source == "train":
+    elif p.autoencoder.source == "train":
         path, _ = fit_autoencoder(study, p)
         model = load_autoencoder(path)
     else:
-        model = load_maisi(Path(p.ae_source))
+        model = load_maisi(Path(p.autoencoder.source))
     return model.eval().requires_grad_(False)
 
 
 def fit_autoencoder(study: Study, profile: Profile) -> tuple[Path, pd.DataFrame]:
     """Train Stage I on the study's training crops (resumable); checkpoint path and loss history."""
-    fields = [f.name for f in dataclasses.fields(Profile) if f.name.startswith("ae_")]
-    folder = paths.cache_dir() / "runs" / f"ae-{profile.digest(*fields)}-{study.data_hash}-s{study.seed}-v{VAE_VERSION}"
+    key = digest(profile.autoencoder, profile.vae, profile.mixed_precision, profile.data.patch_mm)
+    folder = paths.cache_dir() / "runs" / f"ae-{key}-{study.data_hash}-s{study.seed}-v{VAE_VERSION}"
     path = folder / "autoencoder.safetensors"
-    crops = study.patches("train", 64 if study.dataset == "lidc-mini" else profile.patch_mm).hu
+    crops = study.patches("train", 64 if study.dataset == "lidc-mini" else profile.data.patch_mm).hu
     steps = train_autoencoder(
-        list(crops), np.ones(len(crops)), profile, study.seed, path, PerceptualLoss(wheel_file(*LITE0))
-    )
-    return path, follow(steps, folder, profile.ae_steps, path, "autoencoder")
+        list(crops), np.ones(len(crops)), profile.autoencoder, profile.vae, study.seed, path,
+        PerceptualLoss(wheel_file(*LITE0)), mixed_precision=profile.mixed_precision,
+    )  # fmt: skip
+    return path, follow(steps, folder, profile.vae.steps, path, "autoencoder")
 
 
 def fit_ldm(study: Study, profile: Profile, path: Path, start: ConditionalUNet | None = None) -> pd.DataFrame:
     """Train Stage II unless `path` is finished (resumes where it stopped); the loss history."""
-    if path.exists() and ckpt.load_meta(path)["step"] == profile.ldm_steps:
+    if path.exists() and ckpt.load_meta(path)["step"] == profile.ldm.steps:
         return read_history(path.parent)
-    cache = study.latents("train", profile.histogram_template)
+    cache = study.latents("train", profile.histogram.template)
     initial = None if start is None else start.state_dict()
     steps = train_ldm(cache, profile, study.seed, path, study.autoencoder, initial=initial)
-    label = f"{profile.objective} lambda={profile.lambda_hist:g}"
-    return follow(steps, path.parent, profile.ldm_steps, path, label)
+    label = f"{profile.diffusion.objective} lambda={profile.histogram.weight:g}"
+    return follow(steps, path.parent, profile.ldm.steps, path, label)

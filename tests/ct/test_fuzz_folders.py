@@ -147,7 +147,7 @@ def test_any_study(folder, tmp_path_factory, steps):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HRLDM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         damage(root, folder, steps)
-        study = outcome(lambda: open_study(tiny.profile(patch_mm=12), "mine", str(root)), root)
+        study = outcome(lambda: open_study(tiny.profile(data__patch_mm=12), "mine", str(root)), root)
         if study is not None:
             for split in ("train", "test"):
                 truth, places = study.patches(split), study.backgrounds(split)

@@ -76,7 +76,7 @@ def test_any_command_line_ends_with_a_result_or_a_sentence(place, monkeypatch, c
     class Painting(tiny.PaintingGenerator):
         def __init__(self, **sampling) -> None:
             super().__init__()
-            self.profile = released.sampled(self.profile, **sampling)
+            self.sampling = released.sampled(self.sampling, **sampling)
 
     monkeypatch.setattr(insert, "load_shapes", lambda: LIBRARY)
     monkeypatch.setattr(released, "released", lambda on, grain, **sampling: Painting(**sampling))

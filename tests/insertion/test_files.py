@@ -444,7 +444,7 @@ def test_a_record_made_otherwise_is_said(nifti, tmp_path):
     ]
     other = records.told_apart(record, tmp_path / "lungs.nii.gz", WISHES, generator, lungs=nifti, retries=0)
     assert [f.split(":")[0] for f in other] == ["files ct", "files lungs"]
-    generator.profile = tiny.profile(match_t_max=300, sample_steps=7)
+    generator.profile = tiny.profile(sampling__match_t_max=300, sampling__steps=7)
     assert [f.split(":")[0] for f in records.told_apart(record, copy, WISHES, generator, **same)] == ["sampling steps"]
 
 

@@ -21,12 +21,11 @@ def request(n: int = 3, size: int = 16, seed: int = 0) -> Request:
 
 
 def generator(**changes) -> Generator:
-    profile = tiny.profile(**changes)
-    return Generator(tiny.autoencoder(), tiny.unet(**changes), 0.8, profile)
+    return tiny.generator(tiny.autoencoder(), tiny.unet(**changes), 0.8, **changes)
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"objective": "rflow"}, {"background": "paper"}, {"sampler": "ddpm", "num_train_timesteps": 4, "sample_steps": 4}]
+    "changes", [{}, {"diffusion__objective": "rflow"}, {"diffusion__background": "paper"}, {"sampling__sampler": "ddpm", "diffusion__timesteps": 4, "sampling__steps": 4}]
 )  # fmt: skip
 def test_voxels_beyond_the_feather_keep_their_values(changes):
     asked = request()
@@ -74,7 +73,7 @@ def test_lesions_of_different_windows_keep_their_order_and_their_backgrounds():
     for i, radius in enumerate((13, 4, 5, 12)):
         asked.mask[i] = np.roll(tiny.ball(40, radius), 2 * i, 0)
     z = make.latents(asked, states.append)
-    assert {tuple(s.z.shape) for s in states} == {(2, 4, 10, 10, 10)} and len(states) == 2 * make.profile.sample_steps
+    assert {tuple(s.z.shape) for s in states} == {(2, 4, 10, 10, 10)} and len(states) == 2 * make.sampling.steps
     torch.testing.assert_close(make.latents(asked), z, rtol=0, atol=0)
     np.testing.assert_allclose(make(asked), np.stack([make(asked[[i]])[0] for i in range(4)]), atol=0.5)
     x = normalise_hu(torch.from_numpy(asked.background[:, None].astype(np.float32)))
@@ -117,5 +116,5 @@ def test_bad_requests_are_named():
         generator()(dataclasses.replace(asked, mask=nothing))
     with pytest.raises(ValueError, match="not a multiple of 4"):
         generator()(request(size=18))
-    with pytest.raises(ValueError, match="sample_steps must lie in"):
-        generator(sample_steps=0)(asked)
+    with pytest.raises(ValueError, match="sampling steps must lie in"):
+        generator(sampling__steps=0)(asked)

@@ -93,9 +93,9 @@ def test_a_lesion_decoded_in_its_window_is_that_of_the_whole_crop():
     nodules = tiny.patches(2, 64)
     mask = np.stack([np.roll(tiny.ball(64, 5), (6, -9, 3), (0, 1, 2)), tiny.ball(64, 11)])
     histogram = np.stack([hu_histogram(hu[m], 40) for hu, m in zip(nodules.hu, mask, strict=True)])
-    changes = {"ae_latent_channels": 8, "lesion_context": 2}
+    changes = {"autoencoder__latent_channels": 8, "unet__context": 2}
     model, unet = load_autoencoder(SHIPPED_AUTOENCODER).eval(), tiny.unet(**changes)
-    plain = Generator(model, unet, 1.0, tiny.profile(**changes))
+    plain = tiny.generator(model, unet, 1.0, **changes)
     asked = Request(nodules.hu, mask, nodules.subtype, histogram, np.arange(2))
     whole, made = plain(asked, paste=False), dataclasses.replace(plain, grain=True)(asked, paste=False)
     crops = reconstruct(model, asked.background)

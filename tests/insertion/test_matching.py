@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from hrldm.insertion import generator as generate
-from hrldm.insertion.generator import Generator, Request
+from hrldm.insertion.generator import Request
 from hrldm.insertion.matching import core_lead, match_latents, matched
 from hrldm.nodules.histograms import histogram_jsd, hu_histogram
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder
-from study.systems.registry import DEPENDS_ON
 from tests import tiny
 
 
@@ -50,7 +49,7 @@ def test_matching_moves_the_lesion_only_and_not_when_it_obeys():
 
 @pytest.mark.parametrize("objective", ["ddpm", "rflow"])
 def test_generator_obeys_the_histogram_with_an_untrained_network(objective, monkeypatch):
-    changes = {"ae_latent_channels": 8, "objective": objective, "sample_steps": 4}
+    changes = {"autoencoder__latent_channels": 8, "diffusion__objective": objective, "sampling__steps": 4}
     model, unet = load_autoencoder(SHIPPED_AUTOENCODER).eval(), tiny.unet(**changes)
     made = tiny.patches(3, 32)
     wanted = np.stack([hu_histogram(h[k]) for h, k in zip(made.hu, made.mask, strict=True)])
@@ -58,15 +57,17 @@ def test_generator_obeys_the_histogram_with_an_untrained_network(objective, monk
     request = Request(lung, made.mask, made.subtype, wanted, np.arange(3))
 
     def jsd(**more):
-        out = Generator(model, unet, 0.8, tiny.profile(**changes, **more))(request)
+        out = tiny.generator(model, unet, 0.8, **changes, **more)(request)
         pairs = zip(out, made.mask, wanted, strict=True)
         return np.mean([histogram_jsd(hu_histogram(o[k]), w) for o, k, w in pairs])
 
-    once = jsd(match_t_max=1000)
-    twice = jsd(match_t_max=1000, match_rounds=2)
+    once = jsd(sampling__match_t_max=1000)
+    twice = jsd(sampling__match_t_max=1000, sampling__match_rounds=2)
     assert once < 0.5 * jsd() and twice < 0.9 * once
     monkeypatch.setattr(generate, "GAIN", 1.0)
-    assert twice < jsd(match_t_max=1000, match_rounds=2) and twice < 1.2 * jsd(match_t_max=1000, match_rounds=4)
+    assert twice < jsd(sampling__match_t_max=1000, sampling__match_rounds=2) and twice < 1.2 * jsd(
+        sampling__match_t_max=1000, sampling__match_rounds=4
+    )
 
 
 def test_a_core_takes_the_densest_part_of_the_histogram():
@@ -82,7 +83,7 @@ def test_a_core_takes_the_densest_part_of_the_histogram():
 
 
 def test_the_generator_makes_the_core():
-    changes = {"ae_latent_channels": 8, "sample_steps": 4}
+    changes = {"autoencoder__latent_channels": 8, "sampling__steps": 4}
     model, unet = load_autoencoder(SHIPPED_AUTOENCODER).eval(), tiny.unet(**changes)
     mask, core = tiny.ball(32, 9)[None], tiny.ball(32, 5)[None]
     share = core.sum() / mask.sum()
@@ -90,11 +91,7 @@ def test_the_generator_makes_the_core():
     values = np.concatenate([rng.normal(-600, 60, 5000), rng.normal(20, 40, round(5000 * share / (1 - share)))])
     lung = rng.normal(-850, 30, mask.shape).astype(np.int16)
     request = Request(lung, mask, np.array([1]), hu_histogram(values)[None], np.array([3]), core)
-    out = Generator(model, unet, 0.8, tiny.profile(**changes, match_t_max=1000))(request)
+    out = tiny.generator(model, unet, 0.8, **changes, sampling__match_t_max=1000)(request)
     assert out[core].mean() > -200 and out[mask & ~core].mean() < -450
     with pytest.raises(ValueError, match="solid core is made by imposing"):
-        Generator(model, unet, 0.8, tiny.profile(**changes))(request)
-
-
-def test_crops_on_disk_depend_on_it():
-    assert {"match_t_max", "match_rounds"} <= set(DEPENDS_ON)
+        tiny.generator(model, unet, 0.8, **changes)(request)

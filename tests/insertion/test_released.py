@@ -9,7 +9,8 @@ import torch
 
 import hrldm
 from hrldm.insertion.generator import Request
-from hrldm.insertion.released import RELEASED_UNET, SAMPLING, released
+from hrldm.insertion.released import RELEASED_UNET, released
+from hrldm.model.diffusion import SamplingConfig
 from hrldm.nodules.histograms import histogram_moments, hu_histogram
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.latents import weights_digest
@@ -20,30 +21,31 @@ from tests import tiny
 @pytest.fixture
 def shipped(tmp_path):
     """Files of tiny networks as the ship scripts write them."""
-    model, unet, profile = tiny.autoencoder(), tiny.unet(), tiny.profile(match_t_max=300)
-    architecture = {
-        "channels": profile.ae_channels, "res_blocks": profile.ae_res_blocks, "encoder_res_blocks": profile.ae_encoder_res_blocks,
-        "latent_channels": 4, "norm_groups": 4, "linear_skip": profile.ae_linear_skip, "norm": profile.ae_norm,
-    }  # fmt: skip
+    model, unet, profile = tiny.autoencoder(), tiny.unet(), tiny.profile(sampling__match_t_max=300)
+    architecture = dataclasses.asdict(model.config)
     ckpt.save(tmp_path / "ae.safetensors", {"ema": model.state_dict()}, {"architecture": architecture})
-    meta = {"stage": "ldm", "scale": 0.8, "profile": dataclasses.asdict(profile), "autoencoder": weights_digest(model)}
+    meta = {
+        "stage": "ldm", "scale": 0.8, "latent_channels": 4, "config": dataclasses.asdict(profile),
+        "sampling": dataclasses.asdict(profile.sampling), "autoencoder": weights_digest(model),
+    }  # fmt: skip
     ckpt.save(tmp_path / "unet.safetensors", {"ema": unet.state_dict()}, meta)
     return tmp_path, unet, profile
 
 
 def test_files_give_back_the_networks_profile_and_scale(shipped):
     folder, unet, profile = shipped
-    made = released(folder / "unet.safetensors", folder / "ae.safetensors", sample_steps=2)
-    assert made.profile == dataclasses.replace(profile, sample_steps=2) and made.scale == 0.8 and made.grain
+    made = released(folder / "unet.safetensors", folder / "ae.safetensors", steps=2)
+    assert made.sampling == dataclasses.replace(profile.sampling, steps=2) and made.scale == 0.8 and made.grain
+    assert made.config.parts() == profile.parts()
     assert not released(folder / "unet.safetensors", folder / "ae.safetensors", grain=False).grain
     assert all(
         torch.equal(a.cpu(), b)
         for a, b in zip(made.unet.state_dict().values(), unet.state_dict().values(), strict=True)
     )
     for steps in (0, -3, 10**6):
-        with pytest.raises(ValueError, match=f"sample_steps={steps}: give 1 to 1000"):
-            released(folder / "unet.safetensors", folder / "ae.safetensors", sample_steps=steps)
-    with pytest.raises(ValueError, match=r"unknown profile field\(s\) \['stepps'\]"):
+        with pytest.raises(ValueError, match=f"steps={steps}: give 1 to 1000"):
+            released(folder / "unet.safetensors", folder / "ae.safetensors", steps=steps)
+    with pytest.raises(ValueError, match="unknown setting 'stepps'"):
         released(folder / "unet.safetensors", folder / "ae.safetensors", stepps=2)
 
 
@@ -80,9 +82,9 @@ def test_weights_with_a_flipped_bit_are_refused_by_their_card(shipped, name):
 
 @pytest.mark.skipif(not RELEASED_UNET.exists(), reason="no released U-Net in hrldm/weights")
 def test_the_shipped_weights_are_sampled_as_was_chosen_for_them_unless_something_else_is_asked():
-    made, other = released().profile, released(RELEASED_UNET.parent / "." / RELEASED_UNET.name, match_rounds=1).profile
-    assert {name: getattr(made, name) for name in SAMPLING} == SAMPLING
-    assert other == dataclasses.replace(made, match_rounds=1)
+    made = released().sampling
+    assert made == SamplingConfig(steps=4, match_t_max=400, match_rounds=2)
+    assert released(match_rounds=1).sampling == dataclasses.replace(made, match_rounds=1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -1,5 +1,8 @@
 """The wrapped MAISI VAE: D_trunc and the rest are the decoder, the linear skip is PCA, crops decode as in the whole."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,9 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from torch.distributions import Normal, kl_divergence
 
-from hrldm.config import get_profile
+from hrldm.config import from_header
 from hrldm.model import autoencoder as ae
+from study.profiles import get_profile
 from tests import tiny
 
 
@@ -33,7 +37,10 @@ def test_hu_window():
     torch.testing.assert_close(ae.normalise_hu(torch.from_numpy(hu).float()), torch.from_numpy(x))
 
 
-@pytest.mark.parametrize("changes", [{}, {"ae_linear_skip": False, "ae_norm": True}, {"ae_res_blocks": (1, 2, 1)}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"autoencoder__linear_skip": False, "autoencoder__norm": True}, {"autoencoder__res_blocks": (1, 2, 1)}],
+)
 def test_decode_is_the_rest_after_the_truncated_decoder(changes):
     model = tiny.autoencoder(**changes)
     z = torch.randn(2, 4, 4, 3, 5, generator=torch.Generator().manual_seed(0))
@@ -45,7 +52,7 @@ def test_decode_is_the_rest_after_the_truncated_decoder(changes):
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_without_linear_skip_decode_is_monais(norm):
-    model = tiny.autoencoder(ae_linear_skip=False, ae_norm=norm)
+    model = tiny.autoencoder(autoencoder__linear_skip=False, autoencoder__norm=norm)
     z = torch.randn(1, 4, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(model.decode(z), model.net.decode(z), atol=1e-5, rtol=1e-5)
 
@@ -53,7 +60,7 @@ def test_without_linear_skip_decode_is_monais(norm):
 def test_truncated_decoder_ends_at_the_penultimate_residual_block():
     from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiResBlock
 
-    model = tiny.autoencoder(ae_res_blocks=(2, 1, 1))
+    model = tiny.autoencoder(autoencoder__res_blocks=(2, 1, 1))
     stages = list(model.net.decoder.blocks)
     residual = [i for i, block in enumerate(stages) if isinstance(block, MaisiResBlock)]
     ran = []
@@ -96,7 +103,7 @@ def test_overlapping_synthesis_is_the_ridge_regression_from_27_blocks():
 def test_untrained_autoencoder_starts_exactly_at_its_linear_code():
     x = volumes()
     torch.manual_seed(0)
-    model = ae.Autoencoder.from_profile(tiny.profile())
+    model = ae.Autoencoder(tiny.profile().autoencoder)
     model.linear.fit(x)
     z = model.linear.analysis(x)
     assert torch.equal(model.encode(x)[0], z)
@@ -117,7 +124,7 @@ def test_whitening_scales_the_components_between_pca_and_unit_variance():
 def test_crop_decodes_as_in_the_whole_without_group_norm_only():
     z = torch.randn(1, 4, 16, 16, 16, generator=torch.Generator().manual_seed(2))
     for norm in (False, True):
-        model = tiny.autoencoder(ae_norm=norm)
+        model = tiny.autoencoder(autoencoder__norm=norm)
         whole = model.decode_truncated(z)[..., 28:36, 28:36, 28:36]
         crop = model.decode_truncated(z[..., 1:15, 1:15, 1:15])[..., 24:32, 24:32, 24:32]
         difference = (whole - crop).abs().max() / whole.std()
@@ -132,7 +139,7 @@ def test_sides_that_are_no_multiple_of_4_are_named(shape):
 
 def test_other_than_three_levels_is_refused():
     with pytest.raises(ValueError, match="three levels"):
-        ae.Autoencoder(channels=(8, 16))
+        ae.Autoencoder(ae.AutoencoderConfig(channels=(8, 16)))
 
 
 def test_posterior_sample_follows_mean_and_deviation_and_its_generator():
@@ -153,8 +160,8 @@ def test_kl_divergence_is_the_closed_form():
 
 @pytest.mark.parametrize("name", ["smoke", "quick", "gpu"])
 def test_profile_rebuilds_from_its_json_architecture(name):
-    import json
-
-    architecture = json.loads(json.dumps(ae.architecture(get_profile(name))))
-    model, again = ae.Autoencoder.from_profile(get_profile(name)), ae.Autoencoder(**architecture)
+    config = get_profile(name).autoencoder
+    again = from_header(ae.AutoencoderConfig, json.loads(json.dumps(dataclasses.asdict(config))))
+    assert again == config
+    model, again = ae.Autoencoder(config), ae.Autoencoder(again)
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in again.state_dict().items()}

@@ -6,10 +6,10 @@ import pytest
 import torch
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 
-from hrldm.config import get_profile
 from hrldm.model.diffusion import (
     BACKGROUNDS,
     SAMPLERS,
+    DiffusionConfig,
     Schedule,
     blend,
     flow_input,
@@ -17,6 +17,7 @@ from hrldm.model.diffusion import (
     noisy_input,
     randn_like,
 )
+from study.profiles import get_profile
 
 MONAI = {"schedule": "scaled_linear_beta", "beta_start": 0.0015, "beta_end": 0.0195, "clip_sample": False}
 SHAPE = (2, 4, 5, 5, 5)
@@ -53,7 +54,7 @@ def perfect(z0: torch.Tensor, schedule: Schedule, sampler: str):
 
 
 def test_schedule_is_the_papers():
-    schedule, monai = Schedule.from_profile(get_profile("paper")), DDPMScheduler(1000, **MONAI)
+    schedule, monai = Schedule(get_profile("paper").diffusion), DDPMScheduler(1000, **MONAI)
     torch.testing.assert_close(schedule.alphas_cumprod.float(), monai.alphas_cumprod, atol=1e-6, rtol=1e-4)
     assert schedule.betas[0].item() == pytest.approx(0.0015) and schedule.betas[-1].item() == pytest.approx(0.0195)
     assert 80 < 1 / schedule.alphas_cumprod[-1].sqrt() < 90  # Eq. 6 amplifies 84-fold at the last t (design decision 6)
@@ -136,7 +137,7 @@ def test_ddim_times_and_trajectory_equal_monais():
 @pytest.mark.parametrize("background", BACKGROUNDS)
 @pytest.mark.parametrize(("sampler", "steps"), [("ddpm", 40), ("ddim", 1), ("ddim", 7), ("ddim", 40), ("rflow", 1), ("rflow", 7)])  # fmt: skip
 def test_perfect_denoiser_returns_z0_in_the_lesion_and_the_clean_background_outside(sampler, steps, background):
-    schedule = Schedule(40)
+    schedule = Schedule(DiffusionConfig(timesteps=40))
     z0, z_bg, m = randn(0), randn(1), lesion()
     states = run(perfect(z0, schedule, sampler), z_bg, m, schedule, seeded(), sampler, steps, background)
     inside = m.expand_as(z0) == 1
@@ -199,7 +200,7 @@ def test_background_on_the_way(sampler, steps, background):
 
 
 def test_algorithm_2_to_the_letter():
-    schedule, z_bg, m = Schedule(30), randn(1), lesion()
+    schedule, z_bg, m = Schedule(DiffusionConfig(timesteps=30)), randn(1), lesion()
 
     def denoiser(z, t):
         return torch.tanh(z) + 0.01 * t.view(-1, 1, 1, 1, 1)
@@ -251,9 +252,9 @@ def test_noise_of_an_item_does_not_depend_on_its_batch():
         ({"sampler": "euler"}, "unknown sampler 'euler'"),
         ({"background": "dirty"}, "unknown background rule 'dirty'"),
         ({"sampler": "ddpm", "steps": 50}, "ddpm takes all 1000 steps"),
-        ({"steps": 0}, "sample_steps must lie in 1..1000"),
-        ({"steps": 1001}, "sample_steps must lie in 1..1000"),
-        ({"sampler": "rflow", "steps": 0}, "sample_steps must lie in 1"),
+        ({"steps": 0}, "sampling steps must lie in 1..1000"),
+        ({"steps": 1001}, "sampling steps must lie in 1..1000"),
+        ({"sampler": "rflow", "steps": 0}, "sampling steps must lie in 1"),
     ],
 )
 def test_bad_sampling_is_named(kwargs, message):

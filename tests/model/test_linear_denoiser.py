@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hrldm.model.linear_denoiser import KNOTS, RIDGE, LinearDenoiser
+from hrldm.train.ldm import built
 from tests import tiny
 
 
@@ -54,9 +55,7 @@ def test_times_between_two_are_interpolated_and_others_do_not_enter():
 
 def test_network_starts_as_the_linear_denoiser_and_without_one_from_nothing():
     torch.manual_seed(0)
-    from hrldm.model.unet import ConditionalUNet
-
-    model = ConditionalUNet(tiny.profile()).eval()
+    model = built(tiny.profile(), 4).eval()
     given = inputs(parts=64)
     t = torch.tensor([5, 500, 900])
     for p in model.linear.parameters():
@@ -66,12 +65,12 @@ def test_network_starts_as_the_linear_denoiser_and_without_one_from_nothing():
             model(given["z_t"], t, given["masks"], given["subtype"], given["histogram"]), model.linear(t=t, **given)
         )
     assert not any(p.requires_grad for p in model.linear.parameters())
-    assert ConditionalUNet(tiny.profile(unet_linear_skip=False)).linear is None
+    assert tiny.unet(unet__linear_skip=False).linear is None
 
 
 @pytest.mark.parametrize("use", [True, False])
 def test_histogram_reaches_the_linear_part_only_where_the_profile_lets_it(use):
-    model = tiny.unet(use_c_hist=use)
+    model = tiny.unet(histogram__vector=use)
     given = inputs(parts=64)
     args = (given["z_t"], torch.tensor([5, 500, 900]), given["masks"], given["subtype"])
     with torch.no_grad():

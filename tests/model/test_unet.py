@@ -41,7 +41,7 @@ def test_every_condition_changes_the_predicted_noise():
 
 
 def test_histogram_is_ignored_when_c_hist_is_off():
-    model, base = tiny.unet(use_c_hist=False), inputs()
+    model, base = tiny.unet(histogram__vector=False), inputs()
     assert torch.equal(model(**base), model(**(base | {"histogram": base["histogram"].flip(1)})))
 
 
@@ -66,8 +66,8 @@ def test_one_token_is_equation_3_and_attention_over_it_is_constant():
 def test_one_token_a_bin_and_other_counts_refused():
     tokens = HistogramEmbedding(40, 40, 8, True)(torch.rand(2, 40))
     assert tokens.shape == (2, 40, 8)
-    assert tiny.unet(hist_tokens=40)(**inputs()).isfinite().all()
-    with pytest.raises(ValueError, match="hist_tokens must be 1"):
+    assert tiny.unet(histogram__tokens=40)(**inputs()).isfinite().all()
+    with pytest.raises(ValueError, match="histogram.tokens must be 1"):
         HistogramEmbedding(40, 7, 8, True)
 
 
@@ -94,7 +94,7 @@ def test_detailed_mask_keeps_the_shape_within_a_latent_voxel():
 
 
 def test_template_is_an_input_of_its_own_in_the_network_and_in_its_linear_part():
-    model, base = tiny.unet(histogram_template=True), inputs()
+    model, base = tiny.unet(histogram__template=True), inputs()
     picture = torch.randn(2, 4, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     asked = base | {"masks": torch.cat([base["masks"], picture], 1)}
     other = base | {"masks": torch.cat([base["masks"], picture + 1], 1)}

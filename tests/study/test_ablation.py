@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hrldm.config import get_profile
 from study import ablation
+from study.profiles import get_profile
 from study.study import Study
 
 
 @pytest.fixture
 def study(tmp_path):
-    return Study(get_profile("smoke", ablation_seeds=1, n_boot=200), "test", tmp_path, 0, pd.DataFrame())
+    return Study(get_profile("smoke", ablation__seeds=1, tables__n_boot=200), "test", tmp_path, 0, pd.DataFrame())
 
 
 def lesions(study, shift: dict[str, float]) -> dict[str, pd.DataFrame]:

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hrldm.config import SUBTYPES, get_profile
+from hrldm.config import SUBTYPES, changed
 from hrldm.insertion.generator import Request
 from hrldm.nodules.histograms import histogram_moments
 from hrldm.nodules.patches import Patches
 from study import experiments as protocol
 from study.measure.observers import Cases, tight_crops, turing_table
 from study.measure.statistics import Estimate
+from study.profiles import get_profile
 from study.report.published import load_published
 
 SIDE = 36
@@ -26,7 +27,9 @@ class FakeStudy:
 
     counts: dict = field(default_factory=lambda: {"train": (6, 2, 3), "val": (2, 1, 1), "test": (4, 2, 2)})
     seed: int = 0
-    profile: object = field(default_factory=lambda: get_profile("smoke", patch_mm=SIDE, n_synthetic=5, ablation_n=4))
+    profile: object = field(
+        default_factory=lambda: get_profile("smoke", data__patch_mm=SIDE, tables__n_synthetic=5, ablation__n=4)
+    )
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -89,7 +92,7 @@ def test_shape_patients_prefer_the_patient_of_the_shape():
 
 def test_evaluation_nodules_are_the_first_of_the_test_split_with_their_places(study):
     truth, background = protocol.evaluation_nodules(study)
-    assert len(truth) == len(background) == study.profile.n_synthetic
+    assert len(truth) == len(background) == study.profile.tables.n_synthetic
     assert truth.frame.nodule_id.tolist() == background.frame.nodule_id.tolist()
     assert (truth.hu[~truth.mask] == background.hu[~truth.mask]).all()
     assert (truth.hu[truth.mask] != background.hu[truth.mask]).all()
@@ -98,7 +101,7 @@ def test_evaluation_nodules_are_the_first_of_the_test_split_with_their_places(st
 def test_crossed_request_keeps_label_and_shape_but_asks_for_another_subtypes_histogram(study):
     truth, background = protocol.evaluation_nodules(study)
     chosen, request, asked = protocol.crossed_request(study, truth, background)
-    assert len(chosen) == len(request) == study.profile.ablation_n
+    assert len(chosen) == len(request) == study.profile.ablation.n
     assert (request.subtype == chosen.subtype).all() and (asked != chosen.subtype).all()
     means = np.array([histogram_moments(h)[0] for h in request.histogram])
     assert np.abs(means - LEVELS[asked]).max() < 30
@@ -151,7 +154,7 @@ def test_test_nodules_of_one_class_are_said(painted):
 
 def test_downstream_data_parts_the_sets_and_cuts_about_the_centre(study, painted):
     data = protocol.downstream_data(study)
-    side = study.profile.cls_crop_mm
+    side = study.profile.downstream.crop_mm
     assert data.real.crops.shape == (15, side, side, side) and data.synthetic.crops.shape == (15, side, side, side)
     assert not data.real.is_synthetic.any() and data.synthetic.is_synthetic.all() and not data.test.is_synthetic.any()
     assert not set(data.test.groups) & (set(data.real.groups) | set(data.synthetic.groups))
@@ -170,7 +173,7 @@ def test_downstream_data_without_a_validation_split(painted):
 
 
 def test_classifier_crops_must_fit_the_synthetic_ones(study):
-    study.profile = replace(study.profile, cls_crop_mm=SIDE + 4)
+    study.profile = changed(study.profile, downstream__crop_mm=SIDE + 4)
     with pytest.raises(ValueError, match=f"cls_crop_mm {SIDE + 4} exceeds patch_mm {SIDE}"):
         protocol.downstream_data(study)
 
@@ -178,8 +181,13 @@ def test_classifier_crops_must_fit_the_synthetic_ones(study):
 @pytest.mark.slow
 def test_the_three_experiments_share_their_runs(study, painted, monkeypatch, tmp_path):
     monkeypatch.setenv("HRLDM_CACHE", str(tmp_path))
-    study.profile = replace(
-        study.profile, cls_arch="densenet-tiny", cls_epochs=1, cls_folds=2, scarcity_folds=1, retention=(1.0, 0.0)
+    study.profile = changed(
+        study.profile,
+        classifier__arch="densenet-tiny",
+        classifier__epochs=1,
+        downstream__folds=2,
+        downstream__scarcity_folds=1,
+        retention=(1.0, 0.0),
     )
     study.counts = {"train": (6, 4, 4), "val": (2, 1, 1), "test": (4, 2, 2)}
     data = protocol.downstream_data(study)

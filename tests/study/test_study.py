@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from hrldm.config import get_profile
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.nodules.patches import Patches
 from hrldm.train import autoencoders
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.loop import read_history
 from study import study as runs
+from study.profiles import get_profile
 from tests import tiny
 
 
@@ -79,7 +79,7 @@ def test_latents_are_read_once_a_study(study):
 
 
 def test_a_small_training_set_gets_more_variants(study):
-    more = dataclasses.replace(study, profile=tiny.profile(least_latents=20))
+    more = dataclasses.replace(study, profile=tiny.profile(latents__least=20))
     vars(more)["autoencoder"] = study.autoencoder
     assert more.latents("train").mean.shape[:2] == (6, 4) and more.latents("test").mean.shape[:2] == (3, 1)
     assert study.latents("train").mean.shape[:2] == (6, 2)
@@ -92,33 +92,33 @@ def test_another_dataset_begins_with_a_network_trained_on_lidc_mini(study, monke
     real, asked = runs.open_study, []
 
     def embedded(settings, seed):
-        asked.append((settings.ldm_steps, settings.lambda_hist, seed))
+        asked.append((settings.ldm.steps, settings.histogram.weight, seed))
         made = real(settings, "mine", str(root), seed)
         return dataclasses.replace(made, dataset="lidc-mini")
 
     monkeypatch.setattr(runs, "open_study", embedded)
     monkeypatch.setattr(runs.lidc_mini, "data_hash", lambda root: "mini")
-    first = study.unet(pretrain_steps=2, ldm_steps=1, ldm_lr=0.0)[0]
+    first = study.unet(ldm__pretrain_steps=2, ldm__steps=1, ldm__lr=0.0)[0]
     assert asked == [(2, 0.0, 0)]
-    learned = embedded(tiny.profile(pretrain_steps=2, lambda_hist=0.0, ldm_steps=2, ldm_lr=0.0), 0)
+    learned = embedded(tiny.profile(ldm__pretrain_steps=2, histogram__weight=0.0, ldm__steps=2, ldm__lr=0.0), 0)
     vars(learned)["autoencoder"] = study.autoencoder
     expected = learned.unet()[0].state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in first.state_dict().items())
-    fresh = study.unet(ldm_steps=1, ldm_lr=0.0)[0].state_dict()
+    fresh = study.unet(ldm__steps=1, ldm__lr=0.0)[0].state_dict()
     assert not all(torch.equal(v, expected[k]) for k, v in fresh.items())
 
 
 def test_unet_is_trained_once_and_found_again(study, monkeypatch):
-    unet, scale, profile, history = study.unet(ldm_steps=3)
-    assert profile.ldm_steps == 3 and history.step.tolist() == [1, 2, 3]
+    unet, scale, profile, history = study.unet(ldm__steps=3)
+    assert profile.ldm.steps == 3 and history.step.tolist() == [1, 2, 3]
     assert {"inpaint", "hist", "seconds"} <= set(history.columns)
     monkeypatch.setattr(runs, "train_ldm", lambda *a, **k: pytest.fail("trained again"))
-    again, scale2, _, history2 = study.unet(ldm_steps=3)
+    again, scale2, _, history2 = study.unet(ldm__steps=3)
     assert scale == scale2 and history2.equals(history)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in unet.state_dict().items())
-    paths = {study.run_path(tiny.profile(**c)) for c in ({}, {"lambda_hist": 0.0}, {"use_c_hist": False})}
+    paths = {study.run_path(tiny.profile(**c)) for c in ({}, {"histogram__weight": 0.0}, {"histogram__vector": False})}
     assert len(paths) == 3
-    assert study.run_path(tiny.profile(n_boot=7)) == study.run_path(tiny.profile())  # concerns no training
+    assert study.run_path(tiny.profile(tables__n_boot=7)) == study.run_path(tiny.profile())  # concerns no training
 
 
 def test_half_a_run_is_finished_with_one_history(study, monkeypatch):
@@ -244,7 +244,7 @@ def test_shipped_autoencoder_is_that_of_the_quick_profile_and_reconstructs():
 def test_study_takes_the_users_maisi_file_or_names_what_is_wrong(study, tmp_path):
     import dataclasses
 
-    asked = dataclasses.replace(study, profile=tiny.profile(ae_source=str(tmp_path / "mine.pt")))
+    asked = dataclasses.replace(study, profile=tiny.profile(autoencoder__source=str(tmp_path / "mine.pt")))
     with pytest.raises(ckpt.CheckpointError, match="mine.pt: not MAISI's autoencoder"):
         _ = asked.autoencoder
     torch.save(maisi_state(), tmp_path / "mine.pt")

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from hrldm.config import get_profile
 from hrldm.train.device import autocast
+from study.profiles import get_profile
 
 
 def test_a_cpu_computes_in_full_precision_whatever_the_profile_says():
     x = torch.rand(4, 4)
     for name in ("quick", "paper"):
-        with autocast(get_profile(name), "cpu"):
+        with autocast(get_profile(name).mixed_precision, "cpu"):
             assert (x @ x).dtype == torch.float32
 
 
@@ -18,10 +18,10 @@ def test_a_cpu_computes_in_full_precision_whatever_the_profile_says():
 def test_a_gpu_computes_in_bf16_where_the_profile_says_so():
     x = torch.rand(4, 4, device="cuda")
     for name, dtype in (("quick", torch.float32), ("paper", torch.bfloat16)):
-        with autocast(get_profile(name), "cuda"):
+        with autocast(get_profile(name).mixed_precision, "cuda"):
             assert (x @ x).dtype == dtype
 
 
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="unknown mixed_precision 'fp8'"):
-        autocast(get_profile("quick", mixed_precision="fp8"), "cpu")
+        autocast("fp8", "cpu")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from hrldm.config import get_profile
 from hrldm.model.unet import ConditionalUNet
 from hrldm.model.window import lesion_window
 from hrldm.nodules.histograms import hu_histogram
@@ -23,6 +22,7 @@ from hrldm.train.device import device
 from hrldm.train.histogram_term import HistogramTerm, lesion_cubes
 from hrldm.train.latents import LatentCache, build_latents, encode_patches, mask_tensor, windowed
 from hrldm.train.loop import DivergedError
+from study.profiles import get_profile
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def same(a: dict, b: dict) -> bool:
 
 
 def test_divergence_is_named_and_keeps_the_checkpoint(cache, tmp_path):
-    steps = train(cache, tmp_path / "a", save_every=1, ldm_lr=1e36)
+    steps = train(cache, tmp_path / "a", save_every=1, ldm__lr=1e36)
     with pytest.raises(
         DivergedError, match=rf"diverged at step \d: inpaint .*{tmp_path / 'a'}, is kept.* mixed_precision"
     ):
@@ -65,7 +65,9 @@ def test_divergence_is_named_and_keeps_the_checkpoint(cache, tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("changes", [{}, {"mixed_precision": "bf16"}, {"objective": "rflow", "lambda_hist": 0.0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"mixed_precision": "bf16"}, {"diffusion__objective": "rflow", "histogram__weight": 0.0}]
+)
 def test_cuda_graphs_compute_what_single_launches_compute(cache, tmp_path, monkeypatch, changes):
     runs = {}
     for name, least in (("launches", 10**9), ("graphs", 1)):
@@ -79,7 +81,9 @@ def test_cuda_graphs_compute_what_single_launches_compute(cache, tmp_path, monke
 # -- resumption ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, {"objective": "rflow", "lambda_hist": 0.0}, {"latent_sample": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"diffusion__objective": "rflow", "histogram__weight": 0.0}, {"latents__sample": True}]
+)
 def test_resumed_run_equals_uninterrupted(cache, tmp_path, changes):
     whole = [s.metrics for s in train(cache, tmp_path / "a", **changes)]
     killed = train(cache, tmp_path / "b", **changes)
@@ -105,7 +109,7 @@ from hrldm.train.latents import build_latents
 from tests import tiny
 model = tiny.autoencoder()
 cache = build_latents(model, tiny.patches(6), 16, 2, 40, 0)
-for state in ldm.train_ldm(cache, tiny.profile(ldm_steps=12), 0, Path(sys.argv[1]), model, save_every=1):
+for state in ldm.train_ldm(cache, tiny.profile(ldm__steps=12), 0, Path(sys.argv[1]), model, save_every=1):
     print(state.step, flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -113,7 +117,8 @@ for state in ldm.train_ldm(cache, tiny.profile(ldm_steps=12), 0, Path(sys.argv[1
 
 @pytest.mark.slow
 def test_run_killed_by_sigkill_ends_in_the_same_weights(tmp_path):
-    environment = os.environ | {"HRLDM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    places = os.pathsep.join([str(ROOT), str(ROOT / "notebooks")])
+    environment = os.environ | {"HRLDM_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
 
     def start(path, pause):
         command = [sys.executable, "-c", CHILD, str(path), str(pause)]
@@ -137,7 +142,7 @@ def test_run_killed_by_sigkill_ends_in_the_same_weights(tmp_path):
 
 def test_checkpoint_of_other_settings_seed_or_latents_is_refused(cache, tmp_path):
     finish(train(cache, tmp_path / "a"))
-    for changes, word in (({"ldm_lr": 1.0}, "digest"), ({"seed": 9}, "seed")):
+    for changes, word in (({"ldm__lr": 1.0}, "digest"), ({"seed": 9}, "seed")):
         with pytest.raises(ckpt.CheckpointError, match=f"another run .*{word}"):
             next(train(cache, tmp_path / "a", **changes))
     fewer = build_latents(tiny.autoencoder(), tiny.patches(5), 16, 2, 40, 0)
@@ -147,7 +152,7 @@ def test_checkpoint_of_other_settings_seed_or_latents_is_refused(cache, tmp_path
 
 def test_same_seed_same_weights_other_seed_other_weights(cache, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        finish(train(cache, tmp_path / name, seed, ldm_steps=2))
+        finish(train(cache, tmp_path / name, seed, ldm__steps=2))
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
@@ -158,9 +163,9 @@ def test_same_seed_same_weights_other_seed_other_weights(cache, tmp_path):
 def reference_ddpm(cache, profile, seed, steps) -> dict:
     """MAISI-DDPM written out: noise, Eq. 4, U-Net, masked L1 (Eq. 5), Adam. No histogram anywhere."""
     torch.manual_seed(seed)
-    model = ConditionalUNet(profile).to(DEVICE)
-    optimizer = torch.optim.Adam(model.parameters(), profile.ldm_lr, fused=True)
-    root = torch.linspace(profile.beta_start**0.5, profile.beta_end**0.5, 1000, dtype=torch.float64)
+    model = ldm.built(profile, cache.mean.shape[2]).to(DEVICE)
+    optimizer = torch.optim.Adam(model.parameters(), profile.ldm.lr, fused=True)
+    root = torch.linspace(profile.diffusion.beta_start**0.5, profile.diffusion.beta_end**0.5, 1000, dtype=torch.float64)
     abar = torch.cumprod(1 - root**2, 0).to(DEVICE)
     for step in range(steps):
         rng = np.random.default_rng((seed, step, 0))
@@ -171,9 +176,9 @@ def reference_ddpm(cache, profile, seed, steps) -> dict:
         z_in = m * (a.sqrt() * z0 + (1 - a).sqrt() * eps) + (1 - m) * z0
         condition = torch.cat([torch.nn.functional.avg_pool3d(batch["mask"], 4), m], 1)
         out = model(z_in, t, condition, batch["subtype"], batch["histogram"])
-        target = eps if profile.prediction == "eps" else a.sqrt() * eps - (1 - a).sqrt() * z0
+        target = eps if profile.diffusion.prediction == "eps" else a.sqrt() * eps - (1 - a).sqrt() * z0
         error = (m * (target - out)).abs().flatten(1).sum(1) / (m.flatten(1).sum(1) + 1e-6)
-        optimizer.param_groups[0]["lr"] = profile.ldm_lr * (1 - step / profile.ldm_steps) * min(1, (step + 1) / 20)
+        optimizer.param_groups[0]["lr"] = profile.ldm.lr * (1 - step / profile.ldm.steps) * min(1, (step + 1) / 20)
         optimizer.zero_grad()
         error.mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -183,7 +188,12 @@ def reference_ddpm(cache, profile, seed, steps) -> dict:
 
 @pytest.mark.parametrize("prediction", ["v", "eps"])
 def test_lambda_0_is_the_maisi_ddpm_update_bit_for_bit(cache, tmp_path, prediction):
-    plain = {"lambda_hist": 0.0, "prediction": prediction, "mask_detail": 1, "unet_linear_skip": False}
+    plain = {
+        "histogram__weight": 0.0,
+        "diffusion__prediction": prediction,
+        "unet__mask_detail": 1,
+        "unet__linear_skip": False,
+    }
     steps = train(cache, tmp_path / "a", save_every=3, **plain)
     states = [next(steps) for _ in range(3)]
     steps.close()
@@ -208,20 +218,22 @@ def test_lambda_changes_neither_nodules_nor_times_nor_noise(cache, tmp_path, mon
     monkeypatch.setattr(ConditionalUNet, "forward", spy)
     for name, value in (("a", 0.0), ("b", 10.0)):
         seen.append([])
-        state = finish(train(cache, tmp_path / name, lambda_hist=value, ldm_steps=3))
+        state = finish(train(cache, tmp_path / name, histogram__weight=value, ldm__steps=3))
     assert state.metrics["hist"] > 0
     assert all(torch.equal(x, y) for a, b in zip(*seen, strict=True) for x, y in zip(a, b, strict=True))
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
 def test_no_nodule_below_hist_t_max_leaves_the_ddpm_update(cache, tmp_path):
-    finish(train(cache, tmp_path / "a", lambda_hist=10.0, hist_t_max=-1, ldm_steps=3))
-    finish(train(cache, tmp_path / "b", lambda_hist=0.0, ldm_steps=3))
+    finish(train(cache, tmp_path / "a", histogram__weight=10.0, histogram__t_max=-1, ldm__steps=3))
+    finish(train(cache, tmp_path / "b", histogram__weight=0.0, ldm__steps=3))
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
 def test_training_lowers_the_noise_error(cache, tmp_path):
-    steps = train(cache, tmp_path / "a", save_every=10**6, ldm_steps=120, ldm_lr=4e-3, lambda_hist=0.0, ldm_batch=4)
+    steps = train(
+        cache, tmp_path / "a", save_every=10**6, ldm__steps=120, ldm__lr=4e-3, histogram__weight=0.0, ldm__batch=4
+    )
     errors = [float(s.metrics["inpaint"]) for s in steps]
     assert np.mean(errors[-20:]) < 0.9 * np.mean(errors[:20])
 
@@ -232,16 +244,16 @@ def test_training_lowers_the_noise_error(cache, tmp_path):
 def term_and_batch(cache, rows=(0, 3), **changes):
     """L_hist and a batch as `Batches.draw` makes it, of two nodules at t = 0."""
     profile = tiny.profile(**changes)
-    groups = list(windowed(cache, profile))
+    groups = list(windowed(cache, profile.unet, profile.histogram.template))
     term, group = HistogramTerm(tiny.autoencoder(), groups, cache.scale, profile), groups[-1]
     rows = torch.tensor(rows)
-    batch = group.take(rows, profile.mask_detail) | {"group": group, "rows": rows}
+    batch = group.take(rows, profile.unet.mask_detail) | {"group": group, "rows": rows}
     return term, batch | {"t": torch.zeros(len(rows), dtype=torch.long)}
 
 
 @pytest.mark.parametrize("space", ["feature", "hu"])
 def test_true_latent_has_no_histogram_loss_and_another_one_has(cache, space):
-    term, batch = term_and_batch(cache, hist_space=space)
+    term, batch = term_and_batch(cache, histogram__space=space)
     assert term(batch["z0"], batch).item() == pytest.approx(0, abs=1e-6)
     assert term(batch["z0"].flip(0) + 1, batch) > 0.01
 
@@ -277,7 +289,7 @@ def test_gradient_through_the_frozen_decoder_is_finite_at_every_t(cache, t):
 
 
 def test_nodules_beyond_hist_t_max_count_zero(cache):
-    term, batch = term_and_batch(cache, rows=(0, 3, 4, 5), hist_t_max=400)
+    term, batch = term_and_batch(cache, rows=(0, 3, 4, 5), histogram__t_max=400)
     z0_hat = batch["z0"] + batch["m"]
 
     def loss(*t: int) -> torch.Tensor:
@@ -292,7 +304,7 @@ def test_nodules_beyond_hist_t_max_count_zero(cache):
 def test_what_is_decoded_holds_every_nodule_that_counts(cache):
     """The times of a batch ascend by strata, so the first share of it is all that can lie below `hist_t_max`."""
     for t_max in (0, 124, 125, 400, 874, 999):
-        profile = tiny.profile(ldm_batch=8, hist_t_max=t_max)
+        profile = tiny.profile(ldm__batch=8, histogram__t_max=t_max)
         batches = ldm.Batches(cache, profile)
         for seed in range(20):
             t = batches.draw(np.random.default_rng(seed))["t"]
@@ -301,7 +313,7 @@ def test_what_is_decoded_holds_every_nodule_that_counts(cache):
 
 
 def test_times_are_uniform_in_each_batch_size(cache):
-    batches = ldm.Batches(cache, tiny.profile(ldm_batch=3))
+    batches = ldm.Batches(cache, tiny.profile(ldm__batch=3))
     t = torch.cat([batches.draw(np.random.default_rng(seed))["t"] for seed in range(1500)]).double()
     assert t.mean() == pytest.approx(499.5, abs=10) and t.std() == pytest.approx(1000 / 12**0.5, abs=8)
     assert t.min() < 5 and t.max() > 994
@@ -318,7 +330,7 @@ def test_ranges_hold_the_training_features_of_each_channel(cache):
 
 
 def test_histogram_in_hu_space_is_the_reconstructed_lesions(cache):
-    term, batch = term_and_batch(cache, hist_space="hu", hist_bins=10)
+    term, batch = term_and_batch(cache, histogram__space="hu", histogram__bins=10)
     cube = term.cubes[id(batch["group"])][batch["rows"]]
     z, mask = cube.of(batch["z0"])[:1], cube.of(batch["mask"], 4)[:1]
     hu = term.features(z)[0, 0][mask[0, 0] > 0].numpy()
@@ -360,12 +372,12 @@ def test_cube_of_a_hollow_lesion_still_holds_lesion():
 
 
 def test_bad_histogram_settings_are_named_before_training(cache, tmp_path):
-    with pytest.raises(ValueError, match="unknown hist_space 'pixel'"):
-        next(train(cache, tmp_path / "a", hist_space="pixel"))
+    with pytest.raises(ValueError, match="unknown histogram.space 'pixel'"):
+        next(train(cache, tmp_path / "a", histogram__space="pixel"))
     with pytest.raises(ValueError, match="needs the autoencoder"):
         next(ldm.train_ldm(cache, tiny.profile(), 0, tmp_path / "a", None))
     with pytest.raises(ValueError, match="unknown background rule"):
-        next(train(cache, tmp_path / "a", background="dirty"))
+        next(train(cache, tmp_path / "a", diffusion__background="dirty"))
     assert not (tmp_path / "a").exists()
 
 
@@ -373,13 +385,13 @@ def test_bad_histogram_settings_are_named_before_training(cache, tmp_path):
 
 
 def test_batches_are_scaled_latents_with_their_conditions(cache):
-    batch = ldm.Batches(cache, tiny.profile(ldm_batch=5)).draw(np.random.default_rng(0))
+    batch = ldm.Batches(cache, tiny.profile(ldm__batch=5)).draw(np.random.default_rng(0))
     for b, (i, v) in enumerate(batch["group"].index[batch["rows"]].tolist()):
         np.testing.assert_allclose(batch["z0"][b], cache.mean[i, v] * cache.scale, rtol=1e-6)
         np.testing.assert_array_equal(batch["mask"][b, 0], cache.mask[i, v])
         np.testing.assert_allclose(batch["histogram"][b], cache.histogram[i], rtol=1e-6)
         assert batch["subtype"][b] == cache.subtype[i]
-    sampled = ldm.Batches(cache, tiny.profile(ldm_batch=5, latent_sample=True)).draw(np.random.default_rng(0))
+    sampled = ldm.Batches(cache, tiny.profile(ldm__batch=5, latents__sample=True)).draw(np.random.default_rng(0))
     assert all(torch.equal(sampled[k], batch[k]) for k in ("rows", "t", "eps"))
     assert not torch.equal(sampled["z0"], batch["z0"])
 
@@ -394,7 +406,7 @@ def wide(tmp_path, monkeypatch) -> LatentCache:
 
 
 def test_batches_hold_windows_of_one_side_and_every_nodule_equally_often(wide):
-    batches = ldm.Batches(wide, tiny.profile(ldm_batch=4))
+    batches = ldm.Batches(wide, tiny.profile(ldm__batch=4))
     rng, seen = np.random.default_rng(0), np.zeros(wide.mask.shape[:2])
     for _ in range(600):
         batch = batches.draw(rng)
@@ -404,14 +416,14 @@ def test_batches_hold_windows_of_one_side_and_every_nodule_equally_often(wide):
     group, rows = batch["group"], batch["rows"]
     p = tiny.profile()
     for (i, v), z0, mask in zip(group.index[rows].tolist(), batch["z0"], batch["mask"], strict=True):
-        cut = lesion_window(wide.mask[i, v], p.lesion_context, len(p.unet_channels)).latent
+        cut = lesion_window(wide.mask[i, v], p.unet.context, len(p.unet.channels)).latent
         np.testing.assert_allclose(z0, wide.mean[i, v][cut] * wide.scale, rtol=1e-6)
         assert mask.sum() == wide.mask[i, v].sum()  # the whole lesion lies inside
 
 
 def test_histogram_term_reads_the_same_through_a_window_as_in_the_whole_grid(wide):
     windowed_term, batch = term_and_batch(wide, rows=(0, 1))
-    whole_term, whole = term_and_batch(wide, rows=(0, 1), lesion_context=None)
+    whole_term, whole = term_and_batch(wide, rows=(0, 1), unet__context=None)
     index = batch["group"].index[batch["rows"]]
     whole["rows"] = torch.stack([(whole["group"].index == i).all(1).nonzero()[0, 0] for i in index])
     whole |= whole["group"].take(whole["rows"], 4)
@@ -421,26 +433,29 @@ def test_histogram_term_reads_the_same_through_a_window_as_in_the_whole_grid(wid
 
 
 def test_loaded_network_has_ema_weights_and_the_scale_of_its_training(cache, tmp_path):
-    finish(train(cache, tmp_path / "a", ldm_steps=3))
-    model, scale = ldm.load_unet(tmp_path / "a", tiny.profile())
-    assert scale == cache.scale and not model.training
+    finish(train(cache, tmp_path / "a", ldm__steps=3))
+    model, scale, config = ldm.load_unet(tmp_path / "a")
+    assert scale == cache.scale and not model.training and config.parts() == tiny.profile(ldm__steps=3).parts()
     assert same(model.state_dict(), weights(tmp_path / "a", "ema"))
     assert not same(model.state_dict(), weights(tmp_path / "a"))
-    with pytest.raises(ckpt.CheckpointError, match="another architecture"):
-        ldm.load_unet(tmp_path / "a", tiny.profile(unet_channels=(32, 32)))
-    finish(train(cache, tmp_path / "b", initial=dict(model.state_dict()), ldm_steps=1, ldm_lr=0.0))
+    groups, meta = ckpt.load(tmp_path / "a")
+    for spoilt in ({"unet": {"channels": [32, 32]}}, {"unet": 3}, None):
+        ckpt.save(tmp_path / "spoilt", groups, meta | {"config": spoilt})
+        with pytest.raises(ckpt.CheckpointError, match="another architecture"):
+            ldm.load_unet(tmp_path / "spoilt")
+    finish(train(cache, tmp_path / "b", initial=dict(model.state_dict()), ldm__steps=1, ldm__lr=0.0))
     assert same(weights(tmp_path / "b"), model.state_dict())
 
 
 def test_new_inputs_start_at_zero_and_the_network_as_it_was():
-    old, new = tiny.unet(), tiny.unet(seed=1, histogram_template=True)
+    old, new = tiny.unet(), tiny.unet(seed=1, histogram__template=True)
     new.load_state_dict(ldm.started(new.state_dict(), old.state_dict()))
     g = torch.Generator().manual_seed(0)
     z, masks, picture = (torch.randn(2, c, 4, 4, 4, generator=g) for c in (4, 65, 4))
     rest = (torch.tensor([0, 1]), torch.rand(2, 40, generator=g))
     t = torch.tensor([5, 700])
     torch.testing.assert_close(new(z, t, torch.cat([masks, picture], 1), *rest), old(z, t, masks, *rest))
-    other = tiny.unet(hist_tokens=40).state_dict()
+    other = tiny.unet(histogram__tokens=40).state_dict()
     kept = ldm.started(other, old.state_dict())
     assert kept["c_hist.mlp.0.weight"] is other["c_hist.mlp.0.weight"]
     back = tiny.unet(seed=2)  # and inputs that are gone are cut off
@@ -449,9 +464,9 @@ def test_new_inputs_start_at_zero_and_the_network_as_it_was():
 
 
 def test_the_linear_part_is_fitted_again_when_it_loses_an_input(cache, tmp_path):
-    old = tiny.unet(histogram_template=True)
-    finish(train(cache, tmp_path / "cut", initial=dict(old.state_dict()), ldm_steps=1, ldm_lr=0.0))
-    finish(train(cache, tmp_path / "fresh", ldm_steps=1, ldm_lr=0.0))
+    old = tiny.unet(histogram__template=True)
+    finish(train(cache, tmp_path / "cut", initial=dict(old.state_dict()), ldm__steps=1, ldm__lr=0.0))
+    finish(train(cache, tmp_path / "fresh", ldm__steps=1, ldm__lr=0.0))
     cut, fresh = weights(tmp_path / "cut"), weights(tmp_path / "fresh")
     linear = [k for k in fresh if k.startswith("linear.")]
     assert linear and all(torch.equal(cut[k], fresh[k]) for k in linear) and not same(cut, fresh)
@@ -464,8 +479,8 @@ def test_paper_unet_makes_one_step_with_histogram_loss(tmp_path):
     torch.manual_seed(0)
     from hrldm.model.autoencoder import Autoencoder
 
-    model = Autoencoder.from_profile(profile).eval().requires_grad_(False)
-    mask = tiny.ball(profile.patch_mm, 6)
+    model = Autoencoder(profile.autoencoder).eval().requires_grad_(False)
+    mask = tiny.ball(profile.data.patch_mm, 6)
     hu = np.where(mask, -30, -850).astype(np.int16) + np.random.default_rng(0).integers(-50, 50, mask.shape, np.int16)
     mean = 0.1 * np.random.default_rng(1).standard_normal((1, 1, 4, 32, 32, 32)).astype(np.float32)
     near = encode_patches(model, hu[None, 44:84, 44:84, 44:84])[0].numpy()

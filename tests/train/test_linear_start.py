@@ -22,17 +22,19 @@ def cache(tmp_path_factory):
 
 def fit(cache, seed=0, **changes) -> LinearDenoiser:
     profile = tiny.profile(**changes)
-    linear = LinearDenoiser(4, profile.mask_channels * profile.mask_detail**3, 40, profile.num_train_timesteps)
+    linear = LinearDenoiser(
+        4, profile.unet.mask_channels * profile.unet.mask_detail**3, 40, profile.diffusion.timesteps
+    )
     fit_linear(linear, cache, profile, seed)
     return linear
 
 
 @pytest.mark.parametrize("prediction", ["v", "eps"])
 def test_fit_removes_noise_at_every_time(cache, prediction):
-    schedule, profile = Schedule.from_profile(tiny.profile()), tiny.profile(prediction=prediction)
-    linear = fit(cache, prediction=prediction)
+    schedule, profile = Schedule(tiny.profile().diffusion), tiny.profile(diffusion__prediction=prediction)
+    linear = fit(cache, diffusion__prediction=prediction)
     z0 = torch.from_numpy(np.array(cache.mean[:, 0])) * cache.scale
-    m, masks = latent_masks(mask_tensor(cache.mask[:, 0]), profile.mask_detail)
+    m, masks = latent_masks(mask_tensor(cache.mask[:, 0]), profile.unet.mask_detail)
     eps = torch.randn(z0.shape, generator=torch.Generator().manual_seed(9))
     subtype, histogram = torch.from_numpy(np.array(cache.subtype)), torch.from_numpy(cache.histogram).float()
     for now in (60, 300, 700):
@@ -53,6 +55,6 @@ def test_fit_is_the_same_each_time_and_another_with_another_seed(cache):
 
 
 def test_without_c_hist_no_weight_of_the_histogram_is_set(cache):
-    linear = fit(cache, use_c_hist=False)
+    linear = fit(cache, histogram__vector=False)
     assert not linear.share.weight.any() and not linear.whole.weight[:, :40].any()
     assert fit(cache).share.weight.any()

@@ -1,6 +1,5 @@
 """Stage I training: it learns, and a resumed run ends in the bits of an uninterrupted one."""
 
-import dataclasses
 from collections import deque
 
 import numpy as np
@@ -8,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from hrldm.config import get_profile
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.loop import DivergedError
 from hrldm.train.vae import train_autoencoder
+from study.profiles import get_profile
 from tests import tiny
 
-SIZES = {"ae_steps": 5, "ae_adversarial_start": 2, "ae_batch": 2}
+SIZES = {"vae__steps": 5, "vae__adversarial_start": 2, "vae__batch": 2}
 
 
 def volumes(n: int = 3) -> list[np.ndarray]:
@@ -31,7 +30,17 @@ class Difference(nn.Module):
 
 def train(path, seed=0, save_every=2, perceptual=None, start=None, **changes):
     profile = tiny.profile(**(SIZES | changes))
-    return train_autoencoder(volumes(), np.ones(3), profile, seed, path, perceptual, save_every=save_every, start=start)
+    return train_autoencoder(
+        volumes(),
+        np.ones(3),
+        profile.autoencoder,
+        profile.vae,
+        seed,
+        path,
+        perceptual,
+        save_every=save_every,
+        start=start,
+    )
 
 
 def finish(steps):
@@ -73,13 +82,19 @@ def test_terms_enter_at_their_time_and_weight(tmp_path):
     late = {"perceptual", "adversarial", "discriminator"}
     assert all(set(s.metrics) == {"l1", "kl"} | (late if s.step > 2 else set()) for s in steps)
     assert all(np.isfinite(list(s.metrics.values())).all() for s in steps)
-    plain = finish(train(tmp_path / "b", perceptual=Difference(), ae_perceptual=0.0, ae_adversarial=0.0))
+    plain = finish(train(tmp_path / "b", perceptual=Difference(), vae__perceptual=0.0, vae__adversarial=0.0))
     assert set(plain.metrics) == {"l1", "kl"}
     assert "perceptual" not in finish(train(tmp_path / "c")).metrics  # no network given
 
 
 def test_training_without_the_linear_code_learns_the_intensities(tmp_path):
-    changes = {"ae_steps": 25, "ae_adversarial": 0.0, "ae_linear_skip": False, "ae_norm": True, "ae_lr": 0.02}
+    changes = {
+        "vae__steps": 25,
+        "vae__adversarial": 0.0,
+        "autoencoder__linear_skip": False,
+        "autoencoder__norm": True,
+        "vae__lr": 0.02,
+    }
     errors = [s.metrics["l1"] for s in train(tmp_path / "a", save_every=100, **changes)]
     assert np.mean(errors[-3:]) < 0.5 * np.mean(errors[:3])
 
@@ -87,51 +102,52 @@ def test_training_without_the_linear_code_learns_the_intensities(tmp_path):
 def test_going_on_trains_the_decoder_and_leaves_the_latents(tmp_path):
     finish(train(tmp_path / "a"))
     start = ckpt.load(tmp_path / "a")[0]["ema"]
-    finish(train(tmp_path / "b", start=start, ae_lr=1e-4))
+    finish(train(tmp_path / "b", start=start, vae__lr=1e-4))
     before, after = tiny.autoencoder(), tiny.autoencoder()
     before.load_state_dict(start), after.load_state_dict(ckpt.load(tmp_path / "b")[0]["ema"])
     x = torch.rand(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         (z, sd), (z2, sd2) = before.encode(x), after.encode(x)
         assert torch.equal(z, z2) and torch.equal(sd, sd2) and not torch.equal(before.decode(z), after.decode(z))
-    resumed = train(tmp_path / "c", start=start, ae_lr=1e-4)
+    resumed = train(tmp_path / "c", start=start, vae__lr=1e-4)
     next(resumed), next(resumed), next(resumed), resumed.close()
-    finish(train(tmp_path / "c", start=start, ae_lr=1e-4))
+    finish(train(tmp_path / "c", start=start, vae__lr=1e-4))
     assert_same(tmp_path / "b", tmp_path / "c")
     with pytest.raises(ckpt.CheckpointError, match="start"):
-        next(train(tmp_path / "c", start={k: v + 1 for k, v in start.items()}, ae_lr=1e-4, ae_steps=9))
+        next(train(tmp_path / "c", start={k: v + 1 for k, v in start.items()}, vae__lr=1e-4, vae__steps=9))
 
 
 def test_divergence_is_named(tmp_path):
     with pytest.raises(DivergedError, match="diverged at step .*l1.* no checkpoint was written yet"):
-        finish(train(tmp_path / "a", save_every=100, ae_lr=1e36, ae_adversarial=0.0))
+        finish(train(tmp_path / "a", save_every=100, vae__lr=1e36, vae__adversarial=0.0))
     assert not (tmp_path / "a").exists()
 
 
 def test_perceptual_gradient_reaches_the_weights(tmp_path):
     for name, weight in (("a", 0.0), ("b", 1.0)):
-        finish(train(tmp_path / name, perceptual=Difference(), ae_perceptual=weight, ae_adversarial=0.0))
+        finish(train(tmp_path / name, perceptual=Difference(), vae__perceptual=weight, vae__adversarial=0.0))
     a, b = (ckpt.load(tmp_path / n)[0]["model"] for n in "ab")
     assert any(not torch.equal(a[k], b[k]) for k in a)
 
 
 def test_checkpoint_of_other_settings_or_seed_is_refused_before_any_step(tmp_path):
     finish(train(tmp_path / "a"))
-    for changes, word in (({"ae_lr": 1.0}, "digest"), ({"seed": 9}, "seed")):
+    for changes, word in (({"vae__lr": 1.0}, "digest"), ({"seed": 9}, "seed")):
         with pytest.raises(ckpt.CheckpointError, match=f"another run .*{word}"):
             next(train(tmp_path / "a", **changes))
-    assert list(train(tmp_path / "a", n_train=7)) == []  # what does not concern Stage I may differ
+    assert list(train(tmp_path / "a", data__n_train=7)) == []  # what does not concern Stage I may differ
 
 
 @pytest.mark.slow
 def test_paper_autoencoder_makes_one_step(tmp_path):
     """The paper's network and losses; only the patch is smaller, for a CPU."""
-    profile = get_profile("paper", ae_patch=16)
-    steps = train_autoencoder(volumes(1), [1.0], profile, 0, tmp_path / "a", Difference(), save_every=10**9)
+    p = get_profile("paper", vae__patch=16)
+    steps = train_autoencoder(
+        volumes(1), [1.0], p.autoencoder, p.vae, 0, tmp_path / "a", Difference(), save_every=10**9
+    )
     state = next(steps)
     steps.close()
     assert set(state.metrics) == {"l1", "kl", "perceptual", "adversarial", "discriminator"}
     assert np.isfinite(list(state.metrics.values())).all()
     assert state.total == 280 * 58000
-    published = dataclasses.asdict(get_profile("paper"))
-    assert published["ae_channels"] == (64, 128, 256) and published["ae_latent_channels"] == 4
+    assert p.autoencoder.channels == (64, 128, 256) and p.autoencoder.latent_channels == 4

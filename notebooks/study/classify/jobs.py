@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from hrldm.config import Profile
+from study.profiles import Profile
 
 logger = logging.getLogger(__name__)
 REAL_ONLY, REAL_SYNTH = "Real only", "Real + Synth"  # Table 3
@@ -151,7 +151,7 @@ def subtype_jobs(
     A subtype without synthetic nodules stays as it is; `RunResult.n_synthetic` says how many were added.
     """
     jobs = []
-    for fold, (train, val) in enumerate(patient_folds(real, profile.cls_folds, seed)):
+    for fold, (train, val) in enumerate(patient_folds(real, profile.downstream.folds, seed)):
         pools = _pools(real, synthetic, val)
         counts = np.bincount(real.labels[train], minlength=N_SUBTYPES)
         rng = np.random.default_rng((seed, fold, 1))
@@ -171,14 +171,16 @@ def scarcity_jobs(
     retained only Clinical (0%) + Synth (100%) can be trained: the other two arms have no job there.
     """
     jobs = []
-    for fold, (train, val) in enumerate(patient_folds(real, profile.cls_folds, seed)[: profile.scarcity_folds]):
+    for fold, (train, val) in enumerate(
+        patient_folds(real, profile.downstream.folds, seed)[: profile.downstream.scarcity_folds]
+    ):
         pools = _pools(real, synthetic, val)
         most = np.bincount(real.labels[train]).max()
         rng = np.random.default_rng((seed, fold, 2))
         whole = _drawn(pools, [most] * N_SUBTYPES, rng)
         whole_labels = synthetic.labels[whole]
         steps = _steps(len(train), profile) if equal_steps else None
-        for share in profile.retention:
+        for share in profile.downstream.retention:
             clinical = retain(real.labels, train, share, np.random.default_rng((seed, fold, 3)))
             part = whole[retain(whole_labels, np.arange(len(whole)), share, np.random.default_rng((seed, fold, 4)))]
             arms = {CLINICAL: part[:0], PROPORTIONAL: part} if share > 0 else {}
@@ -197,7 +199,7 @@ def malignancy_jobs(
     ``{(run.arm, run.fold): run.weights for run in runs}``.
     """
     jobs = []
-    for fold, (train, val) in enumerate(patient_folds(real, profile.cls_folds, seed)):
+    for fold, (train, val) in enumerate(patient_folds(real, profile.downstream.folds, seed)):
         steps = _steps(len(train), profile) if equal_steps else None
         for arm, source in ((SCRATCH, None), (IMBALANCED, REAL_ONLY), (BALANCED, REAL_SYNTH)):
             if source is not None and (source, fold) not in weights:
@@ -220,4 +222,4 @@ def _drawn(pools: list[np.ndarray], wanted: Sequence[int], rng: np.random.Genera
 
 
 def _steps(n: int, profile: Profile) -> int:
-    return max(1, -(-n // profile.cls_batch))
+    return max(1, -(-n // profile.classifier.batch))

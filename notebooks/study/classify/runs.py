@@ -22,10 +22,11 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
-from hrldm.config import Profile
+from hrldm.config import digest
 from hrldm.train import checkpoint as ckpt
 from study.classify.jobs import ClassifierData, Job
 from study.classify.train import VERSION, best_epoch, build_classifier, predict_proba, train_classifier
+from study.profiles import Profile
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,11 @@ def _sets(job: Job, real: ClassifierData, synthetic: ClassifierData | None) -> t
 
 def _key(job: Job, stamp: Sequence[str], profile: Profile, seed: int, device: str) -> str:
     """Name of a run: all that decides its weights and nothing else, so that equal runs of two figures are one."""
-    settings = {k: getattr(profile, k) for k in ("cls_arch", "cls_epochs", "cls_batch", "cls_lr", "cls_patience")}
     indices = [np.asarray(a).tolist() for a in (job.real, job.synthetic, job.validation)]
     synthetic_stamp = stamp[1] if len(job.synthetic) else ""
     said = [
         VERSION,
-        settings,
+        digest(profile.classifier),
         indices,
         stamp[0],
         synthetic_stamp,
@@ -157,12 +157,12 @@ def _run(
     half_done = cache / f"{key}.epoch"
     with _one_thread(device):
         epochs = train_classifier(
-            *sets, arch=profile.cls_arch, n_classes=job.n_classes, epochs=profile.cls_epochs, batch=profile.cls_batch,
-            lr=profile.cls_lr, patience=profile.cls_patience, seed=_run_seed(seed, job.fold), steps_per_epoch=job.steps,
+            *sets, arch=profile.classifier.arch, n_classes=job.n_classes, epochs=profile.classifier.epochs, batch=profile.classifier.batch,
+            lr=profile.classifier.lr, patience=profile.classifier.patience, seed=_run_seed(seed, job.fold), steps_per_epoch=job.steps,
             init=init, device=device, checkpoint=half_done,
         )  # fmt: skip
         last = deque(epochs, maxlen=1)[0]
-        model = build_classifier(profile.cls_arch, job.n_classes, 0).to(device)
+        model = build_classifier(profile.classifier.arch, job.n_classes, 0).to(device)
         model.load_state_dict(last.best)
         probabilities = torch.from_numpy(predict_proba(model, test))
     spent = time.perf_counter() - start

@@ -52,7 +52,7 @@ def feature_histogram(term: HistogramTerm, hu: np.ndarray, mask: np.ndarray) -> 
 
 def lesion_histogram(term: HistogramTerm, z: Tensor, mask: Tensor) -> Tensor:
     """Soft histograms (n, C, B) of whole scaled latents (n, c, d, d, d) inside masks (n, 1, 4d, 4d, 4d), differentiable in z."""
-    cubes = lesion_cubes(mask, term.profile.hist_max_voxels)
+    cubes = lesion_cubes(mask, term.config.histogram.max_voxels)
     return term.histogram(cubes.of(z), cubes.of(mask, FACTOR))
 
 
@@ -147,12 +147,12 @@ def losses_by_time(
 ) -> pd.DataFrame:
     """Both losses of a trained network on the first `n` nodules of `term`, at each of the given times.
 
-    The noise of a nodule is the same for every network and time. The term must accept all times (`hist_t_max=None`).
+    The noise of a nodule is the same for every network and time. The term must accept all times (`histogram.t_max=None`).
 
     Returns:
         t, inpaint (Eq. 5), hist (Eq. 8).
     """
-    profile, schedule = term.profile, Schedule.from_profile(term.profile)
+    config, schedule = term.config, Schedule(term.config.diffusion)
     unet = unet.to(term.device).eval()
     rows = []
     for now in times:
@@ -160,7 +160,7 @@ def losses_by_time(
         for group in term.groups:
             own = ((group.index[:, 0] < n) & (group.index[:, 1] == 0)).nonzero()[:, 0]
             for r in own.split(batch):
-                taken = group.take(r, profile.mask_detail) | {"group": group, "rows": r}
+                taken = group.take(r, config.unet.mask_detail) | {"group": group, "rows": r}
                 z0, m = taken["z0"], taken["m"]
                 noise = [
                     np.random.default_rng((seed, k)).standard_normal(z0.shape[1:], np.float32)
@@ -169,11 +169,11 @@ def losses_by_time(
                 eps = torch.from_numpy(np.stack(noise)).to(z0)
                 t = taken["t"] = torch.full((len(r),), int(now), device=z0.device)
                 z_t = schedule.add_noise(z0, eps, t)
-                z_in = noisy_input(z0, z_t, m, profile.background)
+                z_in = noisy_input(z0, z_t, m, config.diffusion.background)
                 out = unet(z_in, t, taken["condition"], taken["subtype"], taken["histogram"]).float()
-                eps_hat = schedule.noise(out, z_t, t, profile.prediction)
+                eps_hat = schedule.noise(out, z_t, t, config.diffusion.prediction)
                 hist = term(schedule.predict_z0(z_t, eps_hat, t), taken)
-                inpaint = inpainting_loss(eps, eps_hat, m, profile.inpaint_norm)
+                inpaint = inpainting_loss(eps, eps_hat, m, config.ldm.inpaint_norm)
                 sums, seen = sums + len(r) * np.array([float(inpaint), float(hist)]), seen + len(r)
         rows.append((int(now), *(sums / seen)))
     return pd.DataFrame(rows, columns=["t", "inpaint", "hist"])

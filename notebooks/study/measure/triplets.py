@@ -47,7 +47,7 @@ def typical_histograms(nodules: pd.DataFrame, own: np.ndarray, diameters_mm: np.
 def triplet_request(study: Study, truth: Patches, background: Patches) -> tuple[Patches, Request]:
     """Every nodule three times, in the order of `ORDER`: the nodules (3N) and what to make of them."""
     train = study.patches("train")
-    own = pd.DataFrame(lesion_histograms(train, study.profile.hist_bins)).rename(columns="b{:02d}".format)
+    own = pd.DataFrame(lesion_histograms(train, study.profile.histogram.bins)).rename(columns="b{:02d}".format)
     library = completed(train.frame[["subtype", "diameter_mm"]].join(own))
     typical = typical_histograms(library, bins_of(library).to_numpy(float), truth.frame.diameter_mm.to_numpy())
     return thrice(request_for(study, truth, background, "target", SEED), truth, typical)

@@ -14,7 +14,6 @@ Every variant runs in a process of its own, so that its peak memory is its own. 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -29,13 +28,14 @@ import torch
 
 from hrldm import paths
 from hrldm.atomic import write_text
-from hrldm.config import SIZE_BINS_MM, Profile, get_profile
+from hrldm.config import SIZE_BINS_MM, changed
 from hrldm.model.autoencoder import FACTOR, Autoencoder
 from hrldm.model.histogram import dense_histogram, soft_histogram
 from hrldm.train.device import device, free_memory_mb
 from hrldm.train.histogram_term import HistogramTerm
 from hrldm.train.latents import LatentCache, encode_patches
 from hrldm.train.ldm import Batches, train_ldm
+from study.profiles import Profile, get_profile
 from study.report import bench_insert
 from study.report.measuring import measure
 from study.report.provenance import write_provenance
@@ -67,12 +67,14 @@ def histogram(variant: str, repeats: int, n: int = 1_000_000, bins: int = 40) ->
 def l_hist(variant: str, repeats: int) -> dict:
     profile = get_profile("quick")
     torch.manual_seed(0)
-    model = Autoencoder.from_profile(profile).to(device()).eval().requires_grad_(False)
+    model = Autoencoder(profile.autoencoder).to(device()).eval().requires_grad_(False)
     if variant.startswith("volume"):
-        z = torch.randn(1, profile.ae_latent_channels, *VOLUME[:2], int(variant.rsplit("_", 1)[1]), device=device())
+        z = torch.randn(
+            1, profile.autoencoder.latent_channels, *VOLUME[:2], int(variant.rsplit("_", 1)[1]), device=device()
+        )
         return measure(torch.no_grad()(lambda: model.decode(z)), 0, warm_up=1)
     # latents drawn anew at each step: the target is decoded each time as well; one nodule at t = 0
-    profile = dataclasses.replace(profile, latent_sample=True, hist_t_max=None, ldm_batch=1)
+    profile = changed(profile, latents__sample=True, histogram__t_max=None, ldm__batch=1)
     batches = Batches(_nodules(profile), profile, device())
     term = HistogramTerm(model, batches.groups, 1.0, profile)
     batch = batches.draw(np.random.default_rng(0))
@@ -84,17 +86,17 @@ def l_hist(variant: str, repeats: int) -> dict:
 
 
 def training_step(variant: str, repeats: int) -> dict:
-    profile = get_profile("quick", lambda_hist=float(variant.removeprefix("lambda_")))
+    profile = get_profile("quick", histogram__weight=float(variant.removeprefix("lambda_")))
     return _train(profile, _nodules(profile), repeats)
 
 
 def latents(variant: str, repeats: int) -> dict:
-    profile = get_profile("quick", lambda_hist=0.0)
+    profile = get_profile("quick", histogram__weight=0.0)
     if variant == "cached":
         return _train(profile, _nodules(profile), repeats)
     torch.manual_seed(0)
-    model = Autoencoder.from_profile(profile).to(device()).eval()
-    size = (profile.ldm_batch, *[profile.patch_mm] * 3)
+    model = Autoencoder(profile.autoencoder).to(device()).eval()
+    size = (profile.ldm.batch, *[profile.data.patch_mm] * 3)
     hu = np.random.default_rng(1).integers(-1000, 400, size, np.int16)
     return _train(profile, _nodules(profile), repeats, lambda: encode_patches(model, hu, device(), len(hu)))
 
@@ -110,14 +112,14 @@ CASES = {
 def _nodules(profile: Profile) -> LatentCache:
     """Balls with the sizes of `lidc-mini` and random latents: what they show does not change the time they take."""
     rng = np.random.default_rng(0)
-    size, low = profile.patch_mm, profile.patch_mm // FACTOR
+    size, low = profile.data.patch_mm, profile.data.patch_mm // FACTOR
     bins = rng.choice(len(SIZE_BINS_MM), NODULES, p=SIZE_SHARE)
     radius = [rng.uniform(*SIZE_BINS_MM[b]) / 2 for b in bins]
     distance = np.linalg.norm(np.indices((size,) * 3) - size // 2, axis=0)
     mask = np.stack([distance <= r for r in radius])[:, None]
-    mean = rng.standard_normal((NODULES, 1, profile.ae_latent_channels, low, low, low), np.float32)
-    shape = (NODULES, profile.latent_variants)
-    histogram = np.full((NODULES, profile.hist_bins), 1 / profile.hist_bins)
+    mean = rng.standard_normal((NODULES, 1, profile.autoencoder.latent_channels, low, low, low), np.float32)
+    shape = (NODULES, profile.latents.variants)
+    histogram = np.full((NODULES, profile.histogram.bins), 1 / profile.histogram.bins)
     mean, mask = (np.broadcast_to(a, (*shape, *a.shape[2:])) for a in (mean, mask))
     return LatentCache(mean, np.zeros_like(mean), mask, histogram, rng.integers(3, size=NODULES), 1.0)
 
@@ -127,7 +129,7 @@ def _train(
 ) -> dict:
     """Seconds of one training step: median over blocks of `BLOCK`, after a first block that is not counted."""
     torch.manual_seed(0)
-    model = Autoencoder.from_profile(profile).eval().requires_grad_(False)
+    model = Autoencoder(profile.autoencoder).eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
         steps = train_ldm(cache, profile, 0, Path(folder) / "bench.safetensors", model, save_every=10**9)
 

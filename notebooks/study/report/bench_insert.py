@@ -50,7 +50,7 @@ def _embedded() -> tuple[CT, np.ndarray]:
 
 def algorithm_2(variant: str, repeats: int) -> dict:
     ct, labels = _embedded()
-    generator = released(sample_steps=STEPS, match_t_max=None, grain=False)
+    generator = released(steps=STEPS, match_t_max=None, grain=False)
     nodule = place_nodule(LungSpace.of(ct, labels), WISH, load_shapes(), 1)
 
     def own_crop() -> None:

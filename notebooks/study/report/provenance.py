@@ -21,7 +21,8 @@ from filelock import FileLock
 
 from hrldm import paths
 from hrldm.atomic import write_text
-from hrldm.config import Profile
+from hrldm.config import digest
+from hrldm.train.config import Stage2
 
 NAME = "provenance.json"
 PACKAGES = ("torch", "monai", "numpy", "scipy", "pandas", "scikit-learn", "torchmetrics", "accelerate")
@@ -29,7 +30,7 @@ PACKAGES = ("torch", "monai", "numpy", "scipy", "pandas", "scikit-learn", "torch
 
 def write_provenance(
     results_dir: Path | str,
-    profile: Profile,
+    profile: Stage2,
     dataset: str,
     seed: int,
     data_hash: str | None = None,
@@ -41,7 +42,7 @@ def write_provenance(
 
     Args:
         results_dir: results/<dataset>/<profile>/, made when absent.
-        profile: the profile with all overrides; its name, digest and every field are recorded.
+        profile: the settings with all changes; their name, digest and every field are recorded.
         dataset: name of the dataset.
         seed: the run's seed.
         data_hash: hash of the manifest and its files; None keeps the recorded one.
@@ -58,8 +59,8 @@ def write_provenance(
     run = {
         "dataset": dataset,
         "seed": seed,
-        "profile": profile.name,
-        "profile_digest": profile.digest(),
+        "profile": getattr(profile, "name", "released"),
+        "profile_digest": digest(profile),
         "profile_fields": json.loads(json.dumps(dataclasses.asdict(profile))),  # tuples become lists, as in the file
     }
     with _lock(path):

@@ -73,9 +73,9 @@ def algorithm2(ct: CT, nodule: Nodule, generator: Generator) -> tuple[np.ndarray
     Raises:
         ValueError: less memory is free than decoding at once takes.
     """
-    profile = dataclasses.replace(generator.profile, match_t_max=None)  # ours, and it decodes at every step
-    generator = dataclasses.replace(generator, profile=profile)
-    grid, shape = body_grid(ct, FACTOR * 2 ** (len(generator.profile.unet_channels) - 1))
+    plain = dataclasses.replace(generator.sampling, match_t_max=None)  # matching is ours, and decodes at every step
+    generator = dataclasses.replace(generator, sampling=plain)
+    grid, shape = body_grid(ct, FACTOR * 2 ** (len(generator.config.unet.channels) - 1))
     _check_memory(shape)
     mask = np.zeros(shape, bool)
     voxels = np.argwhere(nodule.mask) - np.array(nodule.mask.shape) // 2

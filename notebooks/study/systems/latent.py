@@ -14,10 +14,12 @@ from study.study import Study
 
 CHANGES: dict[str, dict] = {
     "hr-ldm": {},
-    "hr-ldm-template": {"histogram_template": True},  # the histogram as a picture too (ours)
-    "hr-ldm-matched": {"match_t_max": 300},  # the same network; the histogram is imposed while sampling (ours)
-    "maisi-ddpm": {"lambda_hist": 0.0},  # Table 1: "MAISI-DDPM (no L_hist)"
-    "maisi-rflow": {"lambda_hist": 0.0, "objective": "rflow"},  # Zhao et al., 2026
+    "hr-ldm-template": {"histogram__template": True},  # the histogram as a picture too (ours)
+    "hr-ldm-matched": {
+        "sampling__match_t_max": 300
+    },  # the same network; the histogram is imposed while sampling (ours)
+    "maisi-ddpm": {"histogram__weight": 0.0},  # Table 1: "MAISI-DDPM (no L_hist)"
+    "maisi-rflow": {"histogram__weight": 0.0, "diffusion__objective": "rflow"},  # Zhao et al., 2026
 }
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from hrldm import paths
 from hrldm.atomic import atomic
+from hrldm.config import digest
 from hrldm.insertion.generator import Request
 from hrldm.nodules.patches import Patches
 from hrldm.train.latents import lesion_histograms, weights_digest
-from hrldm.train.ldm import RUN_FIELDS
 from hrldm.train.ldm import VERSION as TRAINING
 from study.study import Study
 from study.systems import latent, reconstruction, texture, transplant
@@ -29,9 +29,6 @@ SYSTEMS = {  # in the order of the tables; diff-tumor and lesion-diffusion go af
 }
 
 VERSION = f"{TRAINING}.1"  # raise the last when the same networks would give other crops
-DEPENDS_ON = (  # what a system's crops depend on
-    *RUN_FIELDS, "latent_variants", "least_latents", "pretrain_steps", "patch_mm", "sampler", "sample_steps", "match_t_max", "match_rounds",
-)  # fmt: skip
 
 
 def request_for(
@@ -48,7 +45,7 @@ def request_for(
     if condition not in ("library", "target"):
         raise ValueError(f"unknown condition {condition!r}; choose library or target")
     if condition == "target":
-        histogram = lesion_histograms(patches, study.profile.hist_bins)
+        histogram = lesion_histograms(patches, study.profile.histogram.bins)
     else:
         histogram = study.library_histograms(replace(background, frame=patches.frame), seed)
     seeds = np.random.SeedSequence((study.seed, seed)).generate_state(len(patches))
@@ -63,9 +60,9 @@ def synthesise(study: Study, system: str, request: Request, truth: Patches) -> n
     """
     if system not in SYSTEMS:
         raise ValueError(f"unknown system {system!r}; choose one of {', '.join(SYSTEMS)}")
-    h = hashlib.sha256(
-        f"{VERSION} {system} {study.profile.digest(*DEPENDS_ON)} {study.data_hash} {study.seed}".encode()
-    )
+    p = study.profile
+    settings = digest(*p.parts(), p.sampling, p.data.patch_mm)
+    h = hashlib.sha256(f"{VERSION} {system} {settings} {study.data_hash} {study.seed}".encode())
     h.update(weights_digest(study.autoencoder).encode())
     for array in (request.background, request.mask, request.subtype, request.histogram, request.seeds):
         h.update(np.ascontiguousarray(array).data)

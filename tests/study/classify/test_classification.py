@@ -12,19 +12,20 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from hrldm.config import get_profile
+from hrldm.config import changed
 from study.classify import jobs as jb
 from study.classify import runs as cl
 from study.classify import tables as tables
+from study.profiles import get_profile
 
 PROFILE = get_profile(
     "smoke",
-    cls_arch="densenet-tiny",
-    cls_epochs=2,
-    cls_batch=8,
-    cls_folds=2,
+    classifier__arch="densenet-tiny",
+    classifier__epochs=2,
+    classifier__batch=8,
+    downstream__folds=2,
     retention=(1.0, 0.5, 0.0),
-    scarcity_folds=1,
+    downstream__scarcity_folds=1,
 )
 
 
@@ -210,11 +211,11 @@ def test_other_data_or_settings_are_other_runs(sets, subtype_runs):
     _, jobs, _ = subtype_runs
     key = cl._key(jobs[1], ["a", "b", "c"], PROFILE, 0, "cpu")
     assert key != cl._key(jobs[1], ["a", "b", "x"], PROFILE, 0, "cpu")
-    assert key != cl._key(jobs[1], ["a", "b", "c"], replace(PROFILE, cls_lr=0.5), 0, "cpu")
+    assert key != cl._key(jobs[1], ["a", "b", "c"], changed(PROFILE, classifier__lr=0.5), 0, "cpu")
     assert key != cl._key(jobs[1], ["a", "b", "c"], PROFILE, 1, "cpu")
-    assert key == cl._key(jobs[1], ["a", "b", "c"], replace(PROFILE, ldm_lr=0.5, name="other"), 0, "cpu")
-    changed = replace(sets[0], crops=sets[0].crops + np.int16(1))
-    assert changed.digest() != sets[0].digest()
+    assert key == cl._key(jobs[1], ["a", "b", "c"], changed(PROFILE, ldm__lr=0.5, name="other"), 0, "cpu")
+    other = replace(sets[0], crops=sets[0].crops + np.int16(1))
+    assert other.digest() != sets[0].digest()
 
 
 def test_malignancy_starts_from_the_subtype_runs(sets, subtype_runs):
@@ -239,12 +240,12 @@ def test_malignancy_starts_from_the_subtype_runs(sets, subtype_runs):
 @pytest.mark.slow
 def test_killed_runs_go_on_where_they_were(sets, tmp_path):
     """kill -9 in the middle of a run; the next call ends in the same predictions as one that was left alone."""
-    profile = replace(PROFILE, cls_epochs=5)
+    profile = changed(PROFILE, classifier__epochs=5)
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_classification import *
 sets = data(), data((6, 3, 3), seed=1, prefix="s", synthetic=True), data((6, 6, 6), seed=2, prefix="t")
-profile = replace(PROFILE, cls_epochs=5)
+profile = changed(PROFILE, classifier__epochs=5)
 jobs = jb.subtype_jobs(sets[0], sets[1], profile, 0)[:1]
 cl.run_jobs(jobs, *sets, profile, 0, Path({str(tmp_path / "a")!r}), n_jobs=1)
 """

@@ -1,14 +1,12 @@
 """The histogram term's measurements, on an autoencoder that is a plain linear code, where the answers are known."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import ndimage, stats
 
-from hrldm.config import get_profile
+from hrldm.config import changed
 from hrldm.model.autoencoder import Autoencoder, normalise_hu
 from hrldm.model.diffusion import Schedule
 from hrldm.model.unet import latent_masks
@@ -24,6 +22,7 @@ from study.measure.histogram_awareness import (
     lesion_histogram,
     losses_by_time,
 )
+from study.profiles import get_profile
 
 SIDE, N = 16, 4
 
@@ -52,8 +51,8 @@ def term(patches):
         mean[:, None].numpy(), std[:, None].numpy(), patches.mask[:, None], lesion_histograms(patches, 40),
         patches.subtype, 1 / float(mean.square().mean().sqrt()),
     )  # fmt: skip
-    profile = get_profile("smoke", hist_t_max=None, lesion_context=None)
-    return HistogramTerm(model, list(windowed(cache, profile)), cache.scale, profile)
+    profile = get_profile("smoke", histogram__t_max=None, unet__context=None)
+    return HistogramTerm(model, list(windowed(cache, profile.unet, profile.histogram.template)), cache.scale, profile)
 
 
 def test_change_lesion_is_offset_and_contrast_inside_the_mask_only(patches):
@@ -113,15 +112,15 @@ class _Oracle(torch.nn.Module):
 
     def forward(self, z_t, t, masks, subtype, histogram):
         z0 = self.term.groups[0].z0[: len(z_t)]
-        abar = Schedule.from_profile(self.term.profile).abar(t, z_t)
+        abar = Schedule(self.term.config.diffusion).abar(t, z_t)
         eps = (z_t - abar.sqrt() * z0) / (1 - abar).sqrt()
-        exact = eps if self.term.profile.prediction == "eps" else abar.sqrt() * eps - (1 - abar).sqrt() * z0
+        exact = eps if self.term.config.diffusion.prediction == "eps" else abar.sqrt() * eps - (1 - abar).sqrt() * z0
         return exact + self.error
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_losses_of_a_perfect_predictor_are_zero_and_errors_of_the_noise_grow_with_t(term, monkeypatch, prediction):
-    monkeypatch.setattr(term, "profile", dataclasses.replace(term.profile, prediction=prediction))
+    monkeypatch.setattr(term, "config", changed(term.config, diffusion__prediction=prediction))
     perfect = losses_by_time(_Oracle(term), term, (10, 500, 990), seed=0, n=N)
     assert list(perfect.t) == [10, 500, 990]
     assert perfect.inpaint.max() < 1e-2 and perfect["hist"][:2].max() < 1e-3
@@ -134,9 +133,9 @@ def test_losses_of_a_perfect_predictor_are_zero_and_errors_of_the_noise_grow_wit
 
 
 def test_hist_space_hu_reads_the_decoded_hu(term, patches):
-    profile = dataclasses.replace(term.profile, hist_space="hu")
+    profile = changed(term.config, histogram__space="hu")
     in_hu = HistogramTerm(term.decoder, term.groups, term.scale, profile)
     h = feature_histogram(in_hu, patches.hu[2], patches.mask[2])
-    assert h.shape == (1, profile.hist_bins)
-    centres = torch.linspace(float(in_hu.lo), float(in_hu.hi), profile.hist_bins)
+    assert h.shape == (1, profile.histogram.bins)
+    centres = torch.linspace(float(in_hu.lo), float(in_hu.hi), profile.histogram.bins)
     assert abs(float((h[0] * centres).sum()) - patches.hu[2][patches.mask[2]].mean()) < 40

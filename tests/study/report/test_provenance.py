@@ -5,7 +5,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from hrldm.config import get_profile
+from hrldm.config import digest
+from study.profiles import get_profile
 from study.report import provenance
 from study.report.provenance import read_provenance, write_provenance
 
@@ -20,7 +21,7 @@ def test_record_holds_what_a_run_depends_on(tmp_path):
     write_provenance(tmp_path, SMOKE, "lidc-mini", 3, data_hash="ab12", device="test device")
     record = read_provenance(tmp_path)
     assert record["profile_fields"]["ae_channels"] == list(SMOKE.ae_channels)
-    assert record["profile_digest"] == SMOKE.digest() and record["seed"] == 3 and record["data_hash"] == "ab12"
+    assert record["profile_digest"] == digest(SMOKE) and record["seed"] == 3 and record["data_hash"] == "ab12"
     assert record["packages"]["torch"].startswith("2.") and record["device"] == "test device"
     assert set(record["git"]) == {"commit", "dirty"}
 
@@ -36,7 +37,7 @@ def test_same_run_is_completed_and_another_begins_anew(tmp_path):
     write_provenance(tmp_path, SMOKE, "lidc-mini", 0, data_hash="ab12")
     _record(tmp_path, 5)
     assert read_provenance(tmp_path)["data_hash"] == "ab12"
-    write_provenance(tmp_path, get_profile("smoke", lambda_hist=0.0), "lidc-mini", 0)
+    write_provenance(tmp_path, get_profile("smoke", histogram__weight=0.0), "lidc-mini", 0)
     assert read_provenance(tmp_path)["data_hash"] is None and read_provenance(tmp_path)["wall_time_s"] == {}
 
 

@@ -8,7 +8,6 @@ import torch
 
 from hrldm.ct.geometry import to_world
 from hrldm.ct.volume import CT
-from hrldm.insertion.generator import Generator
 from hrldm.insertion.insert import insert
 from hrldm.insertion.wish import Wish
 from hrldm.model.autoencoder import normalise_hu
@@ -29,7 +28,7 @@ def small_scan() -> tuple[CT, np.ndarray]:
 def both():
     """One wish both ways, with networks that know nothing but the linear code."""
     ct, labels = small_scan()
-    generator = Generator(tiny.autoencoder(), tiny.unet(), 0.8, tiny.profile(lesion_context=1, match_t_max=300))
+    generator = tiny.generator(tiny.autoencoder(), tiny.unet(), 0.8, unet__context=1, sampling__match_t_max=300)
     whole = whole_volume.insert_whole(ct, [WISH], generator, labels, library=LIBRARY)
     local = insert(ct, [WISH], generator, labels, retries=0, library=LIBRARY)
     return ct, labels, generator, whole, local
@@ -56,9 +55,9 @@ def test_body_grid_holds_the_body_and_no_more_than_its_box():
 def test_lean_attention_is_the_same_attention():
     unet = tiny.unet()
     p = tiny.profile()
-    z = torch.randn(1, p.ae_latent_channels, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    masks = torch.ones(1, p.mask_detail**3 + 1, 4, 4, 4)
-    inputs = (z, torch.tensor([5]), masks, torch.tensor([1]), torch.full((1, p.hist_bins), 1 / p.hist_bins))
+    z = torch.randn(1, p.autoencoder.latent_channels, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    masks = torch.ones(1, p.unet.mask_detail**3 + 1, 4, 4, 4)
+    inputs = (z, torch.tensor([5]), masks, torch.tensor([1]), torch.full((1, p.histogram.bins), 1 / p.histogram.bins))
     with torch.no_grad():
         plain = unet(*inputs)
         with whole_volume._lean_attention(unet):

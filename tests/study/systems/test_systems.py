@@ -23,7 +23,7 @@ def study(tmp_path_factory):
         patch.setenv("HRLDM_CACHE", str(folder / "cache"))
         (folder / "data").mkdir()
         root = tiny.manifest(folder / "data", {"train": 6, "test": 3})
-        study = runs.open_study(tiny.profile(patch_mm=24, ldm_steps=2), "mine", str(root))
+        study = runs.open_study(tiny.profile(data__patch_mm=24, ldm__steps=2), "mine", str(root))
         study.__dict__["autoencoder"] = tiny.autoencoder()
         yield study
 
@@ -88,11 +88,11 @@ def test_texture_row_has_the_requested_histogram(study, asked):
 
 def test_latent_systems_differ_in_their_objective_alone(study):
     assert latent.CHANGES["hr-ldm"] == {}
-    assert latent.CHANGES["maisi-ddpm"] == {"lambda_hist": 0.0}
-    assert latent.CHANGES["hr-ldm-template"] == {"histogram_template": True}
-    assert latent.CHANGES["maisi-rflow"] == {"lambda_hist": 0.0, "objective": "rflow"}
+    assert latent.CHANGES["maisi-ddpm"] == {"histogram__weight": 0.0}
+    assert latent.CHANGES["hr-ldm-template"] == {"histogram__template": True}
+    assert latent.CHANGES["maisi-rflow"] == {"histogram__weight": 0.0, "diffusion__objective": "rflow"}
     flow = latent.trained(study, "maisi-rflow")
-    assert flow.profile.objective == "rflow" and flow.autoencoder is study.autoencoder
+    assert flow.config.diffusion.objective == "rflow" and flow.autoencoder is study.autoencoder
 
 
 def test_requests_by_library_and_by_target(study):

@@ -1,0 +1,44 @@
+"""Settings of Stage II's training: everything that a trained U-Net depends on besides its data, seed and start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from hrldm.config import digest
+from hrldm.model.diffusion import DiffusionConfig
+from hrldm.model.histogram import HistogramConfig
+from hrldm.model.unet import UnetConfig
+from hrldm.train.latents import LatentsConfig
+
+
+@dataclass(frozen=True)
+class LdmConfig:
+    """Training of Stage II (Section 5)."""
+
+    pretrain_steps: int = 2000  # on lidc-mini with lambda 0, before any other dataset; 0 = none (paper)
+    steps: int = 1000
+    batch: int = 8
+    lr: float = 6e-4
+    lr_power: float = 1.0  # polynomial schedule
+    ema: float = 0.998
+    inpaint_norm: str = "paper"  # paper: per lesion voxel, summed over channels (suits lambda = 10) | voxels_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage2:
+    """The parts that make a trained U-Net; a profile is one, and a checkpoint's header holds one."""
+
+    unet: UnetConfig = field(default_factory=UnetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    histogram: HistogramConfig = field(default_factory=HistogramConfig)
+    latents: LatentsConfig = field(default_factory=LatentsConfig)
+    ldm: LdmConfig = field(default_factory=LdmConfig)
+    mixed_precision: str = "no"  # no | bf16, on a GPU only
+
+    def parts(self) -> tuple:
+        """The parts in order, those of a profile that are Stage II's."""
+        return tuple(getattr(self, f.name) for f in fields(Stage2))
+
+    def stage2_digest(self) -> str:
+        """Cache key of what a U-Net is trained by."""
+        return digest(*self.parts())

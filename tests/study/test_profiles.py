@@ -1,0 +1,59 @@
+"""Presets: the paper's numbers verbatim; every one consistent."""
+
+import dataclasses
+
+import pytest
+
+from hrldm.config import SIZE_BINS_MM, SUBTYPES
+from hrldm.train.config import Stage2
+from study.profiles import PROFILES, get_profile
+
+
+def test_the_paper_profile_carries_the_papers_settings():
+    p = get_profile("paper")
+    assert (p.diffusion.timesteps, p.diffusion.beta_start, p.diffusion.beta_end) == (1000, 0.0015, 0.0195)
+    assert (p.histogram.weight, p.histogram.bins, p.histogram.t_max, p.histogram.tokens) == (10.0, 40, None, 1)
+    assert (p.ldm.lr, p.ldm.batch, p.ldm.steps) == (1e-5, 1, 200 * p.data.n_train)
+    assert (p.downstream.crop_mm, p.downstream.folds) == (90, 5)
+    assert (p.classifier.batch, p.classifier.lr, p.classifier.epochs) == (2, 1e-4, 100)
+    assert p.classifier.arch == "densenet121" and p.sampling.sampler == "ddpm" and p.sampling.steps == 1000
+    assert (p.diffusion.background, p.diffusion.objective) == ("paper", "ddpm")
+    assert SUBTYPES == ("solid", "part-solid", "ground-glass") and SIZE_BINS_MM[0][0] == 6 and SIZE_BINS_MM[-1][1] == 30
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_is_consistent(name):
+    p = get_profile(name)
+    assert p.name == name and list(PROFILES) == ["smoke", "quick", "gpu", "paper"]
+    levels = len(p.unet.channels)
+    assert len(p.unet.attention) == levels
+    assert p.data.patch_mm % (4 * 2 ** (levels - 1)) == 0  # the latent halves at each level of the U-Net
+    assert all(c % p.unet.norm_groups == 0 for c in p.unet.channels)
+    attended = [c for c, a in zip(p.unet.channels, p.unet.attention, strict=True) if a]
+    assert attended and all(c % p.unet.head_channels == 0 for c in attended)
+    assert p.sampling.sampler != "ddpm" or p.sampling.steps == p.diffusion.timesteps
+    assert p.vae.patch % 4 == 0 and p.downstream.crop_mm <= 2 * p.data.patch_mm and p.histogram.max_voxels % 4 == 0
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="unknown profile 'fast'; choose one of smoke, quick, gpu, paper"):
+        get_profile("fast")
+    with pytest.raises(ValueError, match="unknown setting 'lamda_hist'"):
+        get_profile("quick", lamda_hist=0.0)
+
+
+def test_changed_settings_have_a_name_and_a_folder_of_their_own():
+    plain, one = get_profile("quick", "  "), get_profile("quick", "histogram.weight=0 ldm.steps=7")
+    same, other = get_profile("quick", "ldm.steps=7  histogram.weight=0"), get_profile("quick", "ldm.steps=7")
+    assert plain == PROFILES["quick"] and one.name == same.name and len({plain.name, one.name, other.name}) == 3
+    assert one.name.startswith("quick-") and (one.histogram.weight, one.ldm.steps) == (0.0, 7)
+
+
+def test_what_a_network_is_trained_by_is_in_its_key_and_nothing_else():
+    """No list of names is kept by hand, so a new field cannot be forgotten."""
+    p = get_profile("quick")
+    for part in (f.name for f in dataclasses.fields(p) if dataclasses.is_dataclass(getattr(p, f.name))):
+        for field in dataclasses.fields(getattr(p, part)):
+            other = dataclasses.replace(p, **{part: dataclasses.replace(getattr(p, part), **{field.name: "other"})})
+            counts = part in {f.name for f in dataclasses.fields(Stage2)}
+            assert (other.stage2_digest() != p.stage2_digest()) == counts, (part, field.name)
