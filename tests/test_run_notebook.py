@@ -11,7 +11,7 @@ from hrldm import paths
 from scripts import run_notebook
 from study.report.provenance import read_provenance
 
-PARAMETERS = 'profile = "smoke"\ndataset = "lidc-mini"\ndata_root = ""\nseed = 0'
+PARAMETERS = 'profile = "smoke"\ndataset = "lidc-mini"\ndata_root = ""\nseed = 0\nsettings = ""'
 
 
 @pytest.fixture

@@ -414,7 +414,7 @@ def test_a_fault_of_ours_stays_one(nifti, tmp_path):
 
 def test_what_needs_the_imposed_histogram_is_refused_before_the_lungs(nifti, tmp_path):
     unaided = tiny.PaintingGenerator()
-    unaided.profile = tiny.profile()
+    unaided.sampling = tiny.profile().sampling
     core = [Wish("part-solid", 14.0, core_mm=6.0)]
     with pytest.raises(ValueError, match="solid core is made by imposing"):
         files.insert_file(nifti, tmp_path / "out", core, unaided, lungs="absent.nii")
@@ -444,7 +444,7 @@ def test_a_record_made_otherwise_is_said(nifti, tmp_path):
     ]
     other = records.told_apart(record, tmp_path / "lungs.nii.gz", WISHES, generator, lungs=nifti, retries=0)
     assert [f.split(":")[0] for f in other] == ["files ct", "files lungs"]
-    generator.profile = tiny.profile(sampling__match_t_max=300, sampling__steps=7)
+    generator.sampling = tiny.profile(sampling__match_t_max=300, sampling__steps=7).sampling
     assert [f.split(":")[0] for f in records.told_apart(record, copy, WISHES, generator, **same)] == ["sampling steps"]
 
 

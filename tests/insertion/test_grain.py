@@ -63,7 +63,7 @@ def test_what_the_window_cuts_off_is_not_looked_at():
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return Generator(tiny.autoencoder(), tiny.unet(), 1.0, tiny.profile())
+    return tiny.generator(tiny.autoencoder(), tiny.unet(), 1.0)
 
 
 def request(n: int = 3) -> Request:

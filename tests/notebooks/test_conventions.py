@@ -9,7 +9,7 @@ import pytest
 from scripts.notebook_deps import python_source
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
-DEFAULTS = {"profile": "smoke", "dataset": "lidc-mini", "data_root": "", "seed": 0}
+DEFAULTS = {"profile": "smoke", "dataset": "lidc-mini", "data_root": "", "seed": 0, "settings": ""}
 pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 

@@ -187,7 +187,7 @@ def test_the_three_experiments_share_their_runs(study, painted, monkeypatch, tmp
         classifier__epochs=1,
         downstream__folds=2,
         downstream__scarcity_folds=1,
-        retention=(1.0, 0.0),
+        downstream__retention=(1.0, 0.0),
     )
     study.counts = {"train": (6, 4, 4), "val": (2, 1, 1), "test": (4, 2, 2)}
     data = protocol.downstream_data(study)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hrldm.model.autoencoder import Autoencoder
+from hrldm.model.autoencoder import MAISI, Autoencoder
 from hrldm.nodules.patches import Patches
 from hrldm.train import autoencoders
 from hrldm.train import checkpoint as ckpt
@@ -177,7 +177,7 @@ def test_library_histograms_are_not_darker_than_the_lung_they_go_into(study):
 
 def maisi_state(seed: int = 0) -> dict:
     torch.manual_seed(seed)
-    model = Autoencoder((64, 128, 256), (2, 2, 2), (2, 2, 2), 4, norm_groups=32, linear_skip=False, norm=True)
+    model = Autoencoder(MAISI)
     return model.net.state_dict()
 
 
@@ -212,9 +212,8 @@ def test_other_files_are_not_taken_for_maisis(tmp_path, content):
 
 
 def test_autoencoder_round_trip_and_strangers(tmp_path):
-    from hrldm.model.autoencoder import architecture
-
-    model, meta = tiny.autoencoder(), {"architecture": architecture(tiny.profile())}
+    model = tiny.autoencoder()
+    meta = {"architecture": dataclasses.asdict(model.config)}
     ckpt.save(tmp_path / "a", {"ema": model.state_dict()}, meta)
     loaded = autoencoders.load_autoencoder(tmp_path / "a")
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
@@ -232,7 +231,7 @@ def test_shipped_autoencoder_is_that_of_the_quick_profile_and_reconstructs():
     from hrldm.model.autoencoder import normalise_hu
 
     model = autoencoders.load_autoencoder(autoencoders.SHIPPED_AUTOENCODER)
-    ours = Autoencoder.from_profile(get_profile("quick")).state_dict()
+    ours = Autoencoder(get_profile("quick").autoencoder).state_dict()
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in ours.items()}
     assert autoencoders.SHIPPED_AUTOENCODER.stat().st_size <= 20e6
     x = normalise_hu(torch.from_numpy(tiny.patches(2, 32).hu[:, None].astype(np.float32)))
@@ -259,7 +258,7 @@ def test_wrong_studies_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HRLDM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ValueError, match="unknown profile 'tiny'"):
         runs.open_study("tiny")
-    with pytest.raises(ValueError, match="unknown profile field"):
+    with pytest.raises(ValueError, match="unknown setting 'lamda_hist'"):
         runs.open_study("smoke", lamda_hist=0.0)
     with pytest.raises(ValueError, match=r"'mine' is not embedded: give DATA_ROOT \(data_root\)"):
         runs.open_study("smoke", "mine")

@@ -24,7 +24,7 @@ PROFILE = get_profile(
     classifier__epochs=2,
     classifier__batch=8,
     downstream__folds=2,
-    retention=(1.0, 0.5, 0.0),
+    downstream__retention=(1.0, 0.5, 0.0),
     downstream__scarcity_folds=1,
 )
 

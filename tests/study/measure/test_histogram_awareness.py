@@ -7,7 +7,7 @@ import torch
 from scipy import ndimage, stats
 
 from hrldm.config import changed
-from hrldm.model.autoencoder import Autoencoder, normalise_hu
+from hrldm.model.autoencoder import Autoencoder, AutoencoderConfig, normalise_hu
 from hrldm.model.diffusion import Schedule
 from hrldm.model.unet import latent_masks
 from hrldm.nodules.patches import Patches
@@ -44,7 +44,7 @@ def patches():
 @pytest.fixture(scope="module")
 def term(patches):
     torch.manual_seed(0)
-    model = Autoencoder()
+    model = Autoencoder(AutoencoderConfig())
     model.linear.fit(normalise_hu(torch.from_numpy(patches.hu.astype(np.float32)))[:, None])
     mean, std = encode_patches(model, patches.hu)
     cache = LatentCache(

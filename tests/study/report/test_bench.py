@@ -22,7 +22,7 @@ def test_training_benchmarks_run(monkeypatch):
     monkeypatch.setattr(bench, "BLOCK", 1)
     monkeypatch.setattr(bench, "NODULES", 6)
     small = bench.get_profile("quick", unet__channels=(16, 32), ldm__batch=2)
-    monkeypatch.setattr(bench, "get_profile", lambda name, **changes: bench.dataclasses.replace(small, **changes))
+    monkeypatch.setattr(bench, "get_profile", lambda name, **changes: bench.changed(small, **changes))
     for case, variant in (("training_step", "lambda_0"), ("training_step", "lambda_10"), ("latents", "on_the_fly")):
         assert bench.CASES[case](variant, 1)["time_s"] > 0
     assert bench.l_hist("largest_lesion_crop", 1)["time_s"] > 0

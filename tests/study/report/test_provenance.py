@@ -20,7 +20,7 @@ def _record(folder, number):
 def test_record_holds_what_a_run_depends_on(tmp_path):
     write_provenance(tmp_path, SMOKE, "lidc-mini", 3, data_hash="ab12", device="test device")
     record = read_provenance(tmp_path)
-    assert record["profile_fields"]["ae_channels"] == list(SMOKE.ae_channels)
+    assert record["profile_fields"]["unet"]["channels"] == list(SMOKE.unet.channels)
     assert record["profile_digest"] == digest(SMOKE) and record["seed"] == 3 and record["data_hash"] == "ab12"
     assert record["packages"]["torch"].startswith("2.") and record["device"] == "test device"
     assert set(record["git"]) == {"commit", "dirty"}
