@@ -213,7 +213,7 @@ def made_for(study: Study, made_by: Generator, split: str, name: str = "") -> tu
 
 def lesions_of(name: str, truth: Patches, crops: np.ndarray) -> pd.DataFrame:
     """`lesion_table` with each lesion's roughness over the real one's."""
-    table = intensity.lesion_table(name, crops, truth.hu, truth.mask, truth.frame)
+    table = intensity.lesion_table(name, crops, truth)
     own, real = (feature_table(hu, truth.mask).inside_grain_1_share for hu in (crops, truth.hu))
     return table.assign(roughness_ratio=(own / real).to_numpy())
 
