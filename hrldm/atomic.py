@@ -33,22 +33,28 @@ def atomic(path: str | Path, overwrite: bool = True) -> Iterator[Path]:
     # the name keeps the suffix, which decides the format
     part = path.with_name(f".{os.getpid()}.{_HOST}-{uuid.uuid4().hex[:8]}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _clear(path)
-        yield part
-        with part.open("rb") as f:
-            os.fsync(f.fileno())
-        if path.exists() and not overwrite:
-            raise ValueError(f"{path}: appeared meanwhile and is left as it is; choose another name")
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{path}: could not be written ({error.strerror or error}); free space or choose another folder",
-        ) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _clear(path)
+            yield part
+            with part.open("rb") as f:
+                os.fsync(f.fileno())
+            if path.exists() and not overwrite:
+                raise ValueError(f"{path}: appeared meanwhile and is left as it is; choose another name")
+            os.replace(part, path)
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell an OSError of the block with `path`, its reason and what to do."""
+    try:
+        yield
+    except OSError as error:
+        said = f"{path}: cannot be written ({error.strerror or error}); choose another folder or free space"
+        raise OSError(error.errno, said) from error
 
 
 def _clear(path: Path) -> None:
@@ -80,18 +86,15 @@ def held(folder: Path) -> Iterator[None]:
     missing = [p for p in folder.parents if not p.exists()]
     part, former, lock = (folder.with_name(f".hrldm-{folder.name}{end}") for end in ("", "-former", "-lock"))
     mine = FileLock(lock, timeout=1)  # retries while another run is releasing its lock
-    try:
+    with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        mine.acquire()
-    except Timeout:
-        raise ValueError(
-            f"{folder}: another run is writing it; wait until it ends, or choose another folder (if there is none, as after a "
-            f"job was killed on another machine, remove {lock})"
-        ) from None
-    except OSError as error:
-        raise OSError(
-            error.errno, f"{folder}: cannot be written ({error.strerror or error}); choose another folder"
-        ) from error
+        try:
+            mine.acquire()
+        except Timeout:
+            raise ValueError(
+                f"{folder}: another run is writing it; wait until it ends, or choose another folder (if there is none, as "
+                f"after a job was killed on another machine, remove {lock})"
+            ) from None
     try:
         if former.exists() and not os.path.lexists(folder):  # killed between the two moves of `_exchange`
             former.replace(folder)

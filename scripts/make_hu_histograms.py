@@ -26,8 +26,8 @@ import pandas as pd
 from scipy import ndimage, stats
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM
+from hrldm.nodules.histograms import size_bin
 from hrldm.nodules.split import patient_split
-from hrldm.nodules.texture import size_bin
 
 OUT = Path(__file__).resolve().parents[1] / "hrldm" / "nodules"
 BINS = 40

@@ -115,7 +115,7 @@ def release_data(root: Path) -> Path:
     target = paths.cache_dir() / "release" / f"{digest}-{key_of(hosts)}-{copies}"
     giving, parts = [givers(thin(frame, known)) for frame in known], []
     train = pd.concat(giving).query("split == 'train'")
-    library = library_of(load_patches(train, get_profile("quick").patch_mm), get_profile("quick").hist_bins)
+    library = library_of(load_patches(train, get_profile("quick").data.patch_mm), get_profile("quick").histogram.bins)
     for k, frame in enumerate(giving):
         folder = transplant(frame, hosts, target / f"transplants-{k}", COPIES, library=library)
         parts.append(load_manifest(folder, check_images=False))
@@ -216,7 +216,7 @@ def made_for(study: Study, made_by: Generator, split: str, name: str = "") -> tu
 
 def lesions_of(name: str, truth: Patches, crops: np.ndarray) -> pd.DataFrame:
     """`lesion_table` with each lesion's roughness over the real one's."""
-    table = intensity.lesion_table(name, crops, truth.hu, truth.mask, truth.frame)
+    table = intensity.lesion_table(name, crops, truth)
     own, real = (feature_table(hu, truth.mask).inside_grain_1_share for hu in (crops, truth.hu))
     return table.assign(roughness_ratio=(own / real).to_numpy())
 

@@ -34,9 +34,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_data_are_made(tmp_
     with pytest.raises(ValueError, match="link is no folder"):
         open_study("smoke")
     monkeypatch.setenv(variable, str(tmp_path / "new"))
-    monkeypatch.setattr(
-        paths.os, "access", lambda there, _: there != tmp_path
-    )  # the tests may run as one who may write everywhere
+    monkeypatch.setattr(paths.os, "access", lambda there, _: there != tmp_path)  # root may write everywhere
     with pytest.raises(ValueError, match=f"{variable} .*new: {tmp_path} may not be written"):
         open_study("smoke")
 

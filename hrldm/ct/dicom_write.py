@@ -14,46 +14,37 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.sequence import Sequence
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
 
 from hrldm import __version__
-from hrldm.ct import dicom_read as dicom
+from hrldm.atomic import writing
 from hrldm.ct.dicom_headers import stored_range
+from hrldm.ct.dicom_read import opened
 
 NOTE = "SYNTHETIC NODULE, RESEARCH ONLY"
 PRIVATE = ("keep", "strip")
 _STALE = ("SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
           "IconImageSequence", "InstanceCreationDate", "InstanceCreationTime", "InstanceCreatorUID", "MACParametersSequence",
           "DigitalSignaturesSequence", "DataSetTrailingPadding")  # fmt: skip
-
-
-_NOT_FROM = "{}: {} cannot be derived from ({}); write NIfTI only: format='nifti'"
+_NOT_FROM = "{} cannot be derived from ({}); write NIfTI only: format='nifti'"
 
 
 def check_source(source: str | Path, series_uid: str | None = None) -> None:
     """Raise ValueError if `write_series` would refuse the series whatever the new HU; same arguments."""
-    path = Path(source)
-    with dicom.opened(path) as unpacked:
-        slices = dicom.sorted_slices(unpacked, path, series_uid)
+    with opened(Path(source), series_uid) as slices:
         for file, header in slices:
             if reason := _why_not(header):
-                raise ValueError(_NOT_FROM.format(path, file.name, reason))
+                raise ValueError(_NOT_FROM.format(file.name, reason))
         file, header = slices[0]  # its other elements stand for those of all slices
         least = float(header.RescaleIntercept) + float(header.RescaleSlope) * stored_range(header)[0]
-        try:
-            data = pydicom.dcmread(file)
-            _derive(data, np.full((data.Rows, data.Columns), least), "", "keep")
-            data.save_as(io.BytesIO(), enforce_file_format=True)
-        except Exception as error:  # as in write_series
-            raise ValueError(_NOT_FROM.format(path, file.name, error)) from error
+        _write(pydicom.dcmread(file), np.full((header.Rows, header.Columns), least), "", "keep", io.BytesIO())
 
 
 def write_series(
     source: str | Path, hu: np.ndarray, folder: Path, key: str, private: str = "strip", series_uid: str | None = None
 ) -> Path:
-    """Write HU (X, Y, Z) of the series under `source`, in the voxel order of `dicom.read_series`, to a new `folder`.
+    """Write HU (X, Y, Z) of the series under `source`, in the voxel order of `read_series`, to a new `folder`.
 
     Args:
         source:     folder or zip that was read
@@ -65,29 +56,19 @@ def write_series(
 
     Raises:
         ValueError: shape differs from the series, a slice cannot hold its values or is big endian, unknown `private`.
+        OSError: no space, or `folder` cannot be written.
     """
     if private not in PRIVATE:
         raise ValueError(f"private tags: choose {' or '.join(PRIVATE)}, not {private!r}")
-    path = Path(source)
     folder.mkdir(parents=True)
-    with dicom.opened(path) as unpacked:
-        slices = dicom.sorted_slices(unpacked, path, series_uid)
-        if hu.shape[2] != len(slices):
-            raise ValueError(f"{path}: {hu.shape[2]} slices to write into a series of {len(slices)}")
+    with opened(Path(source), series_uid) as slices:
+        shape = (slices[0][1].Columns, slices[0][1].Rows, len(slices))
+        if hu.shape != shape:
+            raise ValueError(f"HU of shape {hu.shape} to write into a series of {shape}")
         for k, (file, _) in enumerate(slices):
             data = pydicom.dcmread(file)
-            if hu.shape[:2] != (data.Columns, data.Rows):
-                raise ValueError(f"{path}: slices of {hu.shape[:2]} to write into {(data.Columns, data.Rows)}")
-            try:
-                _derive(data, hu[:, :, k].T, key, private)
-                data.save_as(folder / f"{k + 1:04d}.dcm", enforce_file_format=True)
-            except OSError as error:
-                said = (
-                    f"{folder}: could not be written ({error.strerror or error}); free space or choose another folder"
-                )
-                raise OSError(error.errno, said) from error
-            except Exception as error:  # pydicom raises many kinds when writing odd elements
-                raise ValueError(_NOT_FROM.format(path, file.name, error)) from error
+            with writing(folder):
+                _write(data, hu[:, :, k].T, key, private, folder / f"{k + 1:04d}.dcm")
     return folder
 
 
@@ -98,6 +79,18 @@ def _why_not(header: Dataset) -> str:
     if header.file_meta.TransferSyntaxUID == ExplicitVRBigEndian:  # retired; other binary elements cannot be swapped
         return "it is big endian"
     return ""
+
+
+def _write(data: FileDataset, hu: np.ndarray, key: str, private: str, out: Path | io.BytesIO) -> None:
+    """Write the slice derived from `data` with `hu` (rows, columns); OSError, or ValueError for any other reason."""
+    file = Path(data.filename).name
+    try:
+        _derive(data, hu, key, private)
+        data.save_as(out, enforce_file_format=True)
+    except OSError:
+        raise
+    except Exception as error:  # pydicom raises many kinds when writing odd elements
+        raise ValueError(_NOT_FROM.format(file, error)) from error
 
 
 def _derive(data: Dataset, hu: np.ndarray, key: str, private: str) -> None:
@@ -122,14 +115,14 @@ def _derive(data: Dataset, hu: np.ndarray, key: str, private: str) -> None:
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
     reference.PurposeOfReferenceCodeSequence = _code("121322", "Source image for image processing operation")
-    data.SourceImageSequence = Sequence([reference])
+    data.SourceImageSequence = [reference]
     data.SeriesInstanceUID = generate_uid(entropy_srcs=[str(data.SeriesInstanceUID), key])
     data.SOPInstanceUID = generate_uid(entropy_srcs=[str(data.SOPInstanceUID), key])
     kind, *rest = [str(x) for x in np.atleast_1d(data.get("ImageType") or [])][2:] or [""]  # a lone value is plain text
     data.ImageType = ["DERIVED", "SECONDARY", kind or "AXIAL", *rest]
     data.SeriesDescription = f"{NOTE}: {data.get('SeriesDescription', '')}"[:64].rstrip(": ")
     data.DerivationDescription = "A lung nodule was synthesised by HR-LDM companion; not for clinical use."
-    data.ContributingEquipmentSequence = Sequence([*(data.get("ContributingEquipmentSequence") or []), _software()])
+    data.ContributingEquipmentSequence = [*(data.get("ContributingEquipmentSequence") or []), _software()]
     meta = FileMetaDataset()  # the old one names the program that wrote the old file
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -148,8 +141,8 @@ def _software() -> Dataset:
     return item
 
 
-def _code(value: str, meaning: str) -> Sequence:
+def _code(value: str, meaning: str) -> list[Dataset]:
     """A code of DICOM's own terminology (PS3.16)."""
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
-    return Sequence([item])
+    return [item]

@@ -49,22 +49,19 @@ def grid_gap(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> float:
     return float(np.linalg.norm(to_world(a, corners) - to_world(b, corners), axis=1).max())
 
 
-def check_geometry(affine: np.ndarray, shape: tuple[int, ...], name: str | Path) -> None:
+def check_geometry(affine: np.ndarray, name: str | Path) -> None:
     """Raise ValueError for an affine that is not finite, not invertible, sheared or of absurd voxel size."""
-    columns = np.asarray(affine, float)[:3, :3]
-    size = np.linalg.norm(columns, axis=0)
-    if not np.isfinite(affine).all() or size.min() == 0 or abs(np.linalg.det(columns / size)) < 1e-3:
+    size = voxel_size(affine)
+    if not np.isfinite(affine).all() or size.min() == 0 or abs(np.linalg.det(affine[:3, :3] / size)) < 1e-3:
         raise ValueError(
-            f"{name}: affine is not invertible, the place of a voxel is unknown; convert from the DICOM again"
+            f"{name}: affine is not invertible, the place of a voxel unknown; convert from the DICOM again"
         )
     if size.min() < 0.05 or size.max() > 20:
+        raise ValueError(f"{name}: voxels of {' × '.join(f'{s:.4g}' for s in size)} mm; is the affine in mm?")
+    cosines = affine[:3, :3] / size
+    if np.abs(cosines.T @ cosines - np.eye(3)).max() > 0.02:
         raise ValueError(
-            f"{name}: voxels of {' × '.join(f'{s:.4g}' for s in size)} mm are no CT's; is the affine in mm?"
-        )
-    cosines = (columns / size).T @ (columns / size) - np.eye(3)
-    if np.abs(cosines).max() > 0.02:
-        raise ValueError(
-            f"{name}: sheared affine (gantry tilt?), axes are not at right angles; resample to a straight grid"
+            f"{name}: sheared affine (gantry tilt?), axes not at right angles; resample to a straight grid"
         )
 
 
@@ -84,15 +81,12 @@ def sample(
     turn, shift = matrix[:3, :3], matrix[:3, 3]
     if np.abs(turn - np.diag(np.diagonal(turn))).max() < 1e-9:
         turn = np.diagonal(turn).copy()  # scipy's separable path
-    keep = order == 0
+    values = array.view(np.uint8) if array.dtype == bool else array  # scipy knows no bool
     # `constant` would apply `outside` from the centre of the last voxel, `grid-constant` applies it from its edge
-    beyond = "nearest" if outside is None else "grid-constant"
-    values = array.astype(np.uint8) if keep and array.dtype == bool else array
-    out = ndimage.affine_transform(
-        values, turn, shift, tuple(target_shape), output=values.dtype if keep else np.float32,
-        order=order, mode=beyond, cval=0.0 if outside is None else outside,
-    )  # fmt: skip
-    return out.astype(array.dtype, copy=False) if keep else out
+    beyond = {"mode": "nearest"} if outside is None else {"mode": "grid-constant", "cval": outside}
+    dtype = values.dtype if order == 0 else np.float32
+    out = ndimage.affine_transform(values, turn, shift, tuple(target_shape), dtype, order, **beyond)
+    return out.astype(array.dtype, copy=False) if order == 0 else out
 
 
 def resample(

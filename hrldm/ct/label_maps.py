@@ -9,6 +9,7 @@ refused.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,20 +38,21 @@ def read_beside(path: str | Path, ct: CT) -> tuple[np.ndarray, np.ndarray]:
         ValueError: unreadable or not finite; or it has the CT's shape but a made-up affine (origin 0).
     """
     image = open_nifti(path)
-    own, other = (np.array(reach(a, [-0.5] * 3, np.array(n[:3]) - 0.5)) for a, n in ((image.affine, image.shape), (ct.affine, ct.shape)))  # fmt: skip
-    lost = sorted(image.shape[:3]) == sorted(ct.shape) and np.abs(image.affine[:3, 3]).max() < 1e-3
-    if lost and np.abs(own - other).max() > voxel_size(ct.affine).max():
+    affine, shape = image.affine, image.shape[:3]
+    lost = sorted(shape) == sorted(ct.shape) and np.abs(affine[:3, 3]).max() < 1e-3
+    places = [reach(a, [-0.5] * 3, np.array(n) - 0.5) for a, n in ((affine, shape), (ct.affine, ct.shape))]
+    if lost and np.abs(np.subtract(*places)).max() > voxel_size(ct.affine).max():
+        size = " × ".join(f"{s:.3g}" for s in voxel_size(affine))
         raise ValueError(
-            f"{path}: its affine is not that of {ct.source or 'the CT'} but one without a place (origin 0, voxels of "
-            f"{' × '.join(f'{s:.3g}' for s in voxel_size(image.affine))} mm), so where it lies is lost; "
-            "save it again with the affine of the CT"
+            f"{path}: its affine is not that of {ct.source or 'the CT'} but one without a place (origin 0, voxels of {size} "
+            "mm), so where it lies is lost; save it again with the affine of the CT"
         )
     values = read_voxels(image, path)[1]
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise ValueError(f"{path}: voxels that are NaN or infinite; save whole numbers, 0 where nothing is marked")
         values = np.rint(values)
-    return values, image.affine
+    return values, affine
 
 
 def read_map(path: str | Path, ct: CT, own: np.ndarray, own_affine: np.ndarray) -> tuple[np.ndarray, str | None]:
@@ -75,17 +77,22 @@ def read_map(path: str | Path, ct: CT, own: np.ndarray, own_affine: np.ndarray) 
     numbering = None
     if (values > 1).any():
         numbering = _numbering(sample(values, affine, own.shape, own_affine, order=0, outside=0), own, own_affine)
-        ours = values.astype(np.int16) - NUMBERINGS[numbering]
-        values = np.where(np.isin(ours, list(LOBE_NAMES)), ours, 0).astype(np.uint8)
+        values = _lobes(values, numbering)
     labels = sample(values, affine, ct.shape, ct.affine, order=0, outside=0)
     if not labels.any():
         raise ValueError(f"{path}: no lung voxel within {ct.source or 'the CT'}; it belongs to another scan")
     return labels, numbering
 
 
+def _lobes(values: np.ndarray, numbering: str) -> np.ndarray:
+    """Our lobe numbers where `values` are the lobes of this numbering, else 0."""
+    ours = values.astype(np.int16) - NUMBERINGS[numbering]
+    return np.where(np.isin(ours, list(LOBE_NAMES)), ours, 0).astype(np.uint8)
+
+
 def _numbering(values: np.ndarray, own: np.ndarray, affine: np.ndarray) -> str:
     """The numbering that puts more of the map in the lungs; if similar, the one with the lobes in the right places."""
-    lobes = {name: np.where(np.isin(values - np.int16(k), list(LOBE_NAMES)), values - np.int16(k), 0) for name, k in NUMBERINGS.items()}  # fmt: skip
+    lobes = {name: _lobes(values, name) for name in NUMBERINGS}
     lung = {name: int(own[lobes[name] > 0].sum()) for name in NUMBERINGS}
     likely = [name for name in NUMBERINGS if lung[name] >= 0.95 * max(lung.values())]
     return next((name for name in likely if not _wrong_sides(lobes[name], own, affine)), likely[0])
@@ -101,40 +108,35 @@ def check_map(path: str | Path, ct: CT, labels: np.ndarray, own: np.ndarray, aff
     own, affine = own[::step, ::step, ::step], affine @ np.diag([step, step, step, 1.0])
 
     def fitting(mask: np.ndarray) -> np.ndarray:
-        return sample(mask, ct.affine, own.shape, affine, order=0, outside=0) > 0
+        return sample(mask, ct.affine, own.shape, affine, order=0, outside=0)
 
-    mask = (labels > 0).astype(np.uint8)
+    mask = labels > 0
     given = fitting(mask)
-    share = _share(given, own)
+    share, belongs = _share(given, own), "give the map of this scan, with its affine"
     if given.sum() >= own.sum() / 2:
-        turned = max((_share(fitting(m), own), words) for m, words in _turned(mask))
-        moved, by = _moved(given, own, affine)
-        better = max(((turned[0] - BETTER_BY, turned), (moved - MOVED_BY, (moved, by))))
+        turned = max((_share(fitting(other), own), how) for other, how in _turned(mask))
+        moved = _moved(given, own, affine)
+        _, (other, how) = better = max((turned[0] - BETTER_BY, turned), (moved[0] - MOVED_BY, moved))
         if better[0] > share:
-            raise ValueError(
-                f"{path}: {share:.0%} of it lies in the lungs of {name}, and {better[1][0]:.0%} would if it were "
-                f"{better[1][1]}; give the map of this scan, with its affine"
-            )
+            said = f"{share:.0%} of it lies in the lungs of {name}, and {other:.0%} would if it were {how}"
+            raise ValueError(f"{path}: {said}; {belongs}")
     if share < LEAST_SHARE:
-        raise ValueError(
-            f"{path}: {share:.0%} of it lies in the lungs of {name}, at least {LEAST_SHARE:.0%} must; give the map of this scan"
-        )
+        said = f"{share:.0%} of it lies in the lungs of {name}, at least {LEAST_SHARE:.0%} must"
+        raise ValueError(f"{path}: {said}; {belongs}")
 
 
 def _share(map_: np.ndarray, own: np.ndarray) -> float:
     return float((map_ & own).sum()) / max(1, min(map_.sum(), own.sum()))
 
 
-def _turned(mask: np.ndarray):
-    """Yield the mask with its axes flipped and permuted, if it keeps its shape, and a description of each."""
-    for axes in itertools.permutations(range(3)):
-        for flips in itertools.product((False, True), repeat=3):
-            there = mask.transpose(axes)
-            if there.shape == mask.shape and (any(flips) or axes != (0, 1, 2)):
-                words = [f"with its axes in the order {axes}"] if axes != (0, 1, 2) else []
-                along = [str(k) for k, flip in enumerate(flips) if flip]
-                words += [f"mirrored along axis {' and '.join(along)}"] if along else []
-                yield np.flip(there, [k for k, flip in enumerate(flips) if flip]), " and ".join(words)
+def _turned(mask: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
+    """The mask with its axes flipped and permuted, if it keeps its shape, and a description of each."""
+    for axes, flips in itertools.product(itertools.permutations(range(3)), itertools.product((False, True), repeat=3)):
+        there, along = mask.transpose(axes), np.flatnonzero(flips)
+        words = [f"with its axes in the order {axes}"] if axes != (0, 1, 2) else []
+        words += [f"mirrored along axis {' and '.join(map(str, along))}"] if any(flips) else []
+        if words and there.shape == mask.shape:
+            yield np.flip(there, tuple(along)), " and ".join(words)
 
 
 def _moved(map_: np.ndarray, own: np.ndarray, affine: np.ndarray) -> tuple[float, str]:
@@ -149,23 +151,19 @@ def _moved(map_: np.ndarray, own: np.ndarray, affine: np.ndarray) -> tuple[float
 def _wrong_sides(lobes: np.ndarray, own: np.ndarray, affine: np.ndarray) -> str:
     """What is wrong with the lobes' positions (x, y, z) relative to each other and to the lungs; empty if nothing."""
 
-    def middle(numbers) -> np.ndarray | None:
+    def middle(*numbers: int) -> np.ndarray:  # of lobes that are not there: NaN, which no comparison holds for
         found = np.argwhere(np.isin(lobes, numbers))
-        return to_world(affine, found.mean(0)) if len(found) else None
+        return to_world(affine, found.mean(0)) if len(found) else np.full(3, np.nan)
 
-    left, right = middle(LEFT), middle(RIGHT)
-    box = np.argwhere(own) if own.any() else np.argwhere(np.ones_like(own))
-    lungs = to_world(affine, box)[:, 0]
+    left, right = middle(*LEFT)[0], middle(*RIGHT)[0]
+    lungs = to_world(affine, np.argwhere(own if own.any() else ~own))[:, 0]
     centre = (lungs.min() + lungs.max()) / 2
-    if left is not None and right is not None and left[0] > right[0]:
+    if left > right or left > centre + WRONG_SIDE_MM:
         return "its left lobes lie on the patient's right"
-    if left is not None and left[0] > centre + WRONG_SIDE_MM:
-        return "its left lobes lie on the patient's right"
-    if right is not None and right[0] < centre - WRONG_SIDE_MM:
+    if right < centre - WRONG_SIDE_MM:
         return "its right lobes lie on the patient's left"
     for upper, lower in ((10, 11), (12, 14)):
-        above, below = middle(upper), middle(lower)
-        if above is not None and below is not None and above[2] < below[2]:
+        if middle(upper)[2] < middle(lower)[2]:
             return f"its {LOBE_NAMES[upper]} lies below its {LOBE_NAMES[lower]}"
     return ""
 

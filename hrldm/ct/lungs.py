@@ -49,7 +49,11 @@ def lung_labels(ct: CT, path: str | Path | None = None) -> tuple[np.ndarray, str
         _check_lung(ct, labels, "threshold")
         return labels, "threshold"
     with total_segmentator(ct) if path is None else contextlib.nullcontext(path) as file:
-        own, affine = _shown_lungs(ct)
+        try:
+            own, affine = _own_lungs(ct)
+        except ValueError:  # a scan cropped so that the lungs join the air outside: all dark voxels
+            own, affine = resample(ct.array, ct.affine, GRID_MM)
+            own = own < TISSUE_HU
         labels, numbering = read_map(file, ct, own, affine)
         _check_lung(ct, labels, str(file))
         check_map(file, ct, labels, own, affine)
@@ -70,60 +74,36 @@ def threshold_lungs(ct: CT) -> np.ndarray:
 def _own_lungs(ct: CT, alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """`threshold_lungs` on a grid of `GRID_MM` along the CT's axes, and its affine. alone: no lung map is given."""
     hu, affine = resample(ct.array, ct.affine, GRID_MM)
-    labels, n = ndimage.label(hu < TISSUE_HU)
+    regions, n = ndimage.label(hu < TISSUE_HU)
     # the air around the patient reaches the sides; at head and foot, a scan may cut the lungs
-    across = np.moveaxis(labels, head_foot(affine), -1)
-    outside = np.unique(np.concatenate([across[[0, -1]].ravel(), across[:, [0, -1]].ravel()]))
-    volume = np.bincount(labels.ravel(), minlength=n + 1) * GRID_MM**3 / 1000
-    volume[[0, *outside]] = 0
-    largest = volume.max(initial=0)
+    across = np.moveaxis(regions, head_foot(affine), -1)
+    at_edge = np.union1d(across[[0, -1]], across[:, [0, -1]])
+    at_edge = at_edge[at_edge > 0]
+    ml = np.bincount(regions.ravel(), minlength=n + 1) * GRID_MM**3 / 1000
+    inside = ml.copy()
+    inside[[0, *at_edge]] = 0
+    largest = inside.max()
     if largest < LEAST_ML:
         raise ValueError(
             f"{ct.source or 'CT'}: no lungs found (the largest dark region inside the body has {largest:.0f} ml, a lung at "
             f"least {LEAST_ML:.0f}); give a chest CT, or its lung mask"
         )
-    lungs = np.isin(labels, np.flatnonzero(volume >= SMALLER_LUNG * largest))
-    if alone:
-        _warn_of_cut_lung(ct, hu, labels, outside[outside > 0], lungs, affine)
-    reach = int(np.ceil(CLOSING_MM / GRID_MM)) + 1
-    padded = np.pad(lungs, reach)
+    lungs = np.isin(regions, np.flatnonzero(inside >= SMALLER_LUNG * largest))
+    if alone:  # the edge of the image may cut the other lung, which then cannot be told from the air around the patient
+        span = to_world(affine, np.argwhere(lungs))[:, 0]
+        for k in at_edge[ml[at_edge] >= SMALLER_LUNG * lungs.sum() * GRID_MM**3 / 1000]:
+            region = np.argwhere(regions == k)
+            beside = not span.min() < to_world(affine, region.mean(0))[0] < span.max()  # a mattress lies below
+            if beside and (mean := float(hu[tuple(region.T)].mean())) > LUNG_HU:
+                logger.warning(
+                    "%s: %.0f ml of the density of lung (mean %.0f HU) are cut by the edge of the image and not taken for "
+                    "lung; give a lung mask to have nodules there", ct.source or "CT", ml[k], mean,
+                )  # fmt: skip
+    margin = int(np.ceil(CLOSING_MM / GRID_MM)) + 1
+    padded = np.pad(lungs, margin)
     grown = ndimage.distance_transform_edt(~padded) * GRID_MM <= CLOSING_MM
     closed = ndimage.distance_transform_edt(grown) * GRID_MM > CLOSING_MM
-    return ndimage.binary_fill_holes(closed | padded)[(slice(reach, -reach),) * 3], affine
-
-
-def _warn_of_cut_lung(
-    ct: CT, hu: np.ndarray, labels: np.ndarray, at_edge: np.ndarray, lungs: np.ndarray, affine: np.ndarray
-) -> None:
-    """Warn if the image edge seems to cut the other lung, which then cannot be told from the air around the patient."""
-    kept = to_world(affine, np.argwhere(lungs))[:, 0]
-    volume = np.bincount(labels.ravel()) * GRID_MM**3 / 1000
-    for k in at_edge[volume[at_edge] >= SMALLER_LUNG * lungs.sum() * GRID_MM**3 / 1000]:
-        region = np.argwhere(labels == k)
-        beside = not kept.min() < to_world(affine, region.mean(0))[0] < kept.max()  # a mattress lies below
-        if beside and (mean := float(hu[tuple(region.T)].mean())) > LUNG_HU:
-            logger.warning(
-                "%s: %.0f ml of the density of lung (mean %.0f HU) are cut by the edge of the image and not taken for lung; "
-                "give a lung mask to have nodules there", ct.source or "CT", volume[k], mean,
-            )  # fmt: skip
-
-
-def _shown_lungs(ct: CT) -> tuple[np.ndarray, np.ndarray]:
-    """`_own_lungs`, or all dark voxels if the scan is cropped so that the lungs join the air outside."""
-    try:
-        return _own_lungs(ct)
-    except ValueError:
-        hu, affine = resample(ct.array, ct.affine, GRID_MM)
-        return hu < TISSUE_HU, affine
-
-
-def read_labels(path: str | Path, ct: CT) -> np.ndarray:
-    """A lung mask or TotalSegmentator map (X, Y, Z) uint8 on the CT's grid, unchecked: its lobes if it has any, else 1.
-
-    Raises:
-        ValueError: unreadable, not finite, or no voxel of it inside the CT.
-    """
-    return read_map(path, ct, *_shown_lungs(ct))[0]
+    return ndimage.binary_fill_holes(closed | padded)[(slice(margin, -margin),) * 3], affine
 
 
 @contextlib.contextmanager
@@ -147,10 +127,11 @@ def total_segmentator(ct: CT) -> Iterator[Path]:
 def _check_lung(ct: CT, labels: np.ndarray, source: str) -> None:
     """Raise ValueError for labels that cannot be the lungs of this CT."""
     inside = labels > 0
-    volume = float(inside.sum()) * float(np.prod(ct.spacing)) / 1000
+    ml = float(inside.sum()) * float(np.prod(ct.spacing)) / 1000
     mean = float(np.clip(ct.array[inside], -1024, 400).mean()) if inside.any() else 0.0
-    if volume < LEAST_ML or not LUNG_MEAN_HU[0] <= mean <= LUNG_MEAN_HU[1]:
+    low, high = LUNG_MEAN_HU
+    if ml < LEAST_ML or not low <= mean <= high:
         raise ValueError(
-            f"{source}: not the lungs of {ct.source or 'this CT'} ({volume:.0f} ml with a mean of {mean:.0f} HU; lungs have "
-            f"at least {LEAST_ML:.0f} ml and {LUNG_MEAN_HU[0]:.0f}..{LUNG_MEAN_HU[1]:.0f} HU); give the mask of this scan"
+            f"{source}: not the lungs of {ct.source or 'this CT'} ({ml:.0f} ml with a mean of {mean:.0f} HU; lungs have at "
+            f"least {LEAST_ML:.0f} ml and {low:.0f}..{high:.0f} HU); give the mask of this scan"
         )

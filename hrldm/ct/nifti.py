@@ -26,13 +26,10 @@ def open_nifti(path: str | Path) -> nib.Nifti1Pair:
         ValueError: missing, unreadable or not NIfTI; not 3D (trailing length-1 axes are fine); affine missing, not
             invertible, sheared or of absurd voxel size; or two affines (sform, qform) that disagree.
     """
-    path = Path(path)
     if os.path.isdir(path):
         raise ValueError(f"{path}: a folder where one NIfTI file is needed (TotalSegmentator writes one with --ml)")
     if not os.path.isfile(path):
-        raise ValueError(
-            f"{path}: no such file; check the path (a .nii or .nii.gz file, a DICOM folder or a .zip of one)"
-        )
+        raise ValueError(f"{path}: no such file; check the path (a .nii, a .nii.gz, a DICOM folder or a .zip of one)")
     try:
         image = nib.load(path)
     except Exception as error:  # nibabel's readers of other formats may raise anything
@@ -42,17 +39,18 @@ def open_nifti(path: str | Path) -> nib.Nifti1Pair:
     shape, header = image.shape, image.header
     if len(shape) < 3 or max(shape[3:], default=1) > 1 or min(shape) < 1:
         raise ValueError(f"{path}: shape {shape} is not one 3D volume; save a single volume of it")
-    if header["sform_code"] == 0 and header["qform_code"] == 0:
+    sform, qform = header["sform_code"] != 0, header["qform_code"] != 0
+    if not sform and not qform:
         raise ValueError(
-            f"{path}: no affine (sform and qform codes are 0), so left and right are unknown; convert from the DICOM again"
+            f"{path}: no affine (sform and qform codes 0), so no left and right; convert from the DICOM again"
         )
-    if header["sform_code"] == 0 and not _raw_header(image)["pixdim"][1:4].all():  # nibabel reads 0 as 1 mm
+    if not sform and not _raw_header(image)["pixdim"][1:4].all():  # nibabel reads 0 as 1 mm
         raise ValueError(f"{path}: voxel size 0 (pixdim), so distances are unknown; convert from the DICOM again")
     unit = int(header["xyzt_units"]) % 8  # the higher bits are the time unit
     if unit not in (0, 2):
         raise ValueError(f"{path}: lengths in {_UNITS.get(unit, f'an unknown unit ({unit})')}; save it in mm")
-    check_geometry(image.affine, shape, path)
-    if header["sform_code"] > 0 and header["qform_code"] > 0:
+    check_geometry(image.affine, path)
+    if sform and qform:
         try:
             gap = grid_gap(header.get_sform(), header.get_qform(), shape)
         except ValueError as error:
@@ -61,7 +59,7 @@ def open_nifti(path: str | Path) -> nib.Nifti1Pair:
             ) from error
         if gap > voxel_size(image.affine).min() / 2:
             raise ValueError(
-                f"{path}: sform and qform disagree by {gap:.1f} mm; keep the right one and set the code of the other to 0"
+                f"{path}: sform and qform disagree by {gap:.1f} mm; keep the right one, the other's code 0"
             )
     return image
 
@@ -89,13 +87,10 @@ def read_voxels(image: nib.Nifti1Pair, path: str | Path) -> tuple[np.ndarray, np
             file.seek(image.dataobj.offset)
             raw = file.read(size)
             surplus = sum(map(len, iter(lambda: file.read(1 << 20), b"")))  # to the end: gzip's checksum is there
+        if len(raw) < size or surplus * max(shape) >= size:  # a surplus of one layer or more: the shape is wrong
+            raise ValueError(f"{len(raw) + surplus} bytes of voxels where shape {image.shape} needs {size}")
     except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as error:
         raise ValueError(f"{path}: damaged or cut short ({error}); copy or download it again") from error
-    if len(raw) < size or surplus * max(shape) >= size:  # a surplus of one layer of voxels or more: the shape is wrong
-        raise ValueError(
-            f"{path}: damaged or cut short ({len(raw) + surplus} bytes of voxels where shape {image.shape} needs {size}); "
-            "copy or download it again"
-        )
     stored = np.frombuffer(raw, dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), order="C")
     return stored, scaled(stored, float(image.dataobj.slope), float(image.dataobj.inter))
 

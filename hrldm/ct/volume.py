@@ -69,9 +69,8 @@ class CT:
 
     def to_stored(self, hu: np.ndarray) -> np.ndarray:
         """`hu` (any shape) as stored values in the dtype of `stored`, rounded and clipped to the source's format."""
-        return unscaled(
-            hu if self.levels is None else self.levels.nearest(hu), self.stored.dtype, self.slope, self.inter
-        )
+        hu = hu if self.levels is None else self.levels.nearest(hu)
+        return unscaled(hu, self.stored.dtype, self.slope, self.inter)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -89,11 +88,10 @@ def read_ct(path: str | Path, min_slices: int = 20, series_uid: str | None = Non
         ValueError: the message names the file, the fault and the remedy. Slices of 5 mm or more only give a warning.
     """
     path = Path(path)
-    if (
-        os.path.isdir(path) or path.suffix.lower() == ".zip" and os.path.isfile(path)
-    ):  # Path's methods raise on an overlong name
+    # os.path: Path's own methods raise on an overlong name
+    if os.path.isdir(path) or path.suffix.lower() == ".zip" and os.path.isfile(path):
         array, affine, provenance, levels = read_series(path, series_uid)
-        check_geometry(affine, array.shape, path)
+        check_geometry(affine, path)
         ct = CT(array, affine, source=str(path), provenance=provenance, levels=levels)
     else:
         image = open_nifti(path)
@@ -104,17 +102,14 @@ def read_ct(path: str | Path, min_slices: int = 20, series_uid: str | None = Non
     if n_slices < min_slices:
         raise ValueError(f"{path}: {n_slices} slices, a whole chest CT has at least {min_slices}; give the full series")
     check_hu(ct.array, path)
-    if ct.spacing.max() >= THICK_MM:
-        logger.warning(
-            "%s: %.1f mm slices; nodules below twice that are badly resolved, prefer ≤ 2.5 mm", path, ct.spacing.max()
-        )
+    if (thick := ct.spacing.max()) >= THICK_MM:
+        logger.warning("%s: %.1f mm slices resolve nodules below twice that badly; prefer ≤ 2.5 mm", path, thick)
     return ct
 
 
 def check_hu(array: np.ndarray, name: str | Path) -> None:
     """Raise ValueError when (X, Y, Z) values cannot be a chest CT (or a crop of lung) in HU."""
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = int((~np.isfinite(array)).sum())
+    if bad := np.count_nonzero(~np.isfinite(array)):
         raise ValueError(f"{name}: {bad} voxels are NaN or infinite; replace them by -1024 HU (air)")
     lo, hi = float(array.min()), float(array.max())
     if lo == hi:
@@ -147,9 +142,8 @@ def write_nifti(path: str | Path, stored: np.ndarray, like: CT, overwrite: bool 
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: output must end in .nii or .nii.gz")
     if stored.shape != like.shape:
-        raise ValueError(
-            f"{path}: array of shape {stored.shape} on the grid of {like.source or 'a CT'} {like.shape}; give an array of that shape"
-        )
+        grid = f"{like.source or 'a CT'} {like.shape}"
+        raise ValueError(f"{path}: array of shape {stored.shape} on the grid of {grid}; give an array of that shape")
     stored = stored.astype(np.uint8) if stored.dtype == bool else stored
     kind = nib.Nifti2Image if isinstance(like.header, nib.Nifti2Header) else nib.Nifti1Image
     shape = like.header.get_data_shape() if like.header is not None else stored.shape

@@ -25,7 +25,6 @@ from hrldm.ct.volume import CT
 
 MARGIN_SIGMAS = 3.0  # the weight is exactly 0 from this many σ outside the mask
 _NEGLIGIBLE = 1e-5  # interpolated weights up to here count as 0: less than 0.02 HU
-_OUTSIDE = "{}: the lesion lies outside the CT; place it inside"
 
 
 def feather(mask: np.ndarray, sigma_mm: float, spacing: float | np.ndarray) -> np.ndarray:
@@ -84,20 +83,13 @@ def blended(
     if mask.shape != generated_hu.shape or mask.ndim != 3:
         raise ValueError(f"{name}: mask {mask.shape} and generated crop {generated_hu.shape} must be one 3D grid")
     if not np.isfinite(generated_hu).all():
-        raise ValueError(
-            f"{name}: the generated crop holds NaN or infinite values; generate it again with another seed or checkpoint"
-        )
-    if not mask.any():
-        raise ValueError(f"{name}: empty mask, there is nothing to paste; give the nodule's mask")
+        raise ValueError(f"{name}: NaN or infinite values in the generated crop; try another seed or checkpoint")
     weights = feather(mask, sigma_mm, voxel_size(generated_affine))
-    _check_inside(weights, np.linalg.inv(original.affine) @ generated_affine, original.shape, name)
-    box, box_shape, box_affine = _target_grid(weights, generated_affine, original, name)
+    _check_uncut(weights, generated_affine, original)
+    box, box_affine, reached = _on_grid(weights, generated_affine, original, _NEGLIGIBLE)
     before = sample(original.array, original.affine, mask.shape, generated_affine)  # R'x
-    change = _project(weights * (generated_hu - before), generated_affine, box_shape, box_affine)
-    touched = _project(weights, generated_affine, box_shape, box_affine) > _NEGLIGIBLE
-    if not touched.any():
-        raise ValueError(_OUTSIDE.format(name))
-
+    change = _project(weights * (generated_hu - before), generated_affine, reached.shape, box_affine)
+    touched = reached > _NEGLIGIBLE
     out = original.stored[box].copy()
     hu = original.array[box][touched] + change[touched].astype(np.float64)
     out[touched] = original.to_stored(hu)
@@ -113,13 +105,30 @@ def mask_on_grid(mask: np.ndarray, affine: np.ndarray, ct: CT) -> tuple[tuple[sl
     Raises:
         ValueError: the lesion lies outside the CT.
     """
-    name = ct.source or "CT"
-    lesion = mask.astype(np.float32)
-    box, shape, box_affine = _target_grid(lesion, affine, ct, name)
-    share = _project(lesion, affine, shape, box_affine)
-    if not share.max() > 0:
-        raise ValueError(_OUTSIDE.format(name))
+    box, _, share = _on_grid(mask.astype(np.float32), affine, ct, 0.0)
     return box, share >= min(0.5, share.max())
+
+
+def _on_grid(
+    weights: np.ndarray, affine: np.ndarray, ct: CT, least: float
+) -> tuple[tuple[slice, ...], np.ndarray, np.ndarray]:
+    """Weights on the part of the CT's grid that they can reach (one crop voxel around those above 0): the slices and the
+    affine of that part, and R of the weights.
+
+    Raises:
+        ValueError: none is above `least` there.
+    """
+    inner = _grown_box(weights > 0, np.zeros(3, int))
+    to_ct = np.linalg.inv(ct.affine) @ affine
+    first, last = reach(to_ct, [s.start - 1 for s in inner], [s.stop for s in inner])
+    low = np.maximum(np.ceil(first - 0.5).astype(int), 0)  # voxel i covers i ± 1/2
+    high = np.minimum(np.floor(last + 0.5).astype(int) + 1, ct.shape)
+    shift = np.eye(4)
+    shift[:3, 3] = low
+    box_affine = ct.affine @ shift
+    if (low >= high).any() or not (reached := _project(weights, affine, high - low, box_affine)).max() > least:
+        raise ValueError(f"{ct.source or 'CT'}: the lesion lies outside the CT; place it inside")
+    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)), box_affine, reached
 
 
 def _project(values: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target_affine: np.ndarray) -> np.ndarray:
@@ -138,33 +147,10 @@ def _grown_box(mask: np.ndarray, by: np.ndarray) -> tuple[slice, ...]:
     return tuple(slice(max(0, b.start - g), min(n, b.stop + g)) for b, g, n in zip(boxes, by, mask.shape, strict=True))
 
 
-def _target_grid(weights: np.ndarray, affine: np.ndarray, ct: CT, name: str) -> tuple:
-    """The part of the CT's grid that weights above 0 can reach: its slices, shape and affine."""
-    box = _target_box(weights, np.linalg.inv(ct.affine) @ affine, ct.shape, name)
-    shift = np.eye(4)
-    shift[:3, 3] = [s.start for s in box]
-    return box, tuple(s.stop - s.start for s in box), ct.affine @ shift
-
-
-def _target_box(weights: np.ndarray, to_original: np.ndarray, shape: tuple[int, ...], name: str) -> tuple[slice, ...]:
-    """The part of the original's grid that weights above 0 can reach (one crop voxel around them)."""
-    inner = _grown_box(weights > 0, np.zeros(3, int))
-    first, last = reach(to_original, [s.start - 1 for s in inner], [s.stop for s in inner])
-    low = np.maximum(np.ceil(first - 0.5).astype(int), 0)  # voxel i covers i ± 1/2
-    high = np.minimum(np.floor(last + 0.5).astype(int) + 1, shape)
-    if (low >= high).any():
-        raise ValueError(_OUTSIDE.format(name))
-    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-
-
-def _check_inside(weights: np.ndarray, to_original: np.ndarray, shape: tuple[int, ...], name: str) -> None:
+def _check_uncut(weights: np.ndarray, affine: np.ndarray, ct: CT) -> None:
     """Refuse a feather that the crop's face cuts although the CT continues beyond that face."""
-    for axis in range(3):
-        for side, outward in ((0, -1), (weights.shape[axis] - 1, 1)):
-            face = np.argwhere(np.take(weights, [side], axis=axis) > 0)
-            face[:, axis] = side + outward
-            behind = to_world(to_original, face)
-            if ((behind >= -0.5) & (behind <= np.array(shape) - 0.5)).all(1).any():
-                raise ValueError(
-                    f"{name}: the lesion with its feather reaches the edge of the generated crop; take a larger crop"
-                )
+    beyond = ndimage.binary_dilation(np.pad(weights > 0, 1))
+    beyond[1:-1, 1:-1, 1:-1] = False  # leaves the voxels behind the faces
+    index = to_world(np.linalg.inv(ct.affine) @ affine, np.argwhere(beyond) - 1)
+    if ((index >= -0.5) & (index <= np.array(ct.shape) - 0.5)).all(1).any():
+        raise ValueError(f"{ct.source or 'CT'}: the edge of the generated crop cuts the feather; take a larger crop")

@@ -26,7 +26,7 @@ from hrldm.ct.volume import CT, read_ct, write_nifti
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.insert import Inserted, check_retries, insert
 from hrldm.insertion.record import RECORD, asked_for, inputs, record_of, stamp
-from hrldm.insertion.wish import Wish, summary
+from hrldm.insertion.wish import Wish
 
 logger = logging.getLogger(__name__)
 FORMATS = ("same", "nifti")
@@ -74,9 +74,7 @@ def insert_file(
             check_source(path, series_uid)
         need, disk = ct.stored.nbytes * (1 + derive), shutil.disk_usage(part)
         if disk.total and disk.free < need:  # some shared disks report nothing
-            raise OSError(
-                f"{out}: the results take up to {need / 1e6:.0f} MB, and its disk has {disk.free / 1e6:.0f} MB free"
-            )
+            raise OSError(f"{out}: needs up to {need / 1e6:.0f} MB, and its disk has {disk.free / 1e6:.0f} MB free")
         labels, found = lung_labels(ct, lungs)
         known = None if avoid is None else read_avoided(avoid, ct, labels)
         files = {name: stamp(file) for name, file in inputs(path, wishes, lungs, avoid).items()}
@@ -98,9 +96,8 @@ def insert_file(
 
 def check_output(out: Path, overwrite: bool) -> None:
     """Raise ValueError if `out` may not be written: it exists, or holds something that no insertion wrote."""
-    if not os.path.lexists(out):
-        return
-    if out.is_dir() and not out.is_symlink() and not os.listdir(out):  # a job script made it
+    empty = out.is_dir() and not out.is_symlink() and not os.listdir(out)  # made by a job script
+    if empty or not os.path.lexists(out):
         return
     if not overwrite:
         raise ValueError(f"{out}: exists already; choose another name or ask to overwrite it (overwrite=True)")
@@ -152,7 +149,7 @@ def check_request(
 
 def described(wishes: Sequence[Wish], record: dict) -> str:
     """What was made, one line per nodule."""
-    lines = [summary(wishes)]
+    lines = ["; ".join(w.described() + (f", in {w.lobe}" if w.lobe else "") for w in wishes)]
     for k, n in enumerate(record["nodules"], start=1):
         q = n["quality"]
         lines.append(

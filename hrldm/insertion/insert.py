@@ -91,9 +91,7 @@ def insert(
 def check_retries(retries: int) -> None:
     """Raise ValueError for retries below 0, or so many that an unreachable target would never end."""
     if not 0 <= retries <= MOST_RETRIES:
-        raise ValueError(
-            f"retries={retries}: give 0 to {MOST_RETRIES}, how often a nodule that misses its wish is made again"
-        )
+        raise ValueError(f"retries={retries}: give 0 to {MOST_RETRIES}, how often a nodule that misses is made again")
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------
@@ -134,21 +132,18 @@ def _made(generator: Generator, request: Request, retries: int) -> tuple[np.ndar
     made = np.empty(request.background.shape, np.float32)
     found: list[dict] = [{} for _ in range(len(request))]
     tries, open_ = np.zeros(len(request), int), np.arange(len(request))
-    asked = request
     for attempt in range(retries + 1):
+        asked = request[open_]
         if attempt:
-            asked = dataclasses.replace(request, seeds=request.seeds + 0)
-            asked.seeds[open_] = [
-                np.random.SeedSequence((int(s), attempt)).generate_state(1)[0] for s in asked.seeds[open_]
-            ]
-        decoded = generator(asked[open_], paste=False)
-        crops = feathered(request.background[open_], decoded, request.mask[open_])
+            asked.seeds[:] = [np.random.SeedSequence((int(s), attempt)).generate_state(1)[0] for s in asked.seeds]
+        decoded = generator(asked, paste=False)
+        crops = feathered(asked.background, decoded, asked.mask)
         for row, i in enumerate(open_):
-            core = None if request.core is None else request.core[i]
-            now = assess(request.background[i], crops[row], request.mask[i], request.histogram[i], core)
+            core = None if asked.core is None else asked.core[row]
+            now = assess(asked.background[row], crops[row], asked.mask[row], asked.histogram[row], core)
             tries[i] += 1
             if not found[i] or now["jsd"] < found[i]["jsd"]:
-                made[i], found[i] = decoded[row], now | {"seed": int(asked.seeds[i])}
+                made[i], found[i] = decoded[row], now | {"seed": int(asked.seeds[row])}
         open_ = np.array([i for i in open_ if faults(found[i])], int)
         if not len(open_):
             break

@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
-from hrldm.ct.geometry import equivalent_diameter, reach, sample, to_world, voxel_size
+from hrldm.ct.geometry import equivalent_diameter, reach, sample, shifted, to_world, voxel_size
 from hrldm.ct.label_maps import LOBE_NAMES, read_beside
 from hrldm.ct.volume import CT, to_ras
 from hrldm.insertion.blend import MARGIN_SIGMAS
 from hrldm.insertion.generator import FEATHER_MM
 from hrldm.insertion.wish import LARGEST_MM, Wish, read_histogram
-from hrldm.nodules.positions import LungMap, PlacementReport, sample_positions
+from hrldm.nodules.histograms import FLOOR_REACH, choose_histogram, lung_floor, with_solid_share
+from hrldm.nodules.positions import LungMap, PlacementReport, sample_position
 from hrldm.nodules.shape_fitting import choose_shape, core_of, fitted
 from hrldm.nodules.shapes import ShapeLibrary
-from hrldm.nodules.texture import FLOOR_REACH, choose_histogram, lung_floor, with_solid_share
 
 logger = logging.getLogger(__name__)
 APART_MM = 2 * MARGIN_SIGMAS * FEATHER_MM  # between lesions, so that their feathers do not meet
@@ -138,7 +138,7 @@ def _library_lesion(
 ) -> tuple[str, np.ndarray, np.ndarray]:
     """Id of a shape, its mask, and the voxel of `space` at its middle."""
     lobe = _lobe_label(space, wish)
-    for attempt in range(SHAPES_TRIED):
+    for _ in range(SHAPES_TRIED):
         row = choose_shape(library, wish.subtype, wish.diameter_mm, rng, wish.spiculation)
         mask = fitted(library.masks[row], wish.diameter_mm, rng)
         try:
@@ -150,17 +150,12 @@ def _library_lesion(
                         f"that place is in {LOBE_NAMES.get(found, 'no lobe')}, not in {wish.lobe}; leave out one of both"
                     )
             else:
-                found, report = sample_positions(
-                    space.hu, space.labels, mask, 1, rng, location=wish.location, lobe=lobe, occupied=space.occupied,
-                    lung_map=space.map,
-                )  # fmt: skip
+                centre, report = sample_position(space.hu, space.map, mask, rng, wish.location, lobe, space.occupied)
                 space.report.add(report)
-                centre = np.array(found[0].center)
             return str(library.table.nodule_id[row]), mask, centre
-        except ValueError:
-            if attempt == SHAPES_TRIED - 1:
-                raise
-    raise AssertionError("unreachable")
+        except ValueError as error:
+            no_place = error
+    raise no_place
 
 
 def _lobe_label(space: LungSpace, wish: Wish) -> int | None:
@@ -180,8 +175,8 @@ def _check_place(space: LungSpace, mask: np.ndarray, centre: np.ndarray, at: tup
     """Raise ValueError unless the whole lesion lies within the lungs and on free voxels."""
     voxels = np.argwhere(mask) - np.array(mask.shape) // 2 + centre
     if (voxels < 0).any() or (voxels >= space.hu.shape).any() or (space.map.depth[tuple(voxels.T)] <= 0).any():
-        reach = np.linalg.norm(np.argwhere(mask) - np.array(mask.shape) // 2, axis=1).max()
-        deep = np.argwhere(space.map.depth >= min(reach + 1, space.map.depth.max()))
+        radius = np.linalg.norm(voxels - centre, axis=1).max()
+        deep = np.argwhere(space.map.depth >= min(radius + 1, space.map.depth.max()))
         nearest = deep[np.argmin(((deep - centre) ** 2).sum(1))] + space.affine[:3, 3]
         raise ValueError(
             f"at {', '.join(f'{x:.0f}' for x in at)} mm the lesion would leave the lungs; the nearest place for it is "
@@ -194,30 +189,23 @@ def _check_place(space: LungSpace, mask: np.ndarray, centre: np.ndarray, at: tup
 def _own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Mask, core (None without one) and middle voxel of a lesion drawn by the user: 1 the lesion, 2 its solid core."""
     values, affine = read_beside(path, space.ct)
-    if not (values > 0).any():
-        raise ValueError(f"{path}: empty mask; mark the lesion with 1, its solid core with 2")
-    if (values < 0).any() or values.max() > 2:
-        raise ValueError(
-            f"{path}: labels {values.min():g} to {values.max():g}; mark the lesion with 1, its solid core with 2"
-        )
+    if values.min() < 0 or not 1 <= values.max() <= 2:
+        labels = f"labels {values.min():g} to {values.max():g}" if values.any() else "empty mask"
+        raise ValueError(f"{path}: {labels}; mark the lesion with 1, its solid core with 2")
     found = ndimage.find_objects((values > 0).astype(np.uint8))[0]
     to_space = np.linalg.inv(space.affine) @ affine
     first, last = reach(to_space, [s.start - 0.5 for s in found], [s.stop - 0.5 for s in found])
     longest = float((last - first).max())
     if longest > OWN_LARGEST_MM:
-        raise ValueError(
-            f"{path}: {longest:.0f} mm long, a lesion has at most {OWN_LARGEST_MM:g}; give the mask of one lesion"
-        )
+        raise ValueError(f"{path}: {longest:.0f} mm long, lesions have up to {OWN_LARGEST_MM:g}; give the mask of one")
     _check_one(path, values[found] > 0, voxel_size(affine))
     low, high = np.floor(first).astype(int) - 1, np.ceil(last).astype(int) + 2
-    grid = space.affine.copy()
-    grid[:3, 3] += low
-    shape = tuple(int(n) for n in high - low)
-    part = [sample((values >= k).astype(np.float32), affine, shape, grid, outside=0.0) >= 0.5 for k in (1, 2)]
-    if not part[0].any():
+    shape, grid = tuple(int(n) for n in high - low), shifted(space.affine, low)
+    lesion, core = (sample((values >= k).astype(np.float32), affine, shape, grid, outside=0.0) >= 0.5 for k in (1, 2))
+    if not lesion.any():
         raise ValueError(f"{path}: {int((values > 0).sum())} voxel(s) that are less than 1 mm³; mark a whole lesion")
     centre = low + np.array(shape) // 2
-    voxels = np.argwhere(part[0]) + low
+    voxels = np.argwhere(lesion) + low
     within = ((voxels >= 0) & (voxels < space.hu.shape)).all(1)
     index, n = to_world(np.linalg.inv(space.ct.affine), to_world(space.affine, voxels)), np.array(space.ct.shape)
     beyond = (np.abs(index - (n - 1) / 2) - n / 2) * space.ct.spacing  # mm beyond the CT's faces
@@ -229,14 +217,12 @@ def _own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | N
             f"must{f' ({cut:.0%} is beyond the CT)' if cut else ''}; is it the mask of this scan?"
         )
     if (mean := float(space.hu[tuple(voxels[within].T)].mean())) < OWN_AIR_HU:
-        raise ValueError(
-            f"{path}: the lesion lies in air (mean {mean:.0f} HU), not in lung; is it the mask of this scan?"
-        )
+        raise ValueError(f"{path}: the lesion lies in air (mean {mean:.0f} HU); is it the mask of this scan?")
     if cut:
         logger.warning("%s: %.0f%% of the lesion is beyond the CT and cannot be written", path, 100 * cut)
     if space.occupied[tuple(voxels[within].T)].any():
         raise ValueError(f"{path}: there is another lesion at this place")
-    return part[0], part[1] if part[1].any() else None, centre
+    return lesion, core if core.any() else None, centre
 
 
 def _check_one(path: str, lesion: np.ndarray, spacing: np.ndarray) -> None:
@@ -246,7 +232,7 @@ def _check_one(path: str, lesion: np.ndarray, spacing: np.ndarray) -> None:
         return
     largest = np.bincount(parts.ravel())[1:].argmax() + 1
     distance = ndimage.distance_transform_edt(parts != largest, spacing)
-    gap = max(distance[parts == k].min() for k in range(1, n + 1) if k != largest)
+    gap = max(ndimage.minimum(distance, parts, range(1, n + 1)))
     if gap > PARTS_MM + spacing.max():
         raise ValueError(
             f"{path}: {n} parts, one of them {gap:.0f} mm from the largest; give the mask of one lesion, without stray voxels"

@@ -89,11 +89,9 @@ def _size_and_time(files: Sequence[Path]) -> dict:
 def _unchanged(file: Path, old: dict) -> bool:
     """Whether a file matches a `stamp`: same size and time, or (a copy) same size and hash."""
     now = _size_and_time(_content(file))
-    return (
-        all(old[k] == now[k] for k in now)
-        or old["bytes"] == now["bytes"]
-        and old["sha256_16"] == stamp(file)["sha256_16"]
-    )
+    if now["bytes"] != old["bytes"]:
+        return False
+    return now["modified"] == old["modified"] or stamp(file)["sha256_16"] == old["sha256_16"]
 
 
 def told_apart(
@@ -127,18 +125,20 @@ def made_of(out: Path, wishes: Sequence[Wish], asked: dict, files: dict[str, Pat
     try:
         old = json.loads((out / RECORD).read_text(encoding="utf-8"))
         wanted = json.loads(json.dumps([w.given() for w in wishes]))
-        same = [_without_files(n["wish"]) for n in old["nodules"]] == [_without_files(w) for w in wanted]
-        same &= (out / "mask.nii.gz").is_file() and any((out / f"ct{end}").is_file() for end in (".nii", ".nii.gz"))
-        same &= old["versions"]["hrldm"] == __version__ and set(old["files"]) == set(files)
-        same &= all(old.get(key) == value for key, value in asked.items())
-        return same and all(_unchanged(file, old["files"][name]) for name, file in files.items())
+        for wish in [*wanted, *(nodule["wish"] for nodule in old["nodules"])]:
+            for name in ("histogram", "mask"):  # files may move: their hashes are compared instead
+                wish.pop(name, None)
+        return (
+            [nodule["wish"] for nodule in old["nodules"]] == wanted
+            and (out / "mask.nii.gz").is_file()
+            and any((out / f"ct{end}").is_file() for end in (".nii", ".nii.gz"))
+            and old["versions"]["hrldm"] == __version__
+            and set(old["files"]) == set(files)
+            and all(old.get(key) == value for key, value in asked.items())
+            and all(_unchanged(file, old["files"][name]) for name, file in files.items())
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no record of ours
         return False
-
-
-def _without_files(wish: dict) -> dict:
-    """The wish without paths: files may move, and their hashes are compared instead."""
-    return {k: v for k, v in wish.items() if k not in ("histogram", "mask")}
 
 
 def record_of(ct: CT, made: Inserted, generator: Generator, lungs: str) -> dict:

@@ -1,4 +1,7 @@
-"""What to put into a CT: one wish per nodule, from arguments or from a CSV, checked before any long computation."""
+"""What to put into a CT: one wish per nodule, from arguments or from a CSV, checked before any long computation.
+
+The command line is made from `Wish`, so this module imports nothing that is slow.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 import numpy as np
+import tyro
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
-from hrldm.ct.label_maps import LOBE_NAMES
-from hrldm.ct.nifti import open_nifti, read_voxels
-from hrldm.nodules.positions import LOCATIONS
 from hrldm.nodules.spreadsheet import read_spreadsheet
 
 logger = logging.getLogger(__name__)
@@ -24,51 +26,58 @@ SEED_RULE = (
 )
 MOST = 10_000  # nodules in one CT; lungs hold fewer
 SMALLEST_MM, LARGEST_MM = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]
+Subtype = Literal[*SUBTYPES]
+Lobe = Literal["LUL", "LLL", "RUL", "RML", "RLL"]  # as in `hrldm.ct.label_maps`
+Location = Literal["inner", "subpleural"]  # as in `hrldm.nodules.positions`
+
+
+def _read_as(kind) -> object:
+    """The type that the command line reads for a field; `Wish` converts it."""
+    return tyro.conf.arg(constructor=kind | None, help_behavior_hint="(default: None)")
 
 
 @dataclass(frozen=True)
 class Wish:
-    """One nodule.
+    """One nodule. The fields are the options of the command line, too (`diameter_mm` is ``--diameter``).
 
-    subtype:     solid, part-solid or ground-glass
-    diameter_mm: of the sphere of equal volume, 6..30
-    lobe:        LUL, LLL, RUL, RML, RLL (needs a lobe map); None: anywhere in the lungs
-    location:    inner or subpleural; not together with `at`
-    at:          centre in RAS mm; None: random
-    histogram:   file with the requested HU histogram (`read_histogram`); None: a real one of that subtype and size
-    spiculation: 1..5, None: any
-    core_mm:     diameter of the solid core (sphere of equal volume) of a part-solid nodule; None: not controlled
-    mask:        NIfTI mask of the lesion on this CT (1 lesion, 2 solid core), instead of shape, size, position and
-                 core; None: a shape of the library
-    seed:        of shape, position, histogram and noise
+    Attributes:
+        subtype:     of the nodule
+        diameter_mm: in mm, of the sphere of equal volume; 6 to 30
+        lobe:        target lobe; needs a lobe map (--lungs with a TotalSegmentator map, or TotalSegmentator installed)
+        location:    inner, or at the pleura; not together with `at`
+        at:          centre "x,y,z" in RAS mm instead of a random position
+        histogram:   text file with 40 numbers, the requested HU histogram over -1000..400; default: a real one of that
+            subtype and size
+        spiculation: 1 (none) to 5 (marked)
+        core_mm:     diameter in mm (sphere of equal volume) of a part-solid nodule's solid core
+        mask:        NIfTI mask of the lesion on this CT (1 lesion, 2 solid core) instead of shape, size and position
+        seed:        random seed of shape, position, histogram and noise
 
     Raises:
         ValueError: the message says which field is wrong, and what it may be.
     """
 
-    subtype: str = "solid"
-    diameter_mm: float = 10.0
-    lobe: str | None = None
-    location: str = "inner"
-    at: tuple[float, float, float] | None = None
-    histogram: str | None = None
+    subtype: Subtype = "solid"
+    diameter_mm: Annotated[float, tyro.conf.arg(name="diameter")] = 10.0
+    lobe: Lobe | None = None
+    location: Location = "inner"
+    at: Annotated[tuple[float, float, float] | None, _read_as(str)] = None
+    histogram: Annotated[str | None, _read_as(Path)] = None
     spiculation: float | None = None
-    core_mm: float | None = None
-    mask: str | None = None
+    core_mm: Annotated[float | None, tyro.conf.arg(name="core")] = None
+    mask: Annotated[str | None, _read_as(Path)] = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         self._plain()
-        if self.subtype not in SUBTYPES:
-            raise ValueError(f"unknown subtype {self.subtype!r}; choose one of {', '.join(SUBTYPES)}")
+        for name, kind in (("subtype", Subtype), ("lobe", Lobe), ("location", Location)):
+            value, known = getattr(self, name), get_args(kind)
+            if value not in known and (name != "lobe" or value is not None):
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
         if not SMALLEST_MM <= self.diameter_mm <= LARGEST_MM:
             raise ValueError(
                 f"diameter {self.diameter_mm:g} mm: nodules have {SMALLEST_MM:g} to {LARGEST_MM:g} mm (larger ones are masses)"
             )
-        if self.lobe is not None and self.lobe not in LOBE_NAMES.values():
-            raise ValueError(f"unknown lobe {self.lobe!r}; choose one of {', '.join(LOBE_NAMES.values())}")
-        if self.location not in LOCATIONS:
-            raise ValueError(f"unknown location {self.location!r}; choose one of {', '.join(LOCATIONS)}")
         if self.at is not None and not (len(self.at) == 3 and np.isfinite(self.at).all()):
             raise ValueError(f"at = {self.at}: give three numbers x,y,z in RAS mm")
         if self.spiculation is not None and not 1 <= self.spiculation <= 5:
@@ -79,14 +88,12 @@ class Wish:
                 f"own diameter (here {self.subtype}, {self.diameter_mm:g} mm)"
             )
         if self.mask is not None:
-            shape_and_place = ("diameter_mm", "lobe", "location", "at", "spiculation", "core_mm")
-            if taken := [name for name in shape_and_place if getattr(self, name) != _DEFAULTS[name]]:
+            beside = ("mask", "subtype", "histogram", "seed")
+            if taken := [name.removesuffix("_mm") for name in self.said() if name not in beside]:
                 raise ValueError(f"a mask of the lesion says its shape and place; leave out {', '.join(taken)}")
             if self.cored and self.subtype != "part-solid":
-                raise ValueError(
-                    f"{self.mask} marks a solid core (2), which {self.subtype} nodules have not; ask for part-solid"
-                )
-        if self.at is not None and self.location != _DEFAULTS["location"]:
+                raise ValueError(f"{self.mask} marks a solid core (2); ask for part-solid, not {self.subtype}")
+        if self.at is not None and "location" in self.said():
             raise ValueError("a place is given; leave out location")
         if self.seed < 0:
             raise ValueError(f"seed {self.seed!r}: give a whole number, 0 or more")
@@ -94,29 +101,31 @@ class Wish:
             read_histogram(self.histogram)
 
     def _plain(self) -> None:
-        """Convert NumPy numbers, arrays and paths to plain numbers, tuples and text, which a record can hold."""
+        """Convert text, NumPy numbers, arrays and paths to plain numbers, tuples and text, which a record can hold."""
+        number, file = (float, "a number"), (os.fspath, "a file's path")
         kinds = {
-            "diameter_mm": float, "spiculation": float, "core_mm": float, "histogram": os.fspath, "mask": os.fspath,
-            "seed": operator.index, "at": lambda at: tuple(float(x) for x in at),
+            "diameter_mm": number, "spiculation": number, "core_mm": number, "histogram": file, "mask": file,
+            "seed": (_whole, "a whole number"), "at": (point, "three numbers x,y,z in RAS mm"),
         }  # fmt: skip
-        for name, kind in kinds.items():
+        for name, (kind, wanted) in kinds.items():
             if (value := getattr(self, name)) is not None:
                 try:
                     object.__setattr__(self, name, kind(value))
                 except (TypeError, ValueError, OverflowError):
-                    wanted = {"seed": "a whole number", "at": "three numbers x,y,z in RAS mm"}.get(
-                        name, "a file's path" if kind is os.fspath else "a number"
-                    )
                     raise ValueError(f"{name} {value!r}: give {wanted}") from None
 
     @property
     def cored(self) -> bool:
         """Whether a solid core is requested."""
-        return (
-            self.core_mm is not None
-            or self.mask is not None
-            and bool(read_voxels(open_nifti(self.mask), self.mask)[1].max().round() == 2)
-        )
+        if self.mask is None:
+            return self.core_mm is not None
+        from hrldm.ct.nifti import open_nifti, read_voxels  # slow
+
+        return bool(read_voxels(open_nifti(self.mask), self.mask)[1].max().round() == 2)
+
+    def said(self) -> list[str]:
+        """Names of the fields that differ from their defaults."""
+        return [f.name for f in fields(self) if getattr(self, f.name) != f.default]
 
     def given(self) -> dict:
         """The fields that are set, as a record stores them."""
@@ -128,7 +137,14 @@ class Wish:
         return f"{self.subtype}, {size}"
 
 
-_DEFAULTS = {f.name: f.default for f in fields(Wish)}
+def _whole(value: object) -> int:
+    """A whole number; 3 from "3", and from the "3.0" that numbers become in a column with blanks."""
+    return int(value.removesuffix(".0")) if isinstance(value, str) else operator.index(value)
+
+
+def point(at: str | Sequence[float]) -> tuple[float, ...]:
+    """Numbers from "x,y,z" or "x y z", or from numbers."""
+    return tuple(float(x) for x in (at.replace(",", " ").split() if isinstance(at, str) else at))
 
 
 def read_histogram(path: str | Path, bins: int = 40) -> np.ndarray:
@@ -172,9 +188,13 @@ def read_plan(path: str | Path, seed: int = 0) -> list[Wish]:
         problems.append("no rows; one row a nodule below the header")
     wishes = []
     for k, (number, cells) in enumerate(rows.items() if readable and not unknown else ()):
+        given = {"seed": own_seed(seed, k) if k else seed}
+        given |= {name: text for name, text in zip(columns, cells, strict=True) if text}
+        for name in ("histogram", "mask"):  # relative to the plan, as in a manifest, or to the working folder
+            if name in given and os.path.exists(path.parent / given[name]):
+                given[name] = path.parent / given[name]
         try:
-            row = dict(zip(columns, cells, strict=True))
-            wishes.append(_wish(row, own_seed(seed, k) if k else seed, path.parent))
+            wishes.append(Wish(**given))
         except ValueError as error:
             problems.append(f"row {number}: {error}")
     if problems:
@@ -187,56 +207,23 @@ def read_plan(path: str | Path, seed: int = 0) -> list[Wish]:
 
 
 def _recorded(path: Path) -> list[Wish]:
-    """The wishes of a record.json."""
+    """The wishes of a record.json, without the fields that earlier versions recorded but ignored."""
     try:
-        nodules = [
-            _that_said_something(dict(nodule["wish"]))
-            for nodule in json.loads(path.read_text(encoding="utf-8-sig"))["nodules"]
-        ]
+        nodules = [dict(n["wish"]) for n in json.loads(path.read_text(encoding="utf-8-sig"))["nodules"]]
+        if unknown := {name for wish in nodules for name in wish} - {f.name for f in fields(Wish)}:
+            raise ValueError(f"no wish has {', '.join(sorted(unknown))}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path}: not the record of an insertion ({type(error).__name__}: {error}); give its record.json"
         ) from error
     wishes = []
     for k, wish in enumerate(nodules, start=1):
+        unseen = ("diameter_mm", "location") if "mask" in wish else ("location",) if "at" in wish else ()
         try:
-            wishes.append(Wish(**wish))
-        except TypeError as error:  # a field that no wish has
-            raise ValueError(f"{path}: not the record of an insertion ({error}); give its record.json") from error
+            wishes.append(Wish(**{name: value for name, value in wish.items() if name not in unseen}))
         except ValueError as error:
             raise ValueError(f"{path}: nodule {k}: {error}") from error
     return wishes
-
-
-def _that_said_something(wish: dict) -> dict:
-    """A recorded wish without the fields that earlier versions recorded but ignored."""
-    unseen = ("diameter_mm", "location") if "mask" in wish else ("location",) if "at" in wish else ()
-    return {k: v for k, v in wish.items() if k not in unseen}
-
-
-def _wish(row: dict[str, str], seed: int, folder: Path) -> Wish:
-    numbers = {"diameter_mm": float, "spiculation": float, "core_mm": float, "seed": _whole, "at": point}
-    given: dict = {"seed": seed}
-    for name, text in row.items():
-        if text:
-            try:
-                given[name] = numbers[name](text) if name in numbers else text
-            except ValueError:
-                raise ValueError(f"{name} {text!r} is not a number") from None
-    for name in ("histogram", "mask"):  # relative to the plan, as in a manifest, or to the working folder
-        if name in given and os.path.exists(folder / given[name]):
-            given[name] = str(folder / given[name])
-    return Wish(**given)
-
-
-def _whole(text: str) -> int:
-    """3 from "3", or from the "3.0" that numbers become in a column with blanks."""
-    return int(text.removesuffix(".0"))
-
-
-def point(text: str) -> tuple[float, ...]:
-    """Numbers from "x,y,z" or "x y z"."""
-    return tuple(float(x) for x in text.replace(",", " ").split())
 
 
 def own_seed(seed: int, *key: int) -> int:
@@ -258,8 +245,3 @@ def copies(wish: Wish, count: int) -> list[Wish]:
     if count > 1 and (wish.at is not None or wish.mask is not None):
         raise ValueError("several nodules cannot have one place; leave it out, or give a plan with a place each")
     return [wish, *(replace(wish, seed=own_seed(wish.seed, k)) for k in range(1, count))]
-
-
-def summary(wishes: Sequence[Wish]) -> str:
-    """A line for the log."""
-    return "; ".join(w.described() + (f", in {w.lobe}" if w.lobe else "") for w in wishes)

@@ -1,1 +1,1 @@
-"""From CTs and nodules of any source to one validated manifest."""
+"""What is put into a CT and learned from: nodules of any source in one manifest, and shapes, positions, histograms."""

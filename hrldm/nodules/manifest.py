@@ -7,7 +7,7 @@ count), so that a user fixes a table once. The split is by unit of independence:
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import logging
 import os
 import re
@@ -19,27 +19,21 @@ import pandas as pd
 from tqdm import tqdm
 
 from hrldm.atomic import atomic
+from hrldm.cache import digest
 from hrldm.config import SUBTYPES
 from hrldm.ct.geometry import equivalent_diameter, grid_gap, voxel_size
 from hrldm.ct.nifti import open_nifti, read_voxels
 from hrldm.ct.volume import check_hu
-from hrldm.nodules.split import SPLITS, patient_split
+from hrldm.nodules.cubes import whole_hu
+from hrldm.nodules.split import SPLITS, hash_split, lidc_split
 from hrldm.nodules.spreadsheet import read_spreadsheet
+from hrldm.paths import FILES
 
 logger = logging.getLogger(__name__)
 REQUIRED = ("nodule_id", "patient_id", "image", "mask", "subtype", "diameter_mm")
-RATINGS = (
-    "texture",
-    "malignancy",
-    "spiculation",
-    "lobulation",
-    "margin",
-    "sphericity",
-    "subtlety",
-)  # 1..5, may be blank
-FILES = ("image", "mask", "background")
+# 1..5, may be blank; LIDC's, in another order and without calcification, whose scale ends at 6
+RATINGS = ("texture", "malignancy", "spiculation", "lobulation", "margin", "sphericity", "subtlety")
 UNIT = "shape_patient_id"  # replaces the patient in the split, if filled
-HASH_SHARES = (0.7, 0.8)  # cumulative train, train + val; the rest is test
 PROGRESS_ROWS = 200
 SIZES_DIFFER = 4  # a mask this many times wider or narrower than diameter_mm is of something else
 
@@ -60,19 +54,19 @@ def load_manifest(path_or_root: str | Path, check_images: bool = True) -> pd.Dat
     """
     path = Path(path_or_root)
     path = path / "manifest.csv" if path.is_dir() else path
+    root = path.parent.resolve()
     frame, problems = _read_table(path)
     problems += _check_values(frame)
     if "patient_id" in frame:
-        frame, split_problems = _with_split(frame, path)
-        problems += split_problems
-    problems += _check_files(frame, path.parent.resolve(), check_images)
+        problems += _set_split(frame, path)
+    problems += _check_files(frame, root, check_images)
     if problems:
         raise ValueError(
             f"{path}: {len(problems)} problem(s), nothing was loaded; mend the rows and try again\n  "
             + "\n  ".join(problems)
         )
     for column in _present(frame, FILES):
-        frame[column] = [os.path.normpath(path.parent.resolve() / f) if f else "" for f in frame[column]]
+        frame[column] = [os.path.normpath(root / f) if f else "" for f in frame[column]]
     return frame.reset_index(drop=True)
 
 
@@ -83,8 +77,7 @@ def write_manifest(frame: pd.DataFrame, path: str | Path, overwrite: bool = Fals
         ValueError: a required column is missing, or the file exists and `overwrite` is False.
     """
     path = Path(path)
-    missing = [c for c in REQUIRED if c not in frame]
-    if missing:
+    if missing := [c for c in REQUIRED if c not in frame]:
         raise ValueError(
             f"{path}: column(s) {', '.join(missing)} missing from the table; a manifest needs {', '.join(REQUIRED)}"
         )
@@ -129,7 +122,7 @@ def _read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     if not rows:
         problems.append("no rows; a manifest needs at least one nodule")
     frame = pd.DataFrame(list(rows.values()), columns=columns, index=list(rows), dtype=object)
-    return frame.loc[:, ~frame.columns.duplicated()], problems
+    return frame.loc[:, ~frame.columns.duplicated()].copy(), problems
 
 
 def _check_values(frame: pd.DataFrame) -> list[str]:
@@ -162,80 +155,60 @@ def _check_values(frame: pd.DataFrame) -> list[str]:
     return problems
 
 
-def _with_split(frame: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]]:
-    """`frame` with a `split` column (given, from the committed LIDC split, or by hash) and problems of a given one."""
+def _set_split(frame: pd.DataFrame, path: Path) -> list[str]:
+    """Add a `split` column (from the committed LIDC split, or by hash) in place, or return the problems of a given one."""
     unit = frame["patient_id"] if UNIT not in frame else frame[UNIT].where(frame[UNIT] != "", frame["patient_id"])
     if "split" in frame:
-        wrong = frame[~frame["split"].isin(SPLITS)]
-        problems = [f"row {n}: split {s!r} is not one of {', '.join(SPLITS)}" for n, s in wrong["split"].items()]
-        for patient, group in frame[frame["split"].isin(SPLITS)].groupby(unit, sort=False):
+        fits = frame["split"].isin(SPLITS)
+        problems = [f"row {n}: split {s!r} is not one of {', '.join(SPLITS)}" for n, s in frame["split"][~fits].items()]
+        for patient, group in frame[fits].groupby(unit, sort=False):
             if group["split"].nunique() > 1:
                 where = ", ".join(f"{s} in {_rows(g.index)}" for s, g in group.groupby("split", sort=False))
                 problems.append(f"patient {patient!r} stands in two splits: {where}; split by patient")
-        return frame, problems
-    chosen, strangers = {}, []
-    for patient in unit.unique():
-        try:
-            chosen[patient] = patient_split(patient)
-        except ValueError:
-            chosen[patient] = _hash_split(patient)
-            strangers.append(patient)
-    if strangers:
+        return problems
+    known = lidc_split()
+    if strangers := [patient for patient in unit.unique() if patient not in known]:
         logger.warning(
             "%s: no split column and %d patient(s) unknown to the LIDC split (%s, …): split 70/10/20 by hash of patient_id",
             path, len(strangers), ", ".join(map(repr, strangers[:3])),
         )  # fmt: skip
-    return frame.assign(split=unit.map(chosen)), []
-
-
-def _hash_split(patient: str) -> str:
-    """`train`, `val` or `test` from the patient's id alone, so that adding patients moves no one."""
-    share = int(hashlib.sha256(patient.encode()).hexdigest()[:8], 16) / 16**8
-    return SPLITS[sum(share >= cut for cut in HASH_SHARES)]
+    frame["split"] = unit.map(lambda patient: known.get(patient) or hash_split(patient))
+    return []
 
 
 def _check_files(frame: pd.DataFrame, root: Path, check_images: bool) -> list[str]:
     """Missing and unreadable files, differing grids, images that are not CT or another patient's, impossible masks."""
     problems: list[str] = []
-    images: dict[str, nib.Nifti1Pair | ValueError] = {}  # one CT may hold many nodules
-    voxels: dict[str, str] = {}  # hash of each image's voxels
-    diameters = frame.get("diameter_mm", pd.Series(dtype=float))
+    voxels: dict[str, str] = {}  # hash of each image's voxels, the same in every dtype
 
-    def image_at(name: str) -> nib.Nifti1Pair:
-        if name not in images:
-            try:
-                images[name] = open_nifti(root / name)
-                if check_images:
-                    hu = read_voxels(images[name], root / name)[1]
-                    check_hu(hu, root / name)
-                    voxels[name] = hashlib.blake2b(_whole(hu), digest_size=16).hexdigest()
-            except ValueError as error:
-                images[name] = error
-        if isinstance(images[name], ValueError):
-            raise images[name]
-        return images[name]
+    @functools.cache  # one CT may hold many nodules
+    def opened_image(name: str) -> nib.Nifti1Pair:
+        image = open_nifti(root / name)
+        if check_images:
+            hu = read_voxels(image, root / name)[1]
+            check_hu(hu, root / name)
+            voxels[name] = digest(whole_hu(hu))
+        return image
 
+    def opened_mask(name: str, diameter_mm: float) -> nib.Nifti1Pair:
+        mask = open_nifti(root / name)
+        if check_images:
+            mm3 = abs(np.linalg.det(mask.affine[:3, :3]))
+            _check_mask(read_voxels(mask, root / name)[1], mm3, diameter_mm, root / name)
+        return mask
+
+    diameters = frame.get("diameter_mm", pd.Series(np.nan, frame.index))
     rows = frame[_present(frame, FILES)].to_dict("index").items()
     for number, row in tqdm(rows, desc="checking manifest", mininterval=10, disable=len(frame) <= PROGRESS_ROWS):
         opened = {}
         for column, name in row.items():
-            if not name:
-                continue
             try:
-                opened[column] = open_nifti(root / name) if column == "mask" else image_at(name)
-                if column == "mask" and check_images:
-                    mask = read_voxels(opened[column], root / name)[1]
-                    mm3 = abs(np.linalg.det(opened[column].affine[:3, :3]))
-                    _check_mask(mask, mm3, diameters.get(number, np.nan), root / name)
+                if name:
+                    opened[column] = opened_mask(name, diameters[number]) if column == "mask" else opened_image(name)
             except ValueError as error:
                 problems.append(f"row {number}: {column} {error}")
         problems += [f"row {number}: {p}" for p in _grid_problems(opened, row)]
     return problems + _leaks(frame, voxels)
-
-
-def _whole(hu: np.ndarray) -> np.ndarray:
-    """The HU as int16, so that one CT saved in two dtypes has one hash."""
-    return (np.rint(hu) if hu.dtype.kind == "f" else hu).astype(np.int16, order="C", copy=False)
 
 
 def _leaks(frame: pd.DataFrame, voxels: dict[str, str]) -> list[str]:
@@ -271,21 +244,18 @@ def _check_mask(mask: np.ndarray, mm3: float, diameter_mm: float, name: Path) ->
 
 def _grid_problems(opened: dict[str, nib.Nifti1Pair], row: dict[str, str]) -> list[str]:
     """Masks and backgrounds on another grid than the image."""
-    if "image" not in opened:
-        return []
-    image, problems = opened["image"], []
-    for column in ("mask", "background"):
-        if column not in opened:
+    problems = []
+    for column, other in opened.items():
+        if column == "image" or "image" not in opened:
             continue
-        other = opened[column]
+        image, name = opened["image"], f"{column} {row[column]}"
+        gap = grid_gap(other.affine, image.affine, image.shape)
         if other.shape[:3] != image.shape[:3]:
             problems.append(
-                f"{column} {row[column]} has shape {other.shape[:3]}, image {row['image']} {image.shape[:3]}; resample it to the image"
+                f"{name} has shape {other.shape[:3]}, image {row['image']} {image.shape[:3]}; resample it to the image"
             )
-            continue
-        gap = grid_gap(other.affine, image.affine, image.shape)
-        if gap > voxel_size(image.affine).min() / 10:
+        elif gap > voxel_size(image.affine).min() / 10:
             problems.append(
-                f"{column} {row[column]} is {gap:.2f} mm off image {row['image']} (affines differ); save it with the image's affine"
+                f"{name} is {gap:.2f} mm off image {row['image']} (affines differ); save it with the image's affine"
             )
     return problems

@@ -13,15 +13,16 @@ import pandas as pd
 from scipy import ndimage
 from tqdm import tqdm
 
-from hrldm import paths
 from hrldm.atomic import atomic
+from hrldm.cache import keyed
 from hrldm.config import SUBTYPES
 from hrldm.ct.geometry import crop_affine, sample, to_world
 from hrldm.ct.nifti import open_nifti, read_voxels
 from hrldm.ct.volume import read_ct
+from hrldm.nodules.cubes import whole_hu
 
 logger = logging.getLogger(__name__)
-_VERSION = 1  # raise when the same files would give different crops
+VERSION = 1  # raise when the same files would give different crops
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class Patches:
     @property
     def subtype(self) -> np.ndarray:
         """Labels 0 solid, 1 part-solid, 2 ground-glass (Section 5)."""
-        return self.frame.subtype.map({s: i for i, s in enumerate(SUBTYPES)}).to_numpy()
+        return self.frame.subtype.map(SUBTYPES.index).to_numpy()
 
 
 def manifest_digest(frame: pd.DataFrame, columns: tuple[str, ...] = ("image", "mask")) -> str:
@@ -91,8 +92,8 @@ def load_patches(frame: pd.DataFrame, size: int, image_column: str = "image") ->
     if image_column not in frame or not frame[image_column].astype(bool).all():
         raise ValueError(f"the manifest has no complete column {image_column!r}")
     frame = frame.reset_index(drop=True)
-    key = manifest_digest(frame, (image_column, "mask"))
-    file = paths.cache_dir() / "patches" / f"{key}-{image_column}-{size}-v{_VERSION}.npz"
+    files = manifest_digest(frame, (image_column, "mask"))
+    file = keyed("patches", VERSION, files, image_column, size, suffix=".npz")
     if not file.exists():
         hu = np.empty((len(frame), size, size, size), np.int16)
         mask = np.empty(hu.shape, bool)
@@ -117,4 +118,4 @@ def _crop(image: Path, mask: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
     inside = sample(label.astype(np.float32), opened.affine, (size,) * 3, grid, order=1, outside=0.0) > 0.5
     if not inside.any():
         raise ValueError(f"{mask}: the lesion vanishes at 1 mm; remove this nodule from the manifest")
-    return hu.round().clip(-1024, 3071).astype(np.int16), inside
+    return whole_hu(hu), inside

@@ -1,226 +1,166 @@
 """Where a nodule may go: lung masks -> plausible positions for a lesion of a given shape.
 
-`inner`: the whole shape lies at least `margin_mm` below the lung surface (the lung eroded). `subpleural`: the shape
-comes within `shell_mm` of the surface without crossing it. Both reject a position with too large a share of vessel (HU
+`inner`: the whole shape lies at least `MARGIN_MM` below the lung surface (the lung eroded). `subpleural`: the shape
+comes within `SHELL_MM` of the surface without crossing it. Both reject a position with too large a share of vessel (HU
 above `VESSEL_HU`) or of airway and bulla (HU below `AIRWAY_HU`), one that touches an occupied voxel (an existing
-lesion, or one placed before), and one outside the chosen lobe. Reasons are counted, and the acceptance rate is logged.
+lesion, or one placed before), and one outside the chosen lobe. Reasons are counted.
 """
 
 from __future__ import annotations
 
-import logging
+import itertools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import SimpleITK as sitk
-from scipy import ndimage
 
 from hrldm.ct.geometry import equivalent_diameter
+from hrldm.nodules.masks import box_of, offsets
 
 LOCATIONS = ("inner", "subpleural")
+MARGIN_MM = 5.0  # least depth of an inner lesion's surface
+SHELL_MM = 3.0  # greatest distance of a subpleural lesion from the lung surface
 VESSEL_HU, AIRWAY_HU = -500.0, -985.0
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Position:
-    """CT voxel for the shape mask's centre voxel `shape // 2`, the lobe label there, and the location."""
-
-    center: tuple[int, int, int]
-    lobe: int
-    location: str
+MAX_VESSEL, MAX_AIRWAY = 0.08, 0.05  # greatest shares of the lesion's voxels
+TRIES = 5000  # positions tested before giving up
+DRAWN = 256  # candidates drawn at a time
+IDLE = 200  # draws without a candidate before giving up
 
 
 @dataclass
 class PlacementReport:
-    """How the search went: positions tried, accepted, and rejected by reason."""
+    """How searches went: positions accepted, and rejected by reason."""
 
-    tried: int = 0
     accepted: int = 0
     rejected: Counter = field(default_factory=Counter)
 
     @property
-    def acceptance(self) -> float:
-        """Share of tried positions that were accepted."""
-        return self.accepted / max(self.tried, 1)
+    def tried(self) -> int:
+        return self.accepted + self.rejected.total()
 
     def add(self, other: PlacementReport) -> None:
         """Add the counts of another search."""
-        self.tried += other.tried
         self.accepted += other.accepted
         self.rejected.update(other.rejected)
 
     def __str__(self) -> str:
+        share = self.accepted / max(self.tried, 1)
         reasons = ", ".join(f"{k} {v}" for k, v in self.rejected.most_common())
-        return f"{self.accepted} of {self.tried} places accepted ({self.acceptance:.0%}); rejected: {reasons or 'none'}"
+        return f"{self.accepted} of {self.tried} places accepted ({share:.0%}); rejected: {reasons or 'none'}"
 
 
-def depth_mm(inside: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+def depth_mm(inside: np.ndarray) -> np.ndarray:
     """Distance (x, y, z) float32 of each inside voxel to the nearest outside one; as scipy's, three times as fast."""
     outside = sitk.GetImageFromArray((~inside).astype(np.uint8))
-    outside.SetSpacing([float(s) for s in spacing[::-1]])  # SimpleITK orders axes in reverse
-    distance = sitk.SignedMaurerDistanceMap(
-        outside, insideIsPositive=False, squaredDistance=False, useImageSpacing=True
-    )
+    distance = sitk.SignedMaurerDistanceMap(outside, insideIsPositive=False, squaredDistance=False)
     return sitk.GetArrayFromImage(distance).clip(0)
 
 
 class LungMap:
     """Depth below the lung surface and the list of candidate voxels, computed once for many searches.
 
-    Args:
-        lobes: int (x, y, z), 0 outside the lungs; lobe labels, or 1 for a plain lung mask.
-        allowed: bool (x, y, z), voxels allowed as a centre; None allows all.
-        spacing: mm per voxel.
+    lobes:   int (x, y, z) at 1 mm, 0 outside the lungs; lobe labels, or 1 for a plain lung mask
+    allowed: bool (x, y, z), voxels allowed as a centre; None allows all
 
     Raises:
         ValueError: the mask is empty.
     """
 
-    def __init__(
-        self,
-        lobes: np.ndarray,
-        allowed: np.ndarray | None = None,
-        spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
-    ):
-        found = ndimage.find_objects((lobes > 0).astype(np.uint8))
-        if not found:
+    def __init__(self, lobes: np.ndarray, allowed: np.ndarray | None = None):
+        inside = lobes > 0
+        if not inside.any():
             raise ValueError("the lung mask is empty: segment the lungs or lobes of this CT first")
-        box = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in found[0])
-        inside = np.pad(lobes[box] > 0, 1)
+        box = box_of(inside, 1)
         self.lobes = lobes
-        self.spacing = spacing
         self.depth = np.zeros(lobes.shape, np.float32)
-        self.depth[box] = depth_mm(inside, spacing)[1:-1, 1:-1, 1:-1]
-        centers = lobes > 0 if allowed is None else (lobes > 0) & allowed
-        self._candidates = np.argwhere(centers).astype(np.int16)
+        self.depth[box] = depth_mm(np.pad(inside[box], 1))[1:-1, 1:-1, 1:-1]
+        self._centres = np.argwhere(inside if allowed is None else inside & allowed).astype(np.int16)
 
-    def draw(
-        self, n: int, lobe: tuple[int, ...] | None, low: float, high: float, rng: np.random.Generator
-    ) -> np.ndarray:
-        """At most `n` random candidate voxels (m, 3) of the lobes at a depth of `low`..`high` mm."""
-        if not len(self._candidates):
-            return np.empty((0, 3), int)
-        centers = self._candidates[rng.integers(len(self._candidates), size=n)].astype(int)
-        depth = self.depth[tuple(centers.T)]
-        keep = (depth >= low) & (depth <= high)
-        if lobe is not None:
-            keep &= np.isin(self.lobes[tuple(centers.T)], lobe)
-        return centers[keep]
+    def candidates(
+        self,
+        rng: np.random.Generator,
+        low: float = 0.0,
+        high: float = np.inf,
+        lobe: int | tuple[int, ...] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Random voxels (3,) of the lobe(s) at a depth of `low`..`high` mm, without end unless there are hardly any."""
+        idle = 0
+        while len(self._centres) and idle < IDLE:
+            drawn = self._centres[rng.integers(len(self._centres), size=DRAWN)].astype(int)
+            at = tuple(drawn.T)
+            keep = (self.depth[at] >= low) & (self.depth[at] <= high)
+            if lobe is not None:
+                keep &= np.isin(self.lobes[at], lobe)
+            idle = 0 if keep.any() else idle + 1
+            yield from drawn[keep]
 
 
 def _why_not(
-    depth: np.ndarray,
-    hu: np.ndarray,
-    location: str,
-    margin_mm: float,
-    shell_mm: float,
-    max_vessel: float,
-    max_airway: float,
+    voxels: np.ndarray, ct: np.ndarray, depth: np.ndarray, location: str, occupied: np.ndarray | None
 ) -> str | None:
-    """Why a position is rejected, from depth (mm) and HU of the voxels the lesion would cover; None if accepted."""
-    if depth.min() <= 0:
+    """Why a lesion may not cover these voxels (n, 3); None if it may."""
+    if (voxels < 0).any() or (voxels >= ct.shape).any():
+        return "volume edge"
+    covered = tuple(voxels.T)
+    nearest, hu = depth[covered].min(), ct[covered]
+    if nearest <= 0:
         return "chest wall"
-    if location == "inner" and depth.min() < margin_mm:
+    if location == "inner" and nearest < MARGIN_MM:
         return "too near the pleura"
-    if location == "subpleural" and depth.min() > shell_mm:
+    if location == "subpleural" and nearest > SHELL_MM:
         return "too far from the pleura"
-    if (hu > VESSEL_HU).mean() > max_vessel:
+    if (hu > VESSEL_HU).mean() > MAX_VESSEL:
         return "vessel"
-    if (hu < AIRWAY_HU).mean() > max_airway:
+    if (hu < AIRWAY_HU).mean() > MAX_AIRWAY:
         return "airway"
+    if occupied is not None and occupied[covered].any():
+        return "existing lesion"
     return None
 
 
-def sample_positions(
+def sample_position(
     ct: np.ndarray,
-    lobes: np.ndarray,
+    lungs: LungMap,
     shape_mask: np.ndarray,
-    n: int,
     rng: np.random.Generator,
-    *,
     location: str = "inner",
     lobe: int | tuple[int, ...] | None = None,
     occupied: np.ndarray | None = None,
-    lung_map: LungMap | None = None,
-    margin_mm: float = 5.0,
-    shell_mm: float = 3.0,
-    max_vessel: float = 0.08,
-    max_airway: float = 0.05,
-    max_tries: int = 5000,
-) -> tuple[list[Position], PlacementReport]:
-    """Random positions for a shape; those of one call do not overlap.
+) -> tuple[np.ndarray, PlacementReport]:
+    """A random position for a shape.
 
-    Args:
-        ct: HU, (x, y, z).
-        lobes: int, same shape: lobe labels, or 1 for a plain lung mask; 0 outside.
-        shape_mask: bool (a, b, c) on the CT's grid, lesion in its middle.
-        n: positions wanted.
-        rng: random generator.
-        location: `inner` or `subpleural`.
-        lobe: label(s) the centre must have; None means anywhere in the lungs.
-        occupied: bool, same shape as the CT: voxels no lesion may touch.
-        lung_map: prepared `LungMap(lobes)`, to save the distance transform when calling often.
-        margin_mm: least depth of an inner lesion's surface.
-        shell_mm: greatest distance of a subpleural lesion from the lung surface.
-        max_vessel: greatest share of lesion voxels above `VESSEL_HU`.
-        max_airway: greatest share of lesion voxels below `AIRWAY_HU`.
-        max_tries: positions tested before giving up.
+    ct:         HU, (x, y, z) at 1 mm
+    lungs:      of the same grid
+    shape_mask: bool (a, b, c), the lesion
+    location:   `inner` or `subpleural`
+    lobe:       label(s) the centre must have; None means anywhere in the lungs
+    occupied:   bool, same shape as the CT: voxels no lesion may touch
 
     Returns:
-        The positions and the report.
+        CT voxel (3,) for the mask's middle voxel `shape // 2`, and the report.
 
     Raises:
-        ValueError: unknown location, unequal shapes, empty mask, or fewer than `n` positions found.
+        ValueError: unknown location, unequal shapes, empty mask, or no position found.
     """
     if location not in LOCATIONS:
         raise ValueError(f"unknown location {location!r}; choose one of {', '.join(LOCATIONS)}")
-    if ct.shape != lobes.shape or (occupied is not None and occupied.shape != ct.shape):
-        raise ValueError(f"CT {ct.shape}, lobes {lobes.shape} and occupied must have one shape")
+    if ct.shape != lungs.lobes.shape or (occupied is not None and occupied.shape != ct.shape):
+        raise ValueError(f"CT {ct.shape}, lobes {lungs.lobes.shape} and occupied must have one shape")
     if not shape_mask.any():
         raise ValueError("the shape mask is empty")
-    lung_map = lung_map or LungMap(lobes)
-    labels = None if lobe is None else tuple(np.atleast_1d(lobe).tolist())
-    voxels = np.argwhere(shape_mask) - np.array(shape_mask.shape) // 2  # offsets from the centre voxel
-    reach = float(np.linalg.norm(voxels * lung_map.spacing, axis=1).max())
-    radius = equivalent_diameter(shape_mask.sum() * np.prod(lung_map.spacing)) / 2
-    low, high = (margin_mm + 0.6 * radius, np.inf) if location == "inner" else (0.6 * radius, reach + shell_mm)
-    limit = np.array(ct.shape)
-    taken: set[tuple[int, int, int]] = set()
-    found: list[Position] = []
+    voxels = offsets(shape_mask)
+    reach = float(np.linalg.norm(voxels, axis=1).max())
+    radius = equivalent_diameter(shape_mask.sum()) / 2
+    low, high = (MARGIN_MM + 0.6 * radius, np.inf) if location == "inner" else (0.6 * radius, reach + SHELL_MM)
     report = PlacementReport()
-    idle = 0
-    while len(found) < n and report.tried < max_tries and idle < 200:
-        places = lung_map.draw(256, labels, low, high, rng)
-        idle = idle + 1 if not len(places) else 0
-        for center in places:
-            if len(found) == n or report.tried == max_tries:
-                break
-            report.tried += 1
-            at = voxels + center
-            if (at < 0).any() or (at >= limit).any():
-                reason = "volume edge"
-            else:
-                index = tuple(at.T)
-                reason = _why_not(
-                    lung_map.depth[index], ct[index], location, margin_mm, shell_mm, max_vessel, max_airway
-                )
-                if reason is None and occupied is not None and occupied[index].any():
-                    reason = "existing lesion"
-                elif reason is None and n > 1 and not taken.isdisjoint(map(tuple, at.tolist())):
-                    reason = "overlap"
-            if reason:
-                report.rejected[reason] += 1
-                continue
-            taken.update(map(tuple, at.tolist()))
+    for centre in itertools.islice(lungs.candidates(rng, low, high, lobe), TRIES):
+        if not (reason := _why_not(voxels + centre, ct, lungs.depth, location, occupied)):
             report.accepted += 1
-            found.append(Position(tuple(int(c) for c in center), int(lobes[tuple(center)]), location))
-    logger.debug("placement: %s", report)
-    if len(found) < n:
-        raise ValueError(
-            f"found {len(found)} of {n} {location} places for a {2 * radius:.0f} mm lesion: {report}. "
-            "Choose a smaller lesion, or another lobe or location"
-        )
-    return found, report
+            return centre, report
+        report.rejected[reason] += 1
+    raise ValueError(
+        f"found 0 of 1 {location} places for a {2 * radius:.0f} mm lesion: {report}. "
+        "Choose a smaller lesion, or another lobe or location"
+    )

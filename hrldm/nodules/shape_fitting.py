@@ -10,31 +10,21 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from hrldm.config import SUBTYPES
 from hrldm.ct.geometry import equivalent_diameter
-from hrldm.nodules.shapes import PAD, ShapeLibrary
+from hrldm.nodules.masks import PAD, cropped, depth, highest, signed_distance
+from hrldm.nodules.shapes import ShapeLibrary
 
 NEAREST = 40  # a shape is drawn from this many nearest in size
 RATING_WIDTH = 0.5  # largest deviation from the requested spiculation, if enough shapes remain
-BEND_MM = 6.0  # kernel of the field that bends a shape
-CORE_MM, CORE_WANDER = (
-    3.0,
-    0.25,
-)  # kernel of the field that moves a core off the middle, and its SD as a fraction of the lesion's depth
+BEND_SD_MM, BEND_MM = 0.5, 6.0  # SD and kernel of the field that bends a shape
+CORE_MM = 3.0  # kernel of the field that moves a core off the middle
+CORE_WANDER = 0.25  # its SD as a fraction of the lesion's depth
 
 
 def choose_shape(
     library: ShapeLibrary, subtype: str, diameter_mm: float, rng: np.random.Generator, spiculation: float | None = None
 ) -> int:
-    """Row of a random shape of the subtype among those nearest in size (and in spiculation, 1..5, if given).
-
-    Raises:
-        ValueError: unknown subtype, or spiculation outside 1..5.
-    """
-    if subtype not in SUBTYPES:
-        raise ValueError(f"unknown subtype {subtype!r}; choose one of {', '.join(SUBTYPES)}")
-    if spiculation is not None and not 1 <= spiculation <= 5:
-        raise ValueError(f"spiculation is a rating 1 (none) to 5 (marked), not {spiculation:g}")
+    """Row of a random shape of the subtype among those nearest in size (and in spiculation, 1..5, if given)."""
     table = library.table[library.table.subtype == subtype]
     if spiculation is not None:
         gap = (table.spiculation - spiculation).abs()
@@ -43,10 +33,12 @@ def choose_shape(
     return int(rng.choice(gap.nsmallest(NEAREST, keep="first").index))
 
 
-def fitted(
-    mask: np.ndarray, diameter_mm: float, rng: np.random.Generator, turn: bool = True, bend_mm: float = 0.5
-) -> np.ndarray:
-    """The shape (x, y, z) at 1 mm, randomly rotated, bent by a smooth field of `bend_mm` SD, and scaled to a volume.
+def _sphere_voxels(diameter_mm: float) -> int:
+    return max(1, round(np.pi / 6 * diameter_mm**3))
+
+
+def fitted(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> np.ndarray:
+    """The shape (x, y, z) at 1 mm, randomly rotated, bent by a smooth field of `BEND_SD_MM`, and scaled to a volume.
 
     Returns:
         bool (x', y', z') with as many voxels as a sphere of `diameter_mm` has mm3, `PAD` empty voxels around.
@@ -56,32 +48,27 @@ def fitted(
     """
     if not mask.any() or not diameter_mm > 0:
         raise ValueError(f"cannot fit a shape of {int(mask.sum())} voxels to a diameter of {diameter_mm:g} mm")
-    n_voxels = max(1, round(np.pi / 6 * diameter_mm**3))
+    n_voxels = _sphere_voxels(diameter_mm)
     scale = (n_voxels / mask.sum()) ** (1 / 3)
     padded = np.pad(mask, PAD)
-    distance = ndimage.distance_transform_edt(padded) - ndimage.distance_transform_edt(~padded)
     centre = np.argwhere(padded).mean(0)
     reach = np.linalg.norm(np.argwhere(padded) - centre, axis=1).max() * scale
-    side = 2 * int(np.ceil(reach + 3 * bend_mm + PAD)) + 1
+    side = 2 * int(np.ceil(reach + 3 * BEND_SD_MM + PAD)) + 1
     grid = np.indices((side,) * 3).reshape(3, -1).astype(float) - side // 2
     for axis in range(3):
         noise = ndimage.gaussian_filter(rng.standard_normal((side,) * 3), BEND_MM)
-        grid[axis] += (bend_mm / noise.std() * noise).ravel()
-    rotation = Rotation.random(random_state=rng).as_matrix() if turn else np.eye(3)
+        grid[axis] += (BEND_SD_MM / noise.std() * noise).ravel()
+    rotation = Rotation.random(random_state=rng).as_matrix()
     at = rotation @ grid / scale + centre[:, None]
-    fine = ndimage.map_coordinates(distance, at, order=1, mode="nearest").reshape((side,) * 3) * scale
+    fine = ndimage.map_coordinates(signed_distance(padded), at, order=1, mode="nearest").reshape((side,) * 3) * scale
     fine -= 1e-6 * np.linalg.norm(grid, axis=0).reshape(fine.shape)  # breaks ties, so that the count is exact
-    level = np.partition(fine.ravel(), fine.size - n_voxels)[fine.size - n_voxels]
-    out = fine >= level
-    box = ndimage.find_objects(out.astype(np.uint8))[0]
-    return np.pad(out[box], PAD)
+    return cropped(highest(fine, n_voxels))
 
 
 def core_of(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> np.ndarray:
     """The solid core of a part-solid lesion: one off-centre lump with the volume of a sphere of `diameter_mm`.
 
-    Args:
-        mask: (x, y, z) bool at 1 mm, the whole lesion.
+    mask: (x, y, z) bool at 1 mm, the whole lesion
 
     Returns:
         bool (x, y, z), within the mask.
@@ -89,14 +76,14 @@ def core_of(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> n
     Raises:
         ValueError: the core would fill the lesion.
     """
-    n_voxels = max(1, round(np.pi / 6 * diameter_mm**3))
+    n_voxels = _sphere_voxels(diameter_mm)
     if n_voxels >= mask.sum():
         raise ValueError(
             f"a solid core of {diameter_mm:g} mm does not fit into a lesion of {equivalent_diameter(mask.sum()):.1f} mm"
         )
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
+    deep = depth(mask)
     noise = ndimage.gaussian_filter(rng.standard_normal(mask.shape), CORE_MM)
-    score = depth + CORE_WANDER * depth.max() / noise.std() * noise
+    score = deep + CORE_WANDER * deep.max() / noise.std() * noise
     middle = np.array(np.unravel_index(np.where(mask, score, -np.inf).argmax(), mask.shape))
     score -= np.linalg.norm(np.indices(mask.shape) - middle[:, None, None, None], axis=0)
     core = np.zeros(mask.shape, bool)

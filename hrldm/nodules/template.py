@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from hrldm.nodules.histograms import quantiles
+from hrldm.nodules.masks import depth
 from hrldm.nodules.texture import ranked
 
 DEPTH_MM = 4.0  # partial volume and blur darken a nodule to about this depth; deeper, depth has no effect
@@ -41,9 +42,8 @@ def template(
     """
     if not mask.any():
         raise ValueError("empty lesion mask: nothing to fill")
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
     f = ndimage.gaussian_filter(rng.standard_normal(mask.shape), FIELD_MM, mode="wrap")
-    order = np.minimum(depth, DEPTH_MM) + ROUGHNESS_MM * f / f.std()
+    order = np.minimum(depth(mask), DEPTH_MM) + ROUGHNESS_MM * f / f.std()
     if lead is not None:
         order += CORE_MM * lead
     out = background.astype(np.float32)

@@ -16,11 +16,11 @@ Donors (`givers`) are rows of a manifest (cubes, or boxes with hardly a margin);
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import nibabel as nib
@@ -29,19 +29,21 @@ import pandas as pd
 from scipy import ndimage
 from tqdm import tqdm
 
-from hrldm.ct.geometry import resample, sample, shifted
+from hrldm.cache import atomic_folder, digest
+from hrldm.ct.geometry import resample, sample
 from hrldm.ct.label_maps import LEFT, RIGHT
 from hrldm.ct.lungs import lung_labels
 from hrldm.ct.nifti import open_nifti
 from hrldm.ct.volume import read_ct
 from hrldm.nodules.augmentation import CUBE_SYMMETRIES, cube_symmetry
-from hrldm.nodules.histograms import histogram_moments
-from hrldm.nodules.lidc_mini import AIR_HU, PATIENT, atomic_folder, clean_ct, clear_of_nodule, cube_about
+from hrldm.nodules.cubes import HIGHEST_HU, LOWEST_HU, cube_about, whole_hu, write_cubes
+from hrldm.nodules.histograms import choose_histogram, histogram_moments
+from hrldm.nodules.lidc_mini import PATIENT, clean_ct, clear_of_nodule
 from hrldm.nodules.manifest import RATINGS, file_name, write_manifest
+from hrldm.nodules.masks import offsets
 from hrldm.nodules.patches import load_patches
 from hrldm.nodules.positions import LungMap
 from hrldm.nodules.shapes import load_shapes
-from hrldm.nodules.texture import choose_histogram
 
 # donors
 MAX_SLICE_MM = 1.6  # thicker slices show steps along z at 1 mm
@@ -56,6 +58,7 @@ SIDE = 64  # side of the written cubes, in voxels of 1 mm: the training crop and
 LEAST_CONTRAST, MOST_CONTRAST = 50.0, 4.0  # limits of a recast: HU, and factor on the shell's contrast
 MOST_SPREAD = 1.25  # limit of a recast: factor on the SD
 HOST = "host_patient_id"
+KEPT = ("patient_id", "subtype", "diameter_mm", "volume_mm3", "split", *RATINGS)  # of the donor's row
 VERSION = 2  # raise when the same nodules and hosts would give other transplants; part of cache keys
 
 logger = logging.getLogger(__name__)
@@ -80,18 +83,14 @@ class Host:
     lungs: np.ndarray
     allowed: np.ndarray | None = None
 
+    @functools.cached_property
+    def lung_map(self) -> LungMap:
+        return LungMap(self.lungs, self.allowed)
+
 
 def key_of(hosts: Sequence[Host]) -> str:
     """Hash of hosts and of the version of transplanting."""
-    h = hashlib.sha256(f"{VERSION}".encode())
-    for host in hosts:
-        h.update(
-            f"{host.patient_id} {host.splits} {host.affine.tolist()}".encode()
-            + host.hu.tobytes()
-            + host.lungs.tobytes()
-        )
-        h.update(b"" if host.allowed is None else host.allowed.tobytes())
-    return h.hexdigest()[:16]
+    return digest(VERSION, *(getattr(host, f.name) for host in hosts for f in fields(Host)))
 
 
 def read_host(ct: str | Path, lungs: str | Path, patient_id: str, splits: tuple[str, ...]) -> Host:
@@ -105,7 +104,7 @@ def read_host(ct: str | Path, lungs: str | Path, patient_id: str, splits: tuple[
     turned = nib.as_closest_canonical(nib.Nifti1Image(scan.array, scan.affine))
     hu, affine = resample(np.asarray(turned.dataobj), turned.affine)
     at = sample(labels, scan.affine, hu.shape, affine, order=0, outside=0)
-    return Host(patient_id, splits, hu.round().clip(AIR_HU, 3071).astype(np.int16), affine, at.astype(np.uint8))
+    return Host(patient_id, splits, whole_hu(hu), affine, at.astype(np.uint8))
 
 
 def embedded_hosts() -> list[Host]:
@@ -118,19 +117,15 @@ def embedded_hosts() -> list[Host]:
     ]
 
 
-def whole(mask: np.ndarray, slice_mm: float) -> bool:
-    """Whether a nodule (x, y, z) bool has thin slices and is not cut flat by the first or last slice of its box."""
-    areas = mask.sum((0, 1))
-    return slice_mm <= MAX_SLICE_MM and max(areas[0], areas[-1]) <= MAX_END_AREA * areas.max()
-
-
 def givers(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a manifest whose nodules can be transplanted (`whole`, of `DIAMETER_MM`)."""
+    """The rows of a manifest whose nodules can be transplanted: of `DIAMETER_MM`, in thin slices, and not cut flat by the
+    first or last slice of their box."""
     fits = np.array(frame.diameter_mm.between(*DIAMETER_MM))
     for i in np.flatnonzero(fits):
-        opened = open_nifti(frame["mask"].iloc[i])
-        turned = nib.as_closest_canonical(opened)
-        fits[i] = whole(np.asarray(turned.dataobj) > 0, turned.header.get_zooms()[2])
+        turned = nib.as_closest_canonical(open_nifti(frame["mask"].iloc[i]))
+        areas = (np.asarray(turned.dataobj) > 0).sum((0, 1))
+        thin = turned.header.get_zooms()[2] <= MAX_SLICE_MM
+        fits[i] = thin and max(areas[0], areas[-1]) <= MAX_END_AREA * areas.max()
     return frame[fits].reset_index(drop=True)
 
 
@@ -139,22 +134,17 @@ def weight(mask: np.ndarray) -> np.ndarray:
     return np.clip(1 - (ndimage.distance_transform_edt(~mask) - 1) / FALL_OFF_MM, 0, 1).astype(np.float32)
 
 
-def find_place(host: Host, places: LungMap, touched: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+def find_place(host: Host, touched: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     """Host voxel (3,) for the middle (n // 2) of `touched` (D, D, D) bool; None if `TRIES` positions all fail."""
-    offsets = np.argwhere(touched) - np.array(touched.shape) // 2
-    for centre in itertools.islice(_candidates(places, rng), TRIES):
-        at = offsets + centre
+    voxels = offsets(touched)
+    for centre in itertools.islice(host.lung_map.candidates(rng), TRIES):
+        at = voxels + centre
         if (at < 0).any() or (at >= host.hu.shape).any():
             continue
         at = tuple(at.T)
         if (host.lungs[at] > 0).mean() >= MIN_LUNG and host.hu[at].mean() < MAX_MEAN_HU:
             return centre
     return None
-
-
-def _candidates(places: LungMap, rng: np.random.Generator):
-    while len(drawn := places.draw(256, None, 0.0, np.inf, rng)):
-        yield from drawn
 
 
 def paste(background: np.ndarray, nodule: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -171,7 +161,7 @@ def recast(nodule: np.ndarray, mask: np.ndarray, mean_hu: float, sd_hu: float, l
     contrast = np.clip((mean_hu - lung_hu) / max(own.mean() - lung_hu, LEAST_CONTRAST), 0, MOST_CONTRAST)
     out = lung_hu + contrast * (nodule.astype(np.float32) - lung_hu)
     out[mask] = mean_hu + spread * (own - own.mean())
-    return out.clip(AIR_HU, 3071)
+    return out.clip(LOWEST_HU, HIGHEST_HU)
 
 
 def transplant(
@@ -200,70 +190,52 @@ def transplant(
     """
     if target.exists():
         return target
-    by_split = {split: [h for h in hosts if split in h.splits] for split in nodules.split.unique()}
-    if lonely := [split for split, found in by_split.items() if not found]:
-        raise ValueError(f"no host CT for the nodules of split(s) {', '.join(lonely)}")
-    require_unseen_hosts(hosts)
-    maps = {id(h): LungMap(h.lungs, h.allowed) for h in hosts}
+    _check_hosts(hosts, nodules.split.unique())
     patches = load_patches(nodules, side)
     rows, homeless = [], []
     with atomic_folder(target) as part:
-        for folder in ("images", "masks", "backgrounds"):
-            (part / folder).mkdir()
         for i, row in tqdm(list(nodules.iterrows()), desc="transplants", mininterval=10):
-            for copy in range((copies or {}).get(row.subtype, 1) if row.split == "train" else 1):
+            trains, donor = row.split == "train", str(row.patient_id).casefold()
+            takers = [h for h in hosts if row.split in h.splits and h.patient_id.casefold() != donor]
+            for copy in range((copies or {}).get(row.subtype, 1) if trains else 1):
                 rng = np.random.default_rng((seed, i, copy))
-                found = [h for h in by_split[row.split] if h.patient_id.casefold() != str(row.patient_id).casefold()]
-                if not found:
-                    homeless.append(row.nodule_id)
-                    continue
-                host = found[(i + copy) % len(found)]
                 # evaluated nodules keep their orientation: the slices of a rotated one would give it away
-                symmetry = int(rng.integers(len(CUBE_SYMMETRIES))) if row.split == "train" else 0
+                symmetry = int(rng.integers(len(CUBE_SYMMETRIES))) if trains else 0
                 hu, mask = (cube_symmetry(a[i], symmetry) for a in (patches.hu, patches.mask))
-                centre = find_place(host, maps[id(host)], weight(mask) > 0, rng)
+                host = takers[(i + copy) % len(takers)] if takers else None
+                touched = weight(mask) > 0
+                centre = None if host is None else find_place(host, touched, rng)
                 if centre is None:
                     homeless.append(row.nodule_id)
                     continue
                 background, chosen = cube_about(host.hu, centre, side), ""
-                if library is not None and copy % 2 and row.split == "train":
+                if library is not None and copy % 2 and trains:
                     chosen, histogram = choose_histogram(row.subtype, row.diameter_mm, rng, library)
-                    hu = recast(hu, mask, *histogram_moments(histogram), float(background[weight(mask) > 0].mean()))
+                    hu = recast(hu, mask, *histogram_moments(histogram), float(background[touched].mean()))
                 image = np.rint(paste(background, hu, mask)).astype(np.int16)
-                written = _write(part, row, host, image, background, mask, centre, copy)
-                rows.append(written | {"symmetry": symmetry, "histogram_id": chosen})
+                name = file_name(f"{row.nodule_id}_at_{host.patient_id}_{copy}")
+                own = row[[c for c in KEPT if c in row]].to_dict()
+                own |= write_cubes(part, name, host.affine, centre, image=image, background=background, mask=mask)
+                own |= {"nodule_id": name, "source_id": row.nodule_id, HOST: host.patient_id}
+                own |= dict(zip("ijk", centre.tolist(), strict=True))
+                rows.append(own | {"symmetry": symmetry, "histogram_id": chosen})
         if not rows:
             raise ValueError("no nodule found a place in healthy lung; give other host CTs, or check their lung masks")
         write_manifest(pd.DataFrame(rows), part / "manifest.csv")
     if homeless:
-        logger.warning("%d of %d transplants found no place and are left out: %s …", len(homeless), len(homeless) + len(rows), homeless[0])  # fmt: skip
+        n = len(homeless)
+        logger.warning("%d of %d transplants found no place and are left out: %s …", n, n + len(rows), homeless[0])
     return target
 
 
-def require_unseen_hosts(hosts: Sequence[Host]) -> None:
-    """Raise ValueError if the patient of a test host also receives nodules of another split."""
+def _check_hosts(hosts: Sequence[Host], splits: Sequence[str]) -> None:
+    """Raise ValueError if a split has no host, or the patient of a test host also receives nodules of another split."""
+    if lonely := [split for split in splits if not any(split in h.splits for h in hosts)]:
+        raise ValueError(f"no host CT for the nodules of split(s) {', '.join(lonely)}")
     taken: dict[str, set[str]] = {}
     for host in hosts:
         taken.setdefault(host.patient_id.casefold(), set()).update(host.splits)
-    mixed = {patient for patient, splits in taken.items() if "test" in splits and len(splits) > 1}
-    if shared := sorted({h.patient_id for h in hosts if h.patient_id.casefold() in mixed}):
+    if shared := sorted({h.patient_id for h in hosts if {"test"} < taken[h.patient_id.casefold()]}):
         raise ValueError(
             f"host patient(s) {', '.join(shared)} would take test nodules and others: split hosts by patient"
         )
-
-
-def _write(folder: Path, row: pd.Series, host: Host, image, background, mask, centre: np.ndarray, copy: int) -> dict:
-    affine = shifted(host.affine, centre - len(mask) // 2)
-    name = file_name(f"{row.nodule_id}_at_{host.patient_id}_{copy}")
-    arrays = {"image": image, "background": background, "mask": mask.astype(np.uint8)}
-    files = {column: f"{column}s/{name}.nii.gz" for column in arrays}
-    for column, array in arrays.items():
-        nib.Nifti1Image(array, affine).to_filename(folder / files[column])
-    kept = ["patient_id", "subtype", "diameter_mm", "volume_mm3", "split", *RATINGS]
-    own = row[[c for c in kept if c in row]].to_dict()
-    return (
-        own
-        | files
-        | {"nodule_id": name, "source_id": row.nodule_id, HOST: host.patient_id}
-        | dict(zip("ijk", centre.tolist(), strict=True))
-    )

@@ -1,4 +1,4 @@
-"""Command line of the study, from `notebooks/`: ``python -m study judge ROOT``, ``algorithm2 CT OUT``, ``bench``."""
+"""Command line of the study, from `notebooks/`: ``python -m study judge ROOT``, ``algorithm2 CT OUT``, ``bench``, ``record``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hrldm.insertion.released import released
 from hrldm.insertion.wish import Wish
 from hrldm.nodules.transplant import read_host
 from study import judging
-from study.report import bench
+from study.report import bench, record
 from study.report.provenance import write_provenance
 from study.report.tables import drop_table, save_tables
 from study.systems.algorithm2 import insert_whole
@@ -103,7 +103,8 @@ def algorithm2(
 
 
 def main() -> int:
-    return run({"judge": judge, "algorithm2": algorithm2, "bench": bench.main}, "python -m study")
+    commands = {"judge": judge, "algorithm2": algorithm2, "bench": bench.main, "record": record.main}
+    return run(commands, "python -m study")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from hrldm.insertion.generator import Generator, Request
-from hrldm.nodules.patches import Patches
+from hrldm.insertion.generator import Generator
 from study.measure.intensity import lesion_table
 from study.measure.statistics import mean_interval
 from study.study import Study
@@ -98,15 +96,6 @@ def generator(study: Study, changes: dict, seed: int) -> Generator:
     return seeded.generator(start, ldm__steps=p.ablation.steps, **changes)
 
 
-def lesions_of(study: Study, changes: dict, seed: int, request: Request, truth: Patches) -> pd.DataFrame:
-    """One row per nodule with the metrics of one network."""
-    crops = generator(study, changes, seed)(request)
-    table = lesion_table("", crops, truth.hu.astype(np.float32), truth.mask, truth.frame)
-    table["mean_error_hu"] = (table["mean_hu"] - table["truth_mean_hu"]).abs()
-    table["sd_ratio"] = table["sd_hu"] / table["truth_sd_hu"]
-    return table[["nodule_id", "subtype", "patient_id", *METRICS]]
-
-
 def run_ablations(study: Study) -> dict[str, pd.DataFrame]:
     """Lesion tables of every cell, averaged over its seeds, by cell name; networks are kept on disk, equal ones made once."""
     test = study.patches("test")[: study.profile.ablation.n]
@@ -114,14 +103,15 @@ def run_ablations(study: Study) -> dict[str, pd.DataFrame]:
     request = request_for(study, test, background, condition="target")
     done: dict[tuple[str, int], pd.DataFrame] = {}
     out = {}
+    keys = ["nodule_id", "subtype", "patient_id"]
     for cell in tqdm(cells(study), desc="ablations", mininterval=5):
         runs = []
         for seed in range(study.seed, study.seed + cell.seeds):
             key = (str(sorted(cell.changes.items())), seed)
             if key not in done:
-                done[key] = lesions_of(study, cell.changes, seed, request, test)
+                crops = generator(study, cell.changes, seed)(request)
+                done[key] = lesion_table(cell.name, crops, test)[[*keys, *METRICS]]
             runs.append(done[key])
-        keys = ["nodule_id", "subtype", "patient_id"]
         mean = pd.concat(runs).groupby(keys, sort=False, as_index=False)[list(METRICS)].mean()
         out[cell.name] = mean.assign(system=cell.name)
     return out
@@ -134,12 +124,11 @@ def ablation_table(study: Study, lesions: dict[str, pd.DataFrame]) -> pd.DataFra
     for cell in cells(study):
         table = lesions[cell.name].set_index("nodule_id")
         base = first.setdefault(cell.factor, table)
-        groups = table["patient_id"].to_numpy()
         for metric in METRICS:
-            pairs = {metric: table[metric].to_numpy()}
+            measured = {metric: table[metric]}
             if base is not table:
-                pairs[f"{metric}_difference"] = (table[metric] - base.loc[table.index, metric]).to_numpy()
-            for name, values in pairs.items():
-                e = mean_interval(values, groups, study.profile.tables.n_boot, study.seed)
+                measured[f"{metric}_difference"] = table[metric] - base.loc[table.index, metric]
+            for name, values in measured.items():
+                e = mean_interval(values, table["patient_id"], study.profile.tables.n_boot, study.seed)
                 rows.append((cell.factor, cell.level, name, e.value, e.ci_low, e.ci_high, cell.seeds))
     return pd.DataFrame(rows, columns="factor level metric value ci_low ci_high n_seeds".split())

@@ -11,7 +11,7 @@ one, and what is made there is held against the real ones in their own scans.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ from hrldm import paths
 from hrldm.config import SUBTYPES
 from hrldm.insertion.generator import Request
 from hrldm.insertion.released import released
+from hrldm.nodules.histograms import histogram_library
 from hrldm.nodules.patches import Patches, fitting, load_patches, manifest_digest
-from hrldm.nodules.texture import bins_of, histogram_library
 from hrldm.nodules.transplant import Host, givers, key_of, transplant
 from hrldm.train.device import device
 from study.classify.jobs import centre_crop
@@ -31,7 +31,7 @@ from study.measure import intensity
 from study.measure.features import Extractor, default_extractor, three_plane_features
 from study.measure.fidelity import separability
 from study.measure.realism import feature_table, realism
-from study.measure.triplets import ordered_share, thrice, triplet_table, typical_histograms
+from study.measure.triplets import ordered_share, thrice, triplet_table
 from study.profiles import get_profile
 from study.study import Study, checked_manifest, chosen_histograms
 from study.systems import reconstruction, texture
@@ -44,51 +44,40 @@ TABLES = (
 Maker = Callable[[Request, Patches], np.ndarray]  # the order and the true nodules -> HU crops (N, D, D, D)
 
 
-@dataclass(frozen=True, eq=False)
-class Orders:
-    """What every system is asked for: `own` and `other` for N nodules, `triplets` for the 3N of `nodules_thrice`."""
+def orders_from_library(study: Study, truth: Patches, background: Patches) -> tuple[Request, Request, Patches, Request]:
+    """What every system is asked for: each nodule with its own histogram, with another real one, and `thrice`.
 
-    own: Request
-    other: Request
-    triplets: Request
-    nodules_thrice: Patches
-
-
-def orders_from_library(study: Study, truth: Patches, background: Patches) -> Orders:
-    """Orders whose other histograms come from the shipped library of real ones, so that no training split is needed."""
+    The others come from the shipped library, so that no training split is needed.
+    """
     library = histogram_library()
     own = request_for(study, truth, background, "target")
-    places = replace(background, frame=truth.frame)
-    other = chosen_histograms(places, library, np.random.default_rng((study.seed, 0)))
-    typical = typical_histograms(library, bins_of(library).to_numpy(float), truth.frame.diameter_mm.to_numpy())
-    nodules_thrice, triplets = thrice(own, truth, typical)
-    return Orders(own, replace(own, histogram=other), triplets, nodules_thrice)
+    places, rng = replace(background, frame=truth.frame), np.random.default_rng((study.seed, 0))
+    other = replace(own, histogram=chosen_histograms(places, library, rng))
+    return own, other, *thrice(own, truth, library)
 
 
 def judge(
     study: Study,
     truth: Patches,
-    orders: Orders,
+    background: Patches,
     systems: Mapping[str, Maker],
     extractor: Extractor,
     native: Patches | None = None,
 ) -> dict[str, pd.DataFrame]:
     """`TABLES`; the spectrum and roughness are of the median lesion, `realism` comes from two patients on.
 
-    truth:   the real nodules
+    truth, background: the real nodules, and the same places without them
     systems: each makes what it is asked for; the study's autoencoder is added as the floor
     native:  the same nodules in their own scans, where `truth` are transplants
     """
-    profile = study.profile
+    profile, patients = study.profile, shape_patients(truth.frame)
     makers = {"autoencoder": lambda order, nodules: reconstruction.generate(study, order, nodules.hu), **systems}
-    own, other = ({s: make(order, truth) for s, make in makers.items()} for order in (orders.own, orders.other))
+    as_own, as_other, nodules_thrice, as_each = orders_from_library(study, truth, background)
+    own, other = ({s: make(order, truth) for s, make in makers.items()} for order in (as_own, as_other))
     lesions = intensity.lesion_tables(own, truth, 0)
     medians = [lesions.groupby(by, sort=False).jsd.median().reset_index() for by in (["system", "subtype"], ["system"])]
-    control = ((orders.own.histogram, own), (orders.other.histogram, other))
-    triplets = [
-        triplet_table(s, orders.nodules_thrice, orders.triplets, make(orders.triplets, orders.nodules_thrice))
-        for s, make in systems.items()
-    ]
+    control = ((as_own.histogram, own), (as_other.histogram, other))
+    triplets = [triplet_table(s, nodules_thrice, as_each, make(as_each, nodules_thrice)) for s, make in systems.items()]
     features = {
         s: three_plane_features(centre_crop(crops, profile.tables.fid_crop_mm), extractor, n_slices=profile.tables.fid_slices, device=device())
         for s, crops in {"real": truth.hu, **other}.items()
@@ -100,12 +89,12 @@ def judge(
         "triplets_summary": ordered_share(pd.concat(triplets, ignore_index=True)),
         "power_spectrum": centre_spectra({"real": truth.hu, **own}, truth.mask, average=np.median),
         "roughness": _roughness({"real": truth.hu, **own}, truth),
-        "separability": separability(features.pop("real"), features, shape_patients(truth.frame), extractor.name, 0),
+        "separability": separability(features.pop("real"), features, patients, extractor.name, 0),
     }
-    patients = shape_patients(truth.frame)
     if len(np.unique(patients)) > 1:
-        made = {"transplant": truth.hu, **other} if native is not None else other
-        real, place = (truth, "in_place") if native is None else (native, "displaced")
+        real, place, made = truth, "in_place", other
+        if native is not None:
+            real, place, made = native, "displaced", {"transplant": truth.hu, **other}
         told = {s: feature_table(crops, truth.mask) for s, crops in made.items()}
         known = feature_table(real.hu, real.mask), told, shape_patients(real.frame), patients
         tables["realism"] = realism(*known, place, profile.tables.n_boot, 0)
@@ -167,18 +156,14 @@ def judge_released(
     """`judge` texture without training and the released network on a split: left to itself, with the histogram imposed, and
     with grain as well (`released`, what `insert` ships). native: see `judge`."""
     generators = {
-        "hr-ldm": released(on=on, match_t_max=None, grain=False),
+        "hr-ldm": released(on=on, sampling__match_t_max=None, grain=False),
         "hr-ldm-matched": released(on=on, grain=False),
         "released": released(on=on),
     }
     systems: dict[str, Maker] = {"texture": lambda order, nodules: texture.generate(study, order, nodules.hu)}
-    systems |= {
-        name: lambda order, _, name=name, made_by=made_by: made_by(order, progress=name)
-        for name, made_by in generators.items()
-    }
-    truth = study.patches(split)
-    orders = orders_from_library(study, truth, study.backgrounds(split))
-    return judge(study, truth, orders, systems, default_extractor(), native)
+    for name, made_by in generators.items():
+        systems[name] = lambda order, _, name=name, made_by=made_by: made_by(order, progress=name)
+    return judge(study, study.patches(split), study.backgrounds(split), systems, default_extractor(), native)
 
 
 def summary(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -191,18 +176,14 @@ def summary(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     subtypes = [s for s in SUBTYPES if s in fit.index.unique("subtype")]
     rows = []
     for system, r in jsd.iterrows():
-        row = [
-            system,
-            f"{r.value:.3f}" + (f" ({r.ci_low:.3f} to {r.ci_high:.3f})" if pd.notna(r.ci_low) else ""),
-            f"{median[system]:.3f}",
-        ]
-        row += [
+        interval = f" ({r.ci_low:.3f} to {r.ci_high:.3f})" if pd.notna(r.ci_low) else ""
+        control = [
             f"{fit.slope[system, s]:.2f}, {fit.r2[system, s]:.3f}" if pd.notna(fit.r2.get((system, s))) else ""
             for s in subtypes
         ]
-        row.append(f"{order.value[system]:.0%} of {order.n[system]}" if system in order.index else "")
-        row.append(f"{apart[system]:.2f}" if pd.notna(apart.get(system)) else "")
-        rows.append(row)
+        ordered = f"{order.value[system]:.0%} of {order.n[system]}" if system in order.index else ""
+        told = f"{apart[system]:.2f}" if pd.notna(apart.get(system)) else ""
+        rows.append([system, f"{r.value:.3f}{interval}", f"{median[system]:.3f}", *control, ordered, told])
     counts = fit.loc[fit.index[0][0]].n
     head = ["system", f"JSD, n = {jsd.n.max()}", "median", *(f"{s}: slope, R², n = {counts[s]}" for s in subtypes)]
     return pd.DataFrame(rows, columns=[*head, "three subtypes in order", "AUROC of a linear classifier"])

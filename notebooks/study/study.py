@@ -23,10 +23,10 @@ from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.perceptual import PerceptualLoss
 from hrldm.model.unet import ConditionalUNet
 from hrldm.nodules import lidc_mini
+from hrldm.nodules.histograms import FLOOR_REACH, choose_histogram, completed, histogram_library, lung_floor, size_bin
 from hrldm.nodules.manifest import load_manifest
 from hrldm.nodules.patches import Patches, fitting, load_patches, manifest_digest
 from hrldm.nodules.split import assert_disjoint
-from hrldm.nodules.texture import FLOOR_REACH, choose_histogram, completed, histogram_library, lung_floor, size_bin
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder, load_maisi
 from hrldm.train.device import device

@@ -13,18 +13,12 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.sequence import Sequence
-from pydicom.uid import (
-    CTImageStorage,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    RLELossless,
-)
+from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from hrldm.ct.dicom_read import read_series
 from hrldm.ct.dicom_write import NOTE, check_source, write_series
 from tests import tiny
+from tests.ct.test_bad_input import change
 
 ROOT = "1.2.826.0.1.3680043.8.498"  # pydicom's
 SYNTAXES = {"explicit": ExplicitVRLittleEndian, "implicit": ImplicitVRLittleEndian, "RLE": RLELossless}
@@ -55,10 +49,10 @@ def ct_slice(k: int) -> Dataset:
     icon.SamplesPerPixel, icon.PhotometricInterpretation, icon.Rows, icon.Columns = 1, "MONOCHROME2", 2, 2
     icon.BitsAllocated, icon.BitsStored, icon.HighBit, icon.PixelRepresentation, icon.PixelData = 8, 8, 7, 0, b"icon"
     icon["PixelData"].VR = "OB"
-    d.IconImageSequence = Sequence([icon])
+    d.IconImageSequence = [icon]
     block = d.private_block(0x0009, "VENDOR", create=True)
     block.add_new(1, "LO", "secret")
-    block.add_new(2, "SQ", Sequence([Dataset()]))
+    block.add_new(2, "SQ", [Dataset()])
     return d
 
 
@@ -67,11 +61,6 @@ def source(folder: Path, syntax=ExplicitVRLittleEndian, n: int = 4, **tags) -> P
     folder.mkdir()
     for k in range(n):
         d = ct_slice(k)
-        for tag, value in tags.items():
-            if value is None:
-                del d[tag]
-            else:
-                setattr(d, tag, value)
         pixels = np.random.default_rng(k).integers(0, 1400, (16, 18))
         d.PixelData = pixels.astype(">u2" if syntax == ExplicitVRBigEndian else "<u2").tobytes()
         d["PixelData"].VR = "OW"
@@ -83,6 +72,8 @@ def source(folder: Path, syntax=ExplicitVRLittleEndian, n: int = 4, **tags) -> P
             d.compress(syntax)
         d.file_meta.TransferSyntaxUID = syntax
         d.save_as(folder / f"{k:03d}.dcm", enforce_file_format=True)
+    if tags:
+        change(*folder.iterdir(), **tags)
     return folder
 
 
@@ -171,7 +162,7 @@ def test_an_incomplete_image_type_becomes_a_whole_one(tmp_path, kind):
 def test_equipment_that_contributed_before_is_kept(tmp_path):
     earlier = Dataset()
     earlier.Manufacturer = "Anonymiser"
-    (d,) = derived(source(tmp_path / "s", n=1, ContributingEquipmentSequence=Sequence([earlier])))
+    (d,) = derived(source(tmp_path / "s", n=1, ContributingEquipmentSequence=[earlier]))
     assert [item.Manufacturer for item in d.ContributingEquipmentSequence] == ["Anonymiser", "HR-LDM companion"]
 
 
@@ -184,45 +175,37 @@ def test_values_that_the_bits_cannot_hold_are_refused(tmp_path, value):
         write_series(folder, hu, tmp_path / "out", "key")
 
 
-def test_a_source_without_identity_is_refused(tmp_path):
-    folder = source(tmp_path / "s", n=1)
-    d = pydicom.dcmread(folder / "000.dcm")
-    del d.SOPInstanceUID
-    d.save_as(folder / "000.dcm")
+@pytest.mark.parametrize("reason", ["it lacks SOPInstanceUID", "it is big endian"])
+def test_a_source_that_nothing_can_be_derived_from_is_refused(tmp_path, reason):
+    folder = source(tmp_path / "s", ExplicitVRBigEndian if "endian" in reason else ExplicitVRLittleEndian, n=1)
+    if "UID" in reason:
+        change(folder / "000.dcm", SOPInstanceUID=None)
     for refuses in (derived, check_source):
-        with pytest.raises(ValueError, match=r"000.dcm cannot be derived from \(it lacks SOPInstanceUID\)"):
+        with pytest.raises(ValueError, match=rf"s: 000.dcm cannot be derived from \({reason}\); write NIfTI only"):
             refuses(folder)
 
 
-def test_a_big_endian_source_is_refused(tmp_path):
-    folder = source(tmp_path / "s", ExplicitVRBigEndian, n=1)
-    for refuses in (derived, check_source):
-        with pytest.raises(ValueError, match=r"000.dcm cannot be derived from \(it is big endian\); write NIfTI only"):
-            refuses(folder)
-
-
-def test_what_the_check_finds_good_is_written_in_any_number_of_bits(tmp_path):
+@pytest.mark.parametrize(
+    ("allocated", "bits", "signed", "slope", "inter"),
+    [(8, 8, False, 5, -1000), (8, 8, True, 5, -360), (16, 16, True, 1, 0), (32, 16, False, 1, -1024), (32, 32, True, 1, 0)],
+)  # fmt: skip
+def test_what_the_check_finds_good_is_written_in_any_number_of_bits(tmp_path, allocated, bits, signed, slope, inter):
     hu = np.random.default_rng(0).integers(-1000, 200, (9, 7, 4))
-    for k, (allocated, bits, signed, slope, inter) in enumerate([(8, 8, False, 5, -1000), (8, 8, True, 5, -360), (16, 16, True, 1, 0), (32, 16, False, 1, -1024), (32, 32, True, 1, 0)]):  # fmt: skip
-        folder = tiny.dicom_series(
-            tmp_path / str(k), hu, np.diag([1.0, 1, 2, 1]), signed, bits, allocated, slope, inter
-        )
-        check_source(folder)
-        read, affine, _, levels = read_series(folder)
-        np.testing.assert_array_equal(levels.nearest(read), read)
-        changed = levels.nearest(read + np.where(np.indices(read.shape)[2] == 1, 7.3, 0))
-        again, back, _, _ = read_series(write_series(folder, changed, tmp_path / f"out{k}", "key"))
-        np.testing.assert_array_equal(again, changed)
-        np.testing.assert_array_equal(back, affine)
-        data = pydicom.dcmread(tmp_path / f"out{k}" / "0001.dcm")
-        assert (data.BitsAllocated, data.BitsStored, data.PixelRepresentation) == (allocated, bits, int(signed))
+    folder = tiny.dicom_series(tmp_path / "s", hu, np.diag([1.0, 1, 2, 1]), signed, bits, allocated, slope, inter)
+    check_source(folder)
+    read, affine, _, levels = read_series(folder)
+    np.testing.assert_array_equal(levels.nearest(read), read)
+    changed = levels.nearest(read + np.where(np.indices(read.shape)[2] == 1, 7.3, 0))
+    again, back, _, _ = read_series(write_series(folder, changed, tmp_path / "out", "key"))
+    np.testing.assert_array_equal(again, changed)
+    np.testing.assert_array_equal(back, affine)
+    data = pydicom.dcmread(tmp_path / "out" / "0001.dcm")
+    assert (data.BitsAllocated, data.BitsStored, data.PixelRepresentation) == (allocated, bits, int(signed))
 
 
 def test_of_slices_that_differ_in_their_rescale_the_range_is_what_all_can_store(tmp_path):
     folder = source(tmp_path / "s")
-    d = pydicom.dcmread(folder / "002.dcm")
-    d.RescaleIntercept = -1000
-    d.save_as(folder / "002.dcm")
+    change(folder / "002.dcm", RescaleIntercept=-1000)
     read, _, _, levels = read_series(folder)
     changed = levels.nearest(np.where(np.indices(read.shape)[0] == 3, -1017, read))
     assert (changed[3] == -1000).all() and changed.min() == -1000 > read.min()
@@ -237,7 +220,6 @@ def test_an_element_that_cannot_be_written_is_found_by_the_check(tmp_path, monke
     folder = source(tmp_path / "s", n=2)
     check_source(folder)
     monkeypatch.setattr(pydicom.Dataset, "save_as", odd)
-    with pytest.raises(
-        ValueError, match=r"000.dcm cannot be derived from \(odd element\); write NIfTI only: format='nifti'"
-    ):
+    said = r"000.dcm cannot be derived from \(odd element\); write NIfTI only: format='nifti'"
+    with pytest.raises(ValueError, match=said):
         check_source(folder)

@@ -3,6 +3,7 @@
 import itertools
 import os
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -16,24 +17,34 @@ from hrldm.ct.volume import CT, read_ct
 from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
 from tests import tiny
 
+STRAIGHT = np.eye(3)
+
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
 
 
-def chest(angles=(0, 0, 0), spacing=(2.5, 2.5, 3.0)) -> tuple[CT, np.ndarray]:
+def world(affine: np.ndarray, shape: tuple) -> np.ndarray:
+    """RAS mm (3, X, Y, Z) of all voxels of a grid."""
+    return np.moveaxis(to_world(affine, np.stack(np.indices(shape), -1)), -1, 0)
+
+
+def chest(turn=STRAIGHT, spacing=(2.5, 2.5, 3.0), extent=(350.0, 250.0, 210.0)) -> tuple[CT, np.ndarray]:
     """A phantom and its true lungs."""
-    affine, shape = tiny.chest_grid(Rotation.from_euler("xyz", angles, degrees=True).as_matrix(), spacing)
-    x, y, z = to_world(affine, np.indices(shape).reshape(3, -1).T).T
-    truth = np.zeros(len(x), bool)
-    for side in (-70, 70):
-        truth |= ((x - side) / 50) ** 2 + (y / 60) ** 2 + (z / 90) ** 2 < 1
-    return CT(tiny.chest(affine, shape), affine), truth.reshape(shape)
+    affine, shape = tiny.chest_grid(turn, spacing, extent)
+    x, y, z = world(affine, shape)
+    truth = ((abs(x) - 70) / 50) ** 2 + (y / 60) ** 2 + (z / 90) ** 2 < 1
+    return CT(tiny.chest(affine, shape), affine, source="scan.nii.gz"), truth
+
+
+def saved(folder: Path, array: np.ndarray, affine: np.ndarray) -> Path:
+    nib.save(nib.Nifti1Image(array.astype(np.uint8), affine), folder / "map.nii.gz")
+    return folder / "map.nii.gz"
 
 
 @pytest.mark.parametrize("angles", [(0, 0, 0), (10, -15, 20), (180, 0, 90)])
 def test_threshold_finds_both_lungs_in_any_orientation(angles):
-    ct, truth = chest(angles)
+    ct, truth = chest(Rotation.from_euler("xyz", angles, degrees=True).as_matrix())
     assert dice(lungs.threshold_lungs(ct), truth) > 0.97
 
 
@@ -41,20 +52,16 @@ def test_threshold_finds_both_lungs_in_any_orientation(angles):
 def test_lungs_cut_at_head_and_foot_are_found_whatever_axis_that_is(order, monkeypatch):
     """All 48 voxel orders: the lungs reach the first and the last slice, where the axes' own ends are not air."""
     monkeypatch.setattr(lungs, "GRID_MM", 4.0)
-    turns = [np.eye(3)[:, order] * signs for signs in itertools.product((1.0, -1.0), repeat=3)]
-    for turn in turns:
-        affine, shape = tiny.chest_grid(turn, (4.0, 4.0, 4.0), (350.0, 250.0, 120.0))
-        x, y, z = to_world(affine, np.indices(shape).reshape(3, -1).T).T
-        truth = sum(((x - side) / 50) ** 2 + (y / 60) ** 2 + (z / 90) ** 2 < 1 for side in (-70, 70)).reshape(shape) > 0
-        assert dice(lungs.threshold_lungs(CT(tiny.chest(affine, shape), affine)), truth) > 0.95
+    for signs in itertools.product((1.0, -1.0), repeat=3):
+        ct, truth = chest(np.eye(3)[:, order] * signs, (4.0, 4.0, 4.0), (350.0, 250.0, 120.0))
+        assert dice(lungs.threshold_lungs(ct), truth) > 0.95
 
 
 def test_a_nodule_at_the_pleura_and_a_vessel_belong_to_the_lung():
     ct, truth = chest()
-    inside = np.argwhere(truth)
-    lung = inside[to_world(ct.affine, inside)[:, 0] > 0]
-    edge = lung[lung[:, 0].argmax()] - np.array([2, 0, 0])
-    ball = ((np.indices(ct.shape).T - edge).T ** 2 * ct.spacing[:, None, None, None] ** 2).sum(0) < 6**2
+    x, y, z = world(ct.affine, ct.shape)
+    at = np.unravel_index(np.where(truth, x, 0).argmax(), ct.shape)  # the right lung's outermost voxel
+    ball = (x - x[at] + 5) ** 2 + (y - y[at]) ** 2 + (z - z[at]) ** 2 < 6**2
     ct.array[ball] = 30
     found = lungs.threshold_lungs(ct)
     assert found[ball & truth].mean() > 0.8 and dice(found, truth) > 0.97
@@ -64,68 +71,48 @@ def test_a_lung_cut_by_the_edge_of_the_image_is_told(caplog):
     ct, truth = chest()
     lungs.threshold_lungs(ct)
     assert not caplog.records
-    inside = to_world(ct.affine, np.argwhere(truth))
-    keep = int(np.argwhere(truth)[inside[:, 0] < -75][:, 0].max())  # the left lung's outer part is beyond the image
-    lower = ct.affine[0, 0] > 0
-    cut = slice(keep, None) if lower else slice(None, keep)
-    found = lungs.threshold_lungs(
-        CT(ct.array[cut], shifted(ct.affine, (keep if lower else 0, 0, 0)), source="a.nii.gz")
-    )
-    assert (
-        dice(
-            found,
-            truth[cut] & (to_world(ct.affine, np.indices(ct.shape).reshape(3, -1).T)[:, 0].reshape(ct.shape)[cut] > 0),
-        )
-        > 0.95
-    )
+    right = truth & (world(ct.affine, ct.shape)[0] > 0)
+    cut = int(np.ceil(to_world(np.linalg.inv(ct.affine), [-75, 0, 0])[0]))  # beyond it is the left lung's outer part
+    found = lungs.threshold_lungs(CT(ct.array[cut:], shifted(ct.affine, (cut, 0, 0)), source="a.nii.gz"))
+    assert dice(found, right[cut:]) > 0.95
     assert "a.nii.gz: " in caplog.text and "cut by the edge of the image" in caplog.text
 
 
 def test_scans_without_lungs_are_refused():
-    ct, _ = chest()
-    ct.array[(ct.array > -900) & (ct.array < -800)] = 40
+    ct, truth = chest()
+    ct.array[truth] = 40
     with pytest.raises(ValueError, match=r"no lungs found \(the largest dark region inside the body has \d+ ml"):
         lungs.threshold_lungs(ct)
 
 
-def save(path, array, affine):
-    nib.save(nib.Nifti1Image(array.astype(np.uint8), affine), path)
-    return path
-
-
 def test_maps_of_other_grids_are_brought_to_the_cts_and_lobes_kept(tmp_path):
     ct, truth = chest()
-    fine, shape = tiny.chest_grid(np.diag([-1.0, 1.0, 1.0]), (2.0, 2.0, 2.0))
-    other = CT(tiny.chest(fine, shape), fine)
-    labels = lungs.threshold_lungs(other) * np.uint8(11)
-    labels[to_world(fine, np.indices(shape).reshape(3, -1).T)[:, 0].reshape(shape) > 0] *= 0
-    labels[labels == 0] = 5  # an organ that is no lobe
-    got, source = lungs.lung_labels(ct, save(tmp_path / "ts.nii.gz", labels, fine))
-    left_half = truth & (to_world(ct.affine, np.indices(ct.shape).reshape(3, -1).T)[:, 0].reshape(ct.shape) < 0)
-    assert set(np.unique(got)) == {0, 11} and dice(got == 11, left_half) > 0.95
-    assert source == "ts.nii.gz (TotalSegmentator v2 numbers)"
-    plain, source = lungs.lung_labels(ct, save(tmp_path / "lung.nii.gz", truth, ct.affine))
-    assert set(np.unique(plain)) == {0, 1} and (plain == truth).all() and source == "lung.nii.gz"
+    other, lung = chest(np.diag([-1.0, 1.0, 1.0]), (2.0, 2.0, 2.0))
+    left = world(other.affine, other.shape)[0] < 0
+    labels = np.where(lung & left, 11, 5)  # 5: an organ that is no lobe
+    got, source = lungs.lung_labels(ct, saved(tmp_path, labels, other.affine))
+    assert set(np.unique(got)) == {0, 11} and dice(got == 11, truth & (world(ct.affine, ct.shape)[0] < 0)) > 0.95
+    assert source == "map.nii.gz (TotalSegmentator v2 numbers)"
+    plain, source = lungs.lung_labels(ct, saved(tmp_path, truth, ct.affine))
+    np.testing.assert_array_equal(plain, truth)
+    assert source == "map.nii.gz"
 
 
-def test_the_lungs_of_another_patient_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("moved_mm", "axis_0", "words"),
+    [
+        (70, slice(None), r"not the lungs of .* mean of -?\d+ HU"),
+        (2070, slice(None), "belongs to another scan"),
+        (0, slice(0, 35), "not the lungs of .*ml"),
+    ],
+    ids=["of another patient", "far away", "too small"],
+)
+def test_a_map_of_something_else_is_refused(tmp_path, moved_mm, axis_0, words):
     ct, truth = chest()
-    away = ct.affine.copy()
-    away[0, 3] += 70
-    with pytest.raises(ValueError, match=r"not the lungs of .* mean of -?\d+ HU"):
-        lungs.lung_labels(ct, save(tmp_path / "shifted.nii.gz", truth, away))
-    away[0, 3] += 2000
-    with pytest.raises(ValueError, match="belongs to another scan"):
-        lungs.lung_labels(ct, save(tmp_path / "far.nii.gz", truth, away))
-    with pytest.raises(ValueError, match="not the lungs of .*0 ml|not the lungs of .*ml"):
-        lungs.lung_labels(
-            ct,
-            save(
-                tmp_path / "small.nii.gz",
-                np.roll(truth, 1) & (np.arange(truth.shape[0]) < 35)[:, None, None],
-                ct.affine,
-            ),
-        )
+    part = np.zeros_like(truth)
+    part[axis_0] = truth[axis_0]
+    with pytest.raises(ValueError, match=words):
+        lungs.lung_labels(ct, saved(tmp_path, part, shifted(ct.affine, (moved_mm / ct.spacing[0], 0, 0))))
 
 
 PROGRAM = """#!{python}
@@ -133,39 +120,36 @@ import sys, nibabel as nib, numpy as np
 arguments = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 image = nib.load(arguments["-i"])
 assert "--ml" in sys.argv and "lung_middle_lobe_right" in sys.argv
-if {fail}:
+if {number} is None:
     sys.exit("no licence")
 labels = (np.abs(image.get_fdata() + 850) < 100).astype(np.uint8) * {number}
 nib.save(nib.Nifti1Image(labels, image.affine), arguments["-o"])
 """
 
 
-@pytest.mark.parametrize(("number", "numbering"), [(13, "v2"), (15, "v1"), (None, None)])
-def test_total_segmentator_is_called_where_it_is_installed(tmp_path, monkeypatch, number, numbering):
-    fail = number is None
+@pytest.mark.parametrize(("number", "numbering", "label"), [(13, "v2", 13), (15, "v1", 12), (None, None, None)])
+def test_total_segmentator_is_called_where_it_is_installed(tmp_path, monkeypatch, number, numbering, label):
     program = tmp_path / "TotalSegmentator"
-    program.write_text(PROGRAM.format(python=sys.executable, fail=fail, number=number))
+    program.write_text(PROGRAM.format(python=sys.executable, number=number))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     ct, _ = chest()
-    if fail:
+    if number is None:
         with pytest.raises(ValueError, match=r"TotalSegmentator failed \(no licence\)"):
             lungs.lung_labels(ct)
     else:
         labels, source = lungs.lung_labels(ct)
         assert source == f"TotalSegmentator (TotalSegmentator {numbering} numbers)"
-        assert set(np.unique(labels)) == {0, 13 if numbering == "v2" else 12}
+        assert set(np.unique(labels)) == {0, label}
 
 
 @pytest.mark.slow
-def test_threshold_agrees_with_the_lobes_of_lidc_idri_0001():
-    ct = read_ct(wheel_file(*LIDC_0001_CT))
-    lobes = np.isin(np.asarray(nib.load(wheel_file(*LIDC_0001_LOBES)).dataobj), list(LOBE_NAMES))
-    assert dice(lungs.threshold_lungs(ct), lobes) > 0.95
-
-
-@pytest.mark.slow
-def test_threshold_agrees_with_the_lungs_of_r01_001(shared_data):
-    ct = read_ct(shared_data / "r01-001" / "ct.nii.gz")
-    truth = np.asarray(nib.load(shared_data / "r01-001" / "lung.nii.gz").dataobj) > 0
+@pytest.mark.parametrize("scan", ["LIDC-IDRI-0001", "R01-001"])
+def test_threshold_agrees_with_the_lungs_of_real_scans(request, scan):
+    if scan == "R01-001":
+        folder = request.getfixturevalue("shared_data") / "r01-001"
+        ct, truth = read_ct(folder / "ct.nii.gz"), np.asarray(nib.load(folder / "lung.nii.gz").dataobj) > 0
+    else:
+        ct = read_ct(wheel_file(*LIDC_0001_CT))
+        truth = np.isin(np.asarray(nib.load(wheel_file(*LIDC_0001_LOBES)).dataobj), list(LOBE_NAMES))
     assert dice(lungs.threshold_lungs(ct), truth) > 0.95

@@ -22,19 +22,18 @@ from hrldm.ct.volume import read_ct
 from hrldm.insertion import files
 from hrldm.insertion.wish import Wish
 from tests import tiny
-from tests.insertion.test_insert import LIBRARY
+from tests.insertion.chests import places, save
 
 FIRST, COUNT = int(os.environ.get("HRLDM_FUZZ_FROM", 0)), int(os.environ.get("HRLDM_FUZZ", 40))
-ORDERS = [
-    np.eye(3)[:, p] * s for p in itertools.permutations(range(3)) for s in itertools.product((1.0, -1.0), repeat=3)
-]
+FLIPS = list(itertools.product((1.0, -1.0), repeat=3))
+ORDERS = [np.eye(3)[:, axes] * signs for axes in itertools.permutations(range(3)) for signs in FLIPS]
 AT, RADII, BODY = np.array([36.0, 0.0, 0.0]), np.array([24.0, 26.0, 34.0]), np.array([75.0, 45.0])
 FEATHER_MM = 3.0
 
 
 def small_chest(affine, shape, rng):
     """HU (X, Y, Z) of a small chest, sharp noise in it, and its lungs: 1 left, 2 right."""
-    world = to_world(affine, np.stack(np.indices(shape), -1))
+    world = places(affine, shape)
     side = [(((world - s * AT) / RADII) ** 2).sum(-1) < 1 for s in (-1, 1)]
     hu = np.where(((world[..., :2] / BODY) ** 2).sum(-1) < 1, 40.0, -1000.0)
     hu[side[0] | side[1]] = -860.0
@@ -86,23 +85,19 @@ def write_map(folder, sides, affine, rng):
     choice = rng.integers(4)
     if choice == 0:
         return None
-    z = to_world(affine, np.stack(np.indices(sides.shape), -1))[..., 2]
-    values = (
-        sides > 0
-        if choice == 1
-        else np.where(sides == 1, np.where(z > 0, 10, 11), np.where(z > 0, 12, 14)) * (sides > 0)
-    )
-    values = np.where(values > 1, values + 3, values) if choice == 3 else values
+    upper = places(affine, sides.shape)[..., 2] > 0
+    values = sides > 0
+    if choice > 1:  # version 2's lobe numbers, or version 1's
+        lobes = np.where(sides == 1, np.where(upper, 10, 11), np.where(upper, 12, 14)) + (3 if choice == 3 else 0)
+        values = lobes * values
     if rng.random() < 0.5:
         affine = affine @ nib.orientations.inv_ornt_aff([[0, 1], [1, -1], [2, 1]], sides.shape)
         values = values[:, ::-1]
-    nib.save(nib.Nifti1Image(values.astype(np.uint8), affine), folder / "map.nii.gz")
-    return folder / "map.nii.gz"
+    return save(folder / "map.nii.gz", values.astype(np.uint8), affine)
 
 
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + COUNT))
 def test_any_scan(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr("hrldm.insertion.insert.load_shapes", lambda: LIBRARY)
     monkeypatch.setattr(lungs, "LEAST_ML", 50.0)
     rng = np.random.default_rng(seed)
     turn = Rotation.from_euler("xyz", rng.uniform(-25, 25, 3) * (rng.random() < 0.6), degrees=True).as_matrix()
@@ -115,7 +110,10 @@ def test_any_scan(tmp_path, monkeypatch, seed):
     path, words = write_scan(tmp_path, hu, affine, rng)
     map_ = write_map(tmp_path, sides, affine, rng)
     kinds = rng.permutation(["solid", "part-solid", "ground-glass"])[: rng.integers(1, 3)]
-    wishes = [Wish(str(k), float(rng.uniform(6, 9)), location=str(rng.choice(["inner", "subpleural"])), seed=seed + j) for j, k in enumerate(kinds)]  # fmt: skip
+    wishes = []
+    for k, kind in enumerate(kinds):
+        size, location = float(rng.uniform(6, 9)), str(rng.choice(["inner", "subpleural"]))
+        wishes.append(Wish(str(kind), size, location=location, seed=seed + k))
     print(seed, shape, affine.round(3).tolist(), words, map_, wishes)
 
     record = files.insert_file(path, tmp_path / "out", wishes, tiny.PaintingGenerator(), map_)
@@ -154,7 +152,7 @@ def test_any_scan(tmp_path, monkeypatch, seed):
         if map_ is not None and nodule["lobe"] != "lung":
             side = {1: "L", 2: "R"}[int(np.bincount(sides[tuple(at.T)], minlength=3)[1:].argmax()) + 1]
             assert nodule["lobe"].startswith(side)
-        change = before.array[tuple(at.T)].astype(float).mean()
-        new = after[0][tuple(at.T)].astype(float).mean() * before.slope + before.inter
-        assert new > change - 15 or nodule["wish"]["subtype"] == "ground-glass"
+        lung = before.array[tuple(at.T)].astype(float).mean()
+        lesion = after[0][tuple(at.T)].astype(float).mean() * before.slope + before.inter
+        assert lesion > lung - 15 or nodule["wish"]["subtype"] == "ground-glass"
     shutil.rmtree(tmp_path)  # of ten thousand cases those stay that failed

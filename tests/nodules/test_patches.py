@@ -5,9 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hrldm.ct.geometry import to_world
 from hrldm.nodules import patches as module
-from hrldm.nodules.patches import load_patches, manifest_digest
+from hrldm.nodules.patches import fitting, load_patches, manifest_digest
 from tests import tiny
+
+MIDDLE = np.array([3, -4, 5])  # mm, of every nodule
 
 
 @pytest.fixture(autouse=True)
@@ -16,88 +19,67 @@ def _cache(tmp_path, monkeypatch):
 
 
 def blob(points: np.ndarray) -> np.ndarray:
-    """HU of a smooth nodule at world (3, -4, 5) mm with a brighter satellite to its right, on points (..., 3) mm."""
-    main = np.linalg.norm(points - [3, -4, 5], axis=-1)
-    side = np.linalg.norm(points - [9, -4, 5], axis=-1)
+    """HU of a smooth nodule at `MIDDLE` with a brighter satellite to its right, on points (..., 3) mm."""
+    main, side = (np.linalg.norm(points - MIDDLE - [x, 0, 0], axis=-1) for x in (0, 6))
     return -850 + 800 * np.exp(-((main / 5) ** 2)) + 300 * np.exp(-((side / 2) ** 2))
 
 
-def save(folder, affine, shape, name="n", radius=5.0):
-    index = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
-    points = index @ affine[:3, :3].T + affine[:3, 3]
-    mask = np.linalg.norm(points - [3, -4, 5], axis=-1) <= radius
-    files = {}
-    for column, array in (("image", np.rint(blob(points)).astype(np.int16)), ("mask", mask.astype(np.uint8))):
-        files[column] = str(folder / f"{name}_{column}.nii.gz")
-        nib.save(nib.Nifti1Image(array, affine), files[column])
-    row = {"nodule_id": name, "subtype": "part-solid", "diameter_mm": 2 * radius}
-    return pd.DataFrame([row | files]), index, mask
-
-
-def scaled(spacing, start=(-27, -34, -25), flips=(1, 1, 1)):
+def save(folder, spacing=(1, 1, 1), start=(-27, -34, -25), flips=(1, 1, 1), size=60, name="n", radius=5.0):
+    """A manifest of one nodule in an image of `size` mm that begins at `start` mm, and its mask."""
     affine = np.diag([*np.multiply(spacing, flips), 1.0])
-    affine[:3, 3] = start
-    return affine
+    affine[:3, 3] = np.where(np.array(flips) > 0, start, np.array(start) + size)
+    index = np.moveaxis(np.indices([int(size / s) for s in spacing]), 0, -1)
+    points = to_world(affine, index)
+    mask = np.linalg.norm(points - MIDDLE, axis=-1) <= radius
+    row = {"nodule_id": name, "subtype": "part-solid", "diameter_mm": 2 * radius}
+    for column, array in (("image", np.rint(blob(points)).astype(np.int16)), ("mask", mask.astype(np.uint8))):
+        row[column] = str(folder / f"{name}_{column}.nii.gz")
+        nib.save(nib.Nifti1Image(array, affine), row[column])
+    return pd.DataFrame([row]), mask
 
 
 def test_images_at_1_mm_are_copied_exactly(tmp_path):
-    frame, _, mask = save(tmp_path, scaled((1, 1, 1)), (60, 60, 60))
+    frame, mask = save(tmp_path)
     got = load_patches(frame, 24)
-    stored = np.asarray(nib.load(frame.image[0]).dataobj)
     centre = np.rint(np.argwhere(mask).mean(0)).astype(int)
     cut = tuple(slice(c - 12, c + 12) for c in centre)
-    np.testing.assert_array_equal(got.hu[0], stored[cut])
+    np.testing.assert_array_equal(got.hu[0], np.asarray(nib.load(frame.image[0]).dataobj)[cut])
     np.testing.assert_array_equal(got.mask[0], mask[cut])
     assert got.hu.dtype == np.int16 and got.mask.dtype == bool and got.subtype.tolist() == [1]
 
 
-@pytest.mark.parametrize("spacing", [(0.7, 0.7, 1.0), (0.6, 0.6, 2.5), (2, 2, 2)])
-@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, -1, 1)])
+@pytest.mark.parametrize("spacing", [(0.7, 0.7, 1.0), (0.6, 0.6, 2.5), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, -1, 1)], ids=["RAS", "LPS"])
 def test_other_grids_are_resampled_into_ras_at_the_right_place(tmp_path, spacing, flips):
-    shape = tuple(int(60 / s) for s in spacing)
-    start = [a if f > 0 else a + 60 for a, f in zip((-27, -34, -25), flips, strict=True)]
-    frame, _, _ = save(tmp_path, scaled(spacing, start, flips), shape)
-    got = load_patches(frame, 24)
-    centre = np.argwhere(got.mask[0]).mean(0)
-    np.testing.assert_allclose(centre, 12, atol=0.75 * max(spacing))
+    got = load_patches(save(tmp_path, spacing, flips=flips)[0], 24)
+    np.testing.assert_allclose(np.argwhere(got.mask[0]).mean(0), 12, atol=0.75 * max(spacing))
     assert got.mask[0].sum() == pytest.approx(4 / 3 * np.pi * 125, rel=0.35)
-    # the crop's middle voxel lies on the image voxel nearest to the lesion's middle, within half of one of (3, -4, 5)
-    offset = [
-        np.argmin([np.abs(got.hu[0] - blob(world(d))).mean() for d in shifts(axis, spacing)]) for axis in range(3)
-    ]
-    assert all(0 < o < 8 for o in offset)
+    # the crop's middle voxel lies on the image voxel nearest to the lesion's middle, within half of one of MIDDLE
+    grid = np.moveaxis(np.indices((24, 24, 24)), 0, -1) - 12 + MIDDLE
+    for axis in range(3):
+        shifts = np.eye(3)[axis] * np.linspace(-1, 1, 9)[:, None] * max(spacing[axis], 1)
+        best = np.argmin([np.abs(got.hu[0] - blob(grid + shift)).mean() for shift in shifts])
+        assert 0 < best < 8
     right, left = got.hu[0, 18, 12, 12], got.hu[0, 6, 12, 12]
     assert right > left + 100  # the satellite is on the patient's right-to-left axis as index grows
 
 
-def shifts(axis, spacing):
-    return [np.eye(3)[axis] * d for d in np.linspace(-1, 1, 9) * max(spacing[axis], 1)]
-
-
-def world(delta):
-    grid = np.stack(np.meshgrid(*[np.arange(24) - 12.0] * 3, indexing="ij"), -1)
-    return grid + [3, -4, 5] + delta
-
-
 def test_lesion_at_the_edge_repeats_the_border(tmp_path):
-    frame, _, _ = save(tmp_path, scaled((1, 1, 1), (0, -10, 0)), (40, 40, 40))
-    got = load_patches(frame, 32)
+    got = load_patches(save(tmp_path, start=(0, -10, 0), size=40)[0], 32)
     assert got.hu.shape == (1, 32, 32, 32)
     np.testing.assert_array_equal(got.hu[0, 0], got.hu[0, 5])  # x < 0 of the image
 
 
 def test_crops_are_kept_on_disk_until_a_file_or_row_changes(tmp_path, monkeypatch):
-    frame, _, _ = save(tmp_path, scaled((1, 1, 1)), (60, 60, 60))
-    first = load_patches(frame, 16)
-    real = module._crop
-    monkeypatch.setattr(module, "_crop", lambda *_: pytest.fail("cropped again"))
-    again = load_patches(frame, 16)
+    frame, _ = save(tmp_path)
+    first, files = load_patches(frame, 16), manifest_digest(frame)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_crop", lambda *_: pytest.fail("cropped again"))
+        again = load_patches(frame, 16)
     np.testing.assert_array_equal(first.hu, again.hu)
     np.testing.assert_array_equal(first.mask, again.mask)
-    monkeypatch.setattr(module, "_crop", real)
-    digest = manifest_digest(frame)
-    save(tmp_path, scaled((1, 1, 1)), (60, 60, 60), radius=4.0)
-    assert manifest_digest(frame) != digest
+    save(tmp_path, radius=4.0)
+    assert manifest_digest(frame) != files
     assert load_patches(frame, 16).mask.sum() < first.mask.sum()
     assert manifest_digest(frame.assign(malignancy=3)) != manifest_digest(frame)
 
@@ -115,15 +97,22 @@ def test_choosing_rows_and_the_middle():
         made.centred(30)
 
 
+def test_nodules_wider_than_the_crop_are_left_out_and_named(caplog):
+    frame = pd.DataFrame({"nodule_id": ["a", "b", "c"], "diameter_mm": [12.0, 12.5, 8.0]})
+    kept = fitting(frame, 12)
+    assert kept.nodule_id.tolist() == ["a", "c"] and kept.index.tolist() == [0, 1]
+    assert "wider than the crop of 12 mm: b (12.5 mm)" in caplog.text
+
+
 def test_bad_input_is_named(tmp_path):
-    frame, _, _ = save(tmp_path, scaled((1, 1, 1)), (60, 60, 60))
+    frame, mask = save(tmp_path)
     with pytest.raises(ValueError, match="no rows for this split"):
         load_patches(frame[:0], 16)
     with pytest.raises(ValueError, match="no complete column 'background'"):
         load_patches(frame, 16, "background")
-    thin = np.zeros((60, 60, 60), np.uint8)
-    thin[10, 10, 10] = thin[50, 50, 50] = 1  # a mask whose middle lies far from every lesion voxel
-    nib.save(nib.Nifti1Image(thin, scaled((1, 1, 1))), frame["mask"][0])
+    ends = np.zeros(mask.shape, np.uint8)
+    ends[10, 10, 10] = ends[50, 50, 50] = 1  # the middle of this mask lies far from all of its voxels
+    nib.save(nib.Nifti1Image(ends, nib.load(frame["mask"][0]).affine), frame["mask"][0])
     with pytest.raises(ValueError, match="n_mask.nii.gz: the lesion vanishes"):
         load_patches(frame, 16)
-    assert not list((tmp_path / "cache" / "patches").glob("*.npz"))
+    assert not list((tmp_path / "cache").rglob("*.npz"))

@@ -1,16 +1,12 @@
 """Shape library: closed-form volumes and surfaces, and the independent masks of the shared real data."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from hrldm.nodules import shapes
+from hrldm.nodules.masks import PAD
 from hrldm.wheels import FetchError
-
-SHARED = Path(os.environ.get("HRLDM_SHARED_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +33,7 @@ def test_rebuilt_ball_keeps_volume_and_becomes_a_ball(spacing):
     assert mask.sum() == pytest.approx(ball.sum() * np.prod(spacing), rel=0.005)  # ties of the level
     extent = np.ptp(np.argwhere(mask), axis=0) + 1
     assert np.abs(extent - 2 * radius).max() <= 1.6  # no stair of 2.5 mm at the poles
-    assert not mask[: shapes.PAD].any() and not mask[..., -shapes.PAD :].any()
+    assert not mask[:PAD].any() and not mask[..., -PAD:].any()
 
 
 def test_annotations_of_two_nodules_are_told_apart():
@@ -45,8 +41,7 @@ def test_annotations_of_two_nodules_are_told_apart():
     rng = np.random.default_rng(0)
     circle = np.c_[np.cos(t := np.linspace(0, 6.28, 40)), np.sin(t), 0 * t] * 5
     clouds = [circle + [13 * k, 0, 0] + rng.normal(0, 0.05, 3) for k in (0, 1) for _ in range(4)]
-    groups = sorted(sorted(g) for g in shapes._cluster(clouds, 4.0))
-    assert groups == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert sorted(map(sorted, shapes._cluster(clouds, 4.0))) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_library_is_what_lidc_holds(library):
@@ -56,16 +51,12 @@ def test_library_is_what_lidc_holds(library):
     assert table.nodule_id.is_unique
     assert table.diameter_mm.between(5.9, 30.1).all()
     assert table.subtype.value_counts().idxmax() == "solid"
-    volumes = np.array([m.sum() for m in library.masks])
-    np.testing.assert_allclose(volumes, table.volume_mm3)
+    np.testing.assert_array_equal([m.sum() for m in library.masks], table.volume_mm3)
 
 
-def test_library_agrees_with_the_shared_masks(library):
+def test_library_agrees_with_the_shared_masks(library, shared_data):
     """Same scan, the only nodule of both tables: another group's masks of the same readers."""
-    manifest = SHARED / "lidc-vois" / "manifest.csv"
-    if not manifest.exists():
-        pytest.skip("shared data absent: set HRLDM_SHARED_DATA to test against lidc-vois")
-    theirs, ours = pd.read_csv(manifest), library.table
+    theirs, ours = pd.read_csv(shared_data / "lidc-vois" / "manifest.csv"), library.table
     theirs = theirs[theirs.diameter_mm.between(6, 30)]
     one = [t[t.groupby("series_instance_uid").series_instance_uid.transform("size") == 1] for t in (ours, theirs)]
     both = one[0].merge(one[1], on="series_instance_uid", suffixes=("", "_theirs"))

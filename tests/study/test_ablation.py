@@ -9,6 +9,7 @@ import pytest
 from study import ablation
 from study.profiles import get_profile
 from study.study import Study
+from tests import tiny
 
 
 @pytest.fixture
@@ -50,21 +51,22 @@ def test_differences_are_paired(study):
 
 
 def test_equal_networks_are_made_once_and_a_cell_is_the_mean_of_its_seeds(study, monkeypatch):
-    calls = []
+    calls, test = [], tiny.patches(study.profile.ablation.n)
 
-    def made(study, changes, seed, request, truth):
+    def generator(study, changes, seed):
         calls.append((str(changes), seed))
-        row = {"nodule_id": "n", "subtype": "solid", "patient_id": "p", **dict.fromkeys(ablation.METRICS, float(seed))}
-        return pd.DataFrame([row])
+        return lambda request: test.hu + 100.0 * seed
 
-    monkeypatch.setattr(ablation, "lesions_of", made)
+    monkeypatch.setattr(ablation, "generator", generator)
     monkeypatch.setattr(ablation, "request_for", lambda *a, **k: None)
-    monkeypatch.setattr(Study, "patches", lambda self, split: np.zeros(9))
-    monkeypatch.setattr(Study, "backgrounds", lambda self, split: np.zeros(9))
+    monkeypatch.setattr(Study, "patches", lambda self, split: test)
+    monkeypatch.setattr(Study, "backgrounds", lambda self, split: test)
     out = ablation.run_ablations(study)
     assert len(calls) == len(set(calls)) < sum(c.seeds for c in ablation.cells(study))
     assert all((frame["system"] == name).all() for name, frame in out.items())
-    assert out["c_hist x L_hist: neither"]["jsd"].item() == 0.5 and out["lambda: 1"]["jsd"].item() == 0
+    error = {name: out[name]["mean_error_hu"].to_numpy() for name in ("c_hist x L_hist: neither", "lambda: 1")}
+    np.testing.assert_allclose(error["c_hist x L_hist: neither"], 50)  # seeds 0 and 1
+    np.testing.assert_allclose(error["lambda: 1"], 0)
     table = ablation.ablation_table(study, out).set_index(["factor", "level"])["n_seeds"]
     assert set(table["background"]) == set(table["c_hist x L_hist"]) == {2} and set(table["lambda"]) == {1}
 

@@ -12,7 +12,6 @@ from hrldm.insertion.generator import Request
 from hrldm.nodules.histograms import histogram_moments
 from hrldm.nodules.patches import Patches
 from study import experiments as protocol
-from study.measure.observers import Cases, tight_crops, turing_table
 from study.measure.statistics import Estimate
 from study.profiles import get_profile
 from study.report.published import load_published
@@ -132,8 +131,7 @@ def test_without_ratings_nothing_is_learnt_of_malignancy_and_it_is_said(painted)
     del study.frame["malignancy"]
     data = protocol.downstream_data(study)
     assert "0 nodules rated benign" in data.lacks_malignancy(2) and "to train on" in data.lacks_malignancy(2)
-    runs, test = protocol.malignancy_runs(study, data)
-    assert runs == [] and len(test) == 0
+    assert protocol.malignancy_runs(study, data) == [] and len(data.rated_test) == 0
 
 
 def test_test_nodules_of_one_class_are_said(painted):
@@ -144,7 +142,7 @@ def test_test_nodules_of_one_class_are_said(painted):
         data.lacks_malignancy(2)
     )
     assert "rarer class has nodules of 3 patients to train on; 9 folds" in (
-        replace(data, test_ratings=np.resize([1.0, 5.0], 6)).lacks_malignancy(9)
+        replace(data, rated_test=data.rated).lacks_malignancy(9)
     )
     said = data.lacks_subtypes()
     for words in ("No part-solid nodule to train on", "No solid nodule to train", "All test nodules are ground-glass"):
@@ -164,7 +162,7 @@ def test_downstream_data_parts_the_sets_and_cuts_about_the_centre(study, painted
     assert (data.real.crops[:, c, c, c] == 0).all()
     centre = data.synthetic.crops[:, c, c, c]
     assert np.abs(centre - LEVELS[data.synthetic.labels]).max() < 30
-    assert len(data.real_ratings) == len(data.real) and len(data.test_ratings) == len(data.test)
+    assert np.bincount(data.rated.labels).tolist() == [5, 5] and not set(data.rated_test.groups) - set(data.test.groups)
 
 
 def test_downstream_data_without_a_validation_split(painted):
@@ -174,7 +172,7 @@ def test_downstream_data_without_a_validation_split(painted):
 
 def test_classifier_crops_must_fit_the_synthetic_ones(study):
     study.profile = changed(study.profile, downstream__crop_mm=SIDE + 4)
-    with pytest.raises(ValueError, match=f"cls_crop_mm {SIDE + 4} exceeds patch_mm {SIDE}"):
+    with pytest.raises(ValueError, match=f"downstream.crop_mm {SIDE + 4} exceeds data.patch_mm {SIDE}"):
         protocol.downstream_data(study)
 
 
@@ -196,36 +194,12 @@ def test_the_three_experiments_share_their_runs(study, painted, monkeypatch, tmp
     scarcity = protocol.scarcity_runs(study, data)
     baseline = next(r for r in scarcity if r.arm == "Clinical (n%)" and r.retention == 1.0)
     assert baseline.weights == subtype[0].weights and baseline.seconds == 0  # Real only of fold 0, not trained again
-    malignancy, rated = protocol.malignancy_runs(study, data)
-    assert len(malignancy) == 6 and set(rated.labels) == {0, 1}
-    assert all(r.probabilities.shape == (len(rated), 2) for r in malignancy)
+    malignancy = protocol.malignancy_runs(study, data)
+    assert len(malignancy) == 6 and set(data.rated_test.labels) == {0, 1}
+    assert all(r.probabilities.shape == (len(data.rated_test), 2) for r in malignancy)
     overview = protocol.run_overview(subtype)
     balanced = overview[overview.arm == "Real + Synth"]
     assert (balanced.n_synthetic > 0).all() and (overview.n_synthetic[overview.arm == "Real only"] == 0).all()
-
-
-def test_observer_calls_add_up_to_the_table():
-    rng = np.random.default_rng(0)
-    groups = np.repeat([f"p{i}" for i in range(12)], 3)
-    cases = Cases(rng.normal(0, 1, (36, 8)), rng.normal(0.7, 1, (36, 8)), groups, groups)
-    name = "model observer (logistic)"
-    calls = protocol.observer_calls(cases, seed=3, observer=name)
-    table = turing_table({"cropped": cases}, seed=3).query("observer == @name").set_index("truth")
-    counted = pd.crosstab(calls.truth, calls.called)
-    assert counted.to_numpy().tolist() == table[["called_real", "called_synthetic"]].to_numpy().tolist()
-    assert calls.case.tolist() == [*range(36), *range(36)]
-    with pytest.raises(ValueError, match="no observer 'nobody'"):
-        protocol.observer_calls(cases, seed=3, observer="nobody")
-
-
-def test_tight_spacing_is_what_a_ramp_shows():
-    masks = np.zeros((2, 40, 40, 40), bool)
-    masks[0, 15:24, 18:21, 18:21] = True
-    masks[1, 10:30, 10:30, 12:28] = True
-    ramp = np.broadcast_to(np.arange(40.0)[:, None, None], masks.shape)
-    shown = tight_crops(ramp, masks, side=33)
-    steps = np.diff(shown[:, :, 16, 16], axis=1)
-    assert np.allclose(steps, protocol.tight_spacing(masks, 33)[:, None], atol=1e-4)
 
 
 def test_spectra_of_white_noise_are_flat_and_read_the_largest_lesions():
@@ -235,7 +209,7 @@ def test_spectra_of_white_noise_are_flat_and_read_the_largest_lesions():
         mask[: i // 3 + 1] = True
     loud = rng.normal(0, 1, masks.shape)
     loud[20:] *= 10  # the ten largest
-    spectra = protocol.centre_spectra({"a": loud, "b": 2 * loud}, masks, side=12)
+    spectra = protocol.centre_spectra({"a": loud, "b": 2 * loud}, masks)
     wide = spectra.pivot(index="cycles_per_mm", columns="system", values="power_hu2")
     assert wide.index[-1] == pytest.approx(0.5)
     assert np.allclose(wide.a[1:], 100, rtol=0.25)

@@ -16,7 +16,7 @@ from study import judging
 from study.measure.features import Extractor
 from tests import tiny
 
-EXTRACTOR = Extractor("coarse", 16, 16, nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten()))
+EXTRACTOR = Extractor("coarse", 16, nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten()))
 
 
 STUDY = SimpleNamespace(seed=3, profile=tiny.profile(), autoencoder=tiny.autoencoder())
@@ -31,21 +31,21 @@ def deaf(order, _) -> np.ndarray:
 def tables():
     truth = tiny.patches(18, size=40)
     clean = judging.Patches(np.where(truth.mask, -850, truth.hu).astype(np.int16), truth.mask, truth.frame)
-    orders, paint = judging.orders_from_library(STUDY, truth, clean), tiny.PaintingGenerator()
+    paint = tiny.PaintingGenerator()
     systems = {"paint": lambda order, _: paint(order), "deaf": deaf}
-    return judging.judge(STUDY, truth, orders, systems, EXTRACTOR)
+    return judging.judge(STUDY, truth, clean, systems, EXTRACTOR)
 
 
 def test_orders_are_of_real_histograms_of_the_subtype():
     truth = tiny.patches(6, size=40)
-    orders = judging.orders_from_library(STUDY, truth, truth)
-    np.testing.assert_allclose(orders.own.histogram, lesion_histograms(truth, 40))
+    own, other, thrice, triplets = judging.orders_from_library(STUDY, truth, truth)
+    np.testing.assert_allclose(own.histogram, lesion_histograms(truth, 40))
     library = judging.histogram_library()
     bins = library.filter(regex=r"^b\d\d$").to_numpy(float)
-    for subtype, wanted in zip(truth.subtype, orders.other.histogram, strict=True):
+    for subtype, wanted in zip(truth.subtype, other.histogram, strict=True):
         assert (np.abs(bins[library.subtype == SUBTYPES[subtype]] - wanted).max(1) < 1e-12).any()
-    assert len(orders.triplets) == len(orders.nodules_thrice) == 18
-    assert (orders.other.seeds == orders.own.seeds).all() and len(set(orders.own.seeds)) == 6
+    assert len(triplets) == len(thrice) == 18
+    assert (other.seeds == own.seeds).all() and len(set(own.seeds)) == 6
 
 
 def test_who_obeys_and_who_does_not(tables):

@@ -77,7 +77,7 @@ def centre_crop(crops: np.ndarray, side: int) -> np.ndarray:
         ValueError: the crops are smaller than `side`.
     """
     if crops.shape[1] < side:
-        raise ValueError(f"crops of {crops.shape[1]} voxels are smaller than `cls_crop_mm` = {side}")
+        raise ValueError(f"crops of {crops.shape[1]} voxels are smaller than `downstream.crop_mm` = {side}")
     first = crops.shape[1] // 2 - side // 2
     inner = slice(first, first + side)
     return crops[:, inner, inner, inner]

@@ -31,15 +31,7 @@ from study.classify.jobs import (
     ClassifierData,
 )
 from study.classify.runs import RunResult
-from study.measure.statistics import cluster_weights, holm, mann_whitney, percentile_interval, two_sided_p
-
-
-def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Area under the ROC curve for labels (n,) bool, scores (n,), weights (B, n); returns (B,), or (1,) unweighted."""
-    pos, neg = _grouped(labels, scores, weights)
-    with np.errstate(invalid="ignore"):
-        below = np.cumsum(neg, axis=1) - neg / 2
-        return (pos * below).sum(1) / (pos.sum(1) * neg.sum(1))
+from study.measure.statistics import auroc, holm, mann_whitney, patient_weights, percentile_interval, two_sided_p
 
 
 def auprc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -53,14 +45,6 @@ def auprc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = N
 
 
 METRICS: dict[str, Callable[..., np.ndarray]] = {"auroc": auroc, "auprc": auprc}
-
-
-def patient_weights(groups: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
-    """(n_boot, n) how often each nodule's patient was drawn, patients resampled with replacement."""
-    if not len(groups):
-        return np.ones((n_boot, 0))
-    patients, of_nodule = np.unique(groups, return_inverse=True)
-    return cluster_weights(len(patients), n_boot, np.random.default_rng(seed))[:, of_nodule]
 
 
 def subtype_table(results: Sequence[RunResult], test: ClassifierData, n_boot: int, seed: int) -> pd.DataFrame:

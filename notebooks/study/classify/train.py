@@ -65,7 +65,7 @@ def build_classifier(arch: str, n_classes: int, seed: int, init: Mapping[str, Te
         body = {k: v for k, v in init.items() if not k.startswith(HEAD)}
         own = {k: v.shape for k, v in model.state_dict().items() if not k.startswith(HEAD)}
         if {k: v.shape for k, v in body.items()} != own:
-            raise ValueError(f"the initial weights are not of a {arch}; use one `cls_arch` before and after")
+            raise ValueError(f"the initial weights are not of a {arch}; use one `classifier.arch` before and after")
         model.load_state_dict(body, strict=False)
     return model
 
@@ -138,7 +138,9 @@ def train_classifier(
         train_loss = torch.stack(losses).mean().item()
         val_loss = F.cross_entropy(_logits(model, val_crops, 2 * batch), val_target).item()
         if not math.isfinite(train_loss + val_loss):
-            raise ValueError(f"classifier diverged in epoch {epoch + 1} (loss {train_loss}); lower `cls_lr` ({lr})")
+            raise ValueError(
+                f"classifier diverged in epoch {epoch + 1} (loss {train_loss}); lower `classifier.lr` ({lr})"
+            )
         if val_loss < min((h["val_loss"] for h in history), default=math.inf):
             best = _copy(model)
         history = [*history, {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss}]

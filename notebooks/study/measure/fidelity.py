@@ -5,7 +5,7 @@ dependent, so the group is the unit everywhere. Each metric is computed so that 
 real (row `real`, the floor) have the same expectation, paired data included:
 
 - fid  is biased upwards by about 1 / n, so every row uses the same m nodules a side from disjoint halves of the groups:
-       real of one half against synthetic of the other (the floor: real against real), averaged over `n_splits` random
+       real of one half against synthetic of the other (the floor: real against real), averaged over `N_SPLITS` random
        splits, both directions. All F dimensions, no PCA: directions that real data lack are what betrays noise.
 - kid  unbiased squared MMD, k(x, y) = (x.y / F + 1)^3 (Binkowski et al., 2018), all nodules.
 - mmd  unbiased squared MMD, k(x, y) = exp(-|x - y|^2 / 2 s^2), s = median distance of real slices of different groups
@@ -21,24 +21,25 @@ theta(w) = theta + sum_g (w_g - 1) h_g. Values are raw: the paper prints kid tim
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from study.measure.distances import Sample, cubic_kernel, frechet, median_distance, pair_sums, rbf_kernel, squared_mmd
 from study.measure.intensity import FLOOR
+from study.measure.observers import Cases, case_features
 from study.measure.statistics import cluster_weights, percentile_interval, two_sided_p
 
 logger = logging.getLogger(__name__)
 METRICS = ("fid", "kid", "mmd")
 Features = dict[str, np.ndarray]  # plane -> (N, S, F)
-MIN_GROUPS = 4
+MIN_GROUPS, N_SPLITS = 4, 4
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,6 @@ def fidelity_rows(
     groups_by_system: dict[str, np.ndarray],
     n_boot: int = 200,
     seed: int = 0,
-    n_splits: int = 4,
 ) -> list[Row]:
     """All metrics of all systems and of the floor, per plane and averaged over planes, with their draws.
 
@@ -76,42 +76,43 @@ def fidelity_rows(
 
     With fewer than `MIN_GROUPS` groups, too few to halve and resample, all is NaN and a warning says so.
     """
-    _check(real, systems, groups_real, groups_by_system)
+    if not real or FLOOR in systems or not set(systems) <= set(groups_by_system):
+        raise ValueError(f"need real features, groups for every system, and no system named {FLOOR!r}")
+    features = {FLOOR: real, **systems}
     labels = {FLOOR: np.asarray(groups_real), **{name: np.asarray(groups_by_system[name]) for name in systems}}
+    _check(features, labels)
     if (fewest := min(np.unique(g).size for g in labels.values())) < MIN_GROUPS:
         logger.warning(
             "FID, KID and MMD are left empty: %d patients, and to halve and resample them takes %d", fewest, MIN_GROUPS
         )
         none = np.full(n_boot, np.nan)
-        return with_averages([
+        return _with_averages([
             Row(name, metric, plane, np.nan, none, len(groups_real), len(groups))
             for plane in real for name, groups in labels.items() for metric in METRICS
         ])  # fmt: skip
     rng = np.random.default_rng(seed)
     union, flat = np.unique(np.concatenate(list(labels.values())), return_inverse=True)
     codes = dict(zip(labels, np.split(flat, np.cumsum([len(v) for v in labels.values()])[:-1]), strict=True))
-    splits = _splits(codes, len(union), n_splits, rng)
+    splits = _splits(codes, len(union), rng)
     picks, m = _equal_picks(codes, splits, rng)
     weights = cluster_weights(len(union), n_boot, rng)
     rows = []
     for plane in real:
-        sets = {FLOOR: real[plane], **{name: systems[name][plane] for name in systems}}
-        sets = {name: np.asarray(x, dtype=np.float64) for name, x in sets.items()}
+        sets = {name: np.asarray(planes[plane], dtype=np.float64) for name, planes in features.items()}
         for name in sets:
             value, h = _fid_over_splits(sets, codes, picks, name, len(union))
             rows.append(Row(name, "fid", plane, value, value + (weights - 1) @ h, m, m))
         rows += _kernel_rows(sets, codes, splits, weights, plane)
-    return with_averages(rows)
+    return _with_averages(rows)
 
 
 def as_table(rows: list[Row], extractor: str) -> pd.DataFrame:
     """Rows of :func:`fidelity_rows` in the columns of `table1_fidelity.csv`."""
-    columns = "system extractor metric plane value ci_low ci_high n_real n_synthetic".split()
     cells = [
         (r.system, extractor, r.metric, r.plane, r.value, *percentile_interval(r.draws), r.n_real, r.n_synthetic)
         for r in rows
     ]
-    return pd.DataFrame(cells, columns=columns)
+    return pd.DataFrame(cells, columns="system extractor metric plane value ci_low ci_high n_real n_synthetic".split())
 
 
 def fidelity_difference(rows: list[Row], a: str, b: str) -> pd.DataFrame:
@@ -120,92 +121,63 @@ def fidelity_difference(rows: list[Row], a: str, b: str) -> pd.DataFrame:
     Raises:
         ValueError: a system that is not among the rows.
     """
-    cells = {(r.system, r.metric, r.plane): r for r in rows}
     if missing := {a, b} - {r.system for r in rows}:
         raise ValueError(f"no such system among the rows: {sorted(missing)}")
+    second = {(r.metric, r.plane): r for r in rows if r.system == b}
     out = []
-    for system, metric, plane in [k for k in cells if k[0] == a]:
-        first, second = cells[system, metric, plane], cells[b, metric, plane]
-        draws = second.draws - first.draws
-        out.append((metric, plane, second.value - first.value, *percentile_interval(draws), two_sided_p(draws)))
-    return pd.DataFrame(out, columns=["metric", "plane", "difference", "ci_low", "ci_high", "p"])
-
-
-def linear_separability(
-    features_a: np.ndarray,
-    features_b: np.ndarray,
-    groups: np.ndarray,
-    seed: int,
-    groups_b: np.ndarray | None = None,
-    folds: int = 5,
-) -> float:
-    """AUROC of a linear classifier telling a from b, cross-validated by group: 0.5 = cannot be told apart, 1 = always.
-
-    Args:
-        features_a, features_b: (N, F) or (N, S, F), then averaged over slices.
-        groups: (N,) group of each row of a, and of b unless `groups_b` is given.
-
-    Raises:
-        ValueError: fewer groups than two.
-    """
-    a, b = (np.asarray(f, float).mean(1) if np.ndim(f) == 3 else np.asarray(f, float) for f in (features_a, features_b))
-    labels = np.repeat([0, 1], [len(a), len(b)])
-    groups = np.concatenate([groups, groups if groups_b is None else groups_b])
-    folds = min(folds, np.unique(groups).size)
-    if folds < 2:
-        raise ValueError("separability is cross-validated by group and needs at least two groups")
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-    cv = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    scores = cross_val_predict(model, np.concatenate([a, b]), labels, groups=groups, cv=cv, method="decision_function")
-    return float(roc_auc_score(labels, scores))
+    for r in rows:
+        if r.system == a:
+            other = second[r.metric, r.plane]
+            draws = other.draws - r.draws
+            out.append((r.metric, r.plane, other.value - r.value, *percentile_interval(draws), two_sided_p(draws)))
+    return pd.DataFrame(out, columns="metric plane difference ci_low ci_high p".split())
 
 
 def separability(
     real: Features, systems: dict[str, Features], groups: np.ndarray, extractor: str, seed: int
 ) -> pd.DataFrame:
-    """`separability.csv`: system, extractor, auroc of `linear_separability` on all planes together, n.
+    """`separability.csv`: system, extractor, auroc of a linear classifier that tells synthetic from real, n.
 
-    NaN, with a warning, where there are fewer than two groups to cross-validate by.
+    It sees all planes together, averaged over slices, and is cross-validated by group: 0.5 = cannot be told apart,
+    1 = always. NaN, with a warning, where there are fewer than two groups.
+
+    Args:
+        real: plane -> (N, S, F) features of real crops.
+        systems: name -> plane -> (N, S, F), of the same nodules.
+        groups: (N,) group of each.
     """
     several = np.unique(groups).size > 1
     if not several:
         logger.warning("nodules of one patient only: whether features tell real from synthetic ones is left out")
-    flat = {
-        name: np.concatenate([f.mean(1) for f in planes.values()], axis=1)
-        for name, planes in {FLOOR: real, **systems}.items()
-    }
-    rows = [
-        (
-            name,
-            extractor,
-            linear_separability(flat[FLOOR], flat[name], groups, seed) if several else np.nan,
-            len(flat[name]),
-        )
-        for name in systems
-    ]
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
+    rows = []
+    for name, features in systems.items():
+        auroc = np.nan
+        if several:
+            told = Cases(case_features(real), case_features(features), groups, groups).by_patient(seed)
+            auroc = roc_auc_score(told["y"], cross_val_predict(model, **told, method="decision_function"))
+        rows.append((name, extractor, auroc, len(groups)))
     return pd.DataFrame(rows, columns=["system", "extractor", "auroc", "n"])
 
 
-def _check(real: Features, systems: dict[str, Features], groups_real, groups_by_system) -> None:
-    if not real or FLOOR in systems or set(groups_by_system) < set(systems):
-        raise ValueError(f"need real features, groups for every system, and no system named {FLOOR!r}")
-    everything = {FLOOR: (real, groups_real), **{n: (f, groups_by_system[n]) for n, f in systems.items()}}
-    for name, (features, groups) in everything.items():
-        if set(features) != set(real):
-            raise ValueError(f"{name}: planes {sorted(features)} differ from the real ones {sorted(real)}")
-        for plane, x in features.items():
-            shape = np.shape(x)
-            if len(shape) != 3 or shape[1:] != np.shape(real[plane])[1:] or shape[0] != len(groups):
-                raise ValueError(f"{name}, {plane}: features {shape} do not fit the real ones or {len(groups)} groups")
+def _check(features: dict[str, Features], labels: dict[str, np.ndarray]) -> None:
+    real = features[FLOOR]
+    for name, planes in features.items():
+        if set(planes) != set(real):
+            raise ValueError(f"{name}: planes {sorted(planes)} differ from the real ones {sorted(real)}")
+        for plane, x in planes.items():
+            shape, groups = np.shape(x), len(labels[name])
+            if len(shape) != 3 or shape[1:] != np.shape(real[plane])[1:] or shape[0] != groups:
+                raise ValueError(f"{name}, {plane}: features {shape} do not fit the real ones or {groups} groups")
             if not np.isfinite(x).all():
                 raise ValueError(f"{name}, {plane}: features hold values that are not finite")
 
 
-def _splits(codes: dict[str, np.ndarray], n_groups: int, n_splits: int, rng: np.random.Generator) -> np.ndarray:
-    """(n_splits, n_groups) bool: first half of the groups, balanced within each pattern of who has the group."""
+def _splits(codes: dict[str, np.ndarray], n_groups: int, rng: np.random.Generator) -> np.ndarray:
+    """(N_SPLITS, n_groups) bool: first half of the groups, balanced within each pattern of who has the group."""
     has = np.stack([np.isin(np.arange(n_groups), c) for c in codes.values()], axis=1)
     _, stratum = np.unique(has, axis=0, return_inverse=True)
-    first = np.zeros((n_splits, n_groups), dtype=bool)
+    first = np.zeros((N_SPLITS, n_groups), dtype=bool)
     for row in first:
         shuffled = rng.permutation(n_groups)
         ordered = shuffled[np.argsort(stratum[shuffled], kind="stable")]
@@ -261,12 +233,14 @@ def _kernel_rows(sets, codes, splits, weights: np.ndarray, plane: str) -> list[R
     return rows
 
 
-def with_averages(rows: list[Row]) -> list[Row]:
+def _with_averages(rows: list[Row]) -> list[Row]:
     """The rows, and the mean over planes of each system and metric (column Avg of Table 1)."""
-    keys = dict.fromkeys((r.system, r.metric) for r in rows)
-    out = []
-    for system, metric in keys:
-        cell = [r for r in rows if (r.system, r.metric) == (system, metric)]
-        value, draws = np.mean([r.value for r in cell]), np.mean([r.draws for r in cell], axis=0)
-        out.append(Row(system, metric, "average", float(value), draws, cell[0].n_real, cell[0].n_synthetic))
-    return rows + out
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for r in rows:
+        cells.setdefault((r.system, r.metric), []).append(r)
+    averages = [
+        replace(cell[0], plane="average", value=float(np.mean([r.value for r in cell])),
+                draws=np.mean([r.draws for r in cell], axis=0))
+        for cell in cells.values()
+    ]  # fmt: skip
+    return rows + averages

@@ -22,17 +22,19 @@ from torch import Tensor
 
 from hrldm.config import HU_MAX, HU_MIN
 from hrldm.model.autoencoder import FACTOR
-from hrldm.model.diffusion import Schedule, blend, noisy_input
+from hrldm.model.diffusion import Schedule, blend
 from hrldm.model.losses import inpainting_loss, jensen_shannon
 from hrldm.model.unet import ConditionalUNet
 from hrldm.nodules.histograms import histogram_jsd, hu_histogram
 from hrldm.nodules.patches import Patches
 from hrldm.train.histogram_term import HistogramTerm, lesion_cubes
 from hrldm.train.latents import encode_patches, mask_tensor
+from hrldm.train.ldm import network_inputs
 from study.measure.statistics import Estimate, cluster_weights, mean_interval, percentile_interval
 
 OFFSETS_HU = (-200.0, -100.0, -50.0, 50.0, 100.0, 200.0)
 CONTRASTS = (0.5, 1.5)
+BATCH = 8
 
 
 def change_lesion(hu: np.ndarray, mask: np.ndarray, offset_hu: float = 0.0, contrast: float = 1.0) -> np.ndarray:
@@ -72,44 +74,44 @@ def awareness_table(
         for offset, contrast in changes:
             changed = change_lesion(hu, mask, offset, contrast)
             channels = jensen_shannon(feature_histogram(term, changed, mask), q).cpu().numpy()
-            key = {"nodule_id": row.nodule_id, "patient_id": row.patient_id, "subtype": row.subtype}
-            key |= {
+            measured = {
+                "nodule_id": row.nodule_id,
+                "patient_id": row.patient_id,
+                "subtype": row.subtype,
                 "offset_hu": offset,
                 "contrast": contrast,
                 "hu_jsd": histogram_jsd(hu_histogram(changed[mask]), q_hu),
+                "feature_jsd": float(channels.mean()),
             }
-            key |= {"feature_jsd": float(channels.mean())}
-            rows.append(key | {f"channel_{c:02d}": float(v) for c, v in enumerate(channels)})
+            rows.append(measured | {f"channel_{c:02d}": float(v) for c, v in enumerate(channels)})
     return pd.DataFrame(rows)
 
 
-def correlations(
-    table: pd.DataFrame, n_boot: int, seed: int, against: str = "hu_jsd", group: str = "patient_id"
-) -> pd.DataFrame:
-    """Correlation of `against` with `feature_jsd` and with each channel, patients resampled.
+def correlations(table: pd.DataFrame, n_boot: int, seed: int) -> pd.DataFrame:
+    """Correlation of `hu_jsd` with `feature_jsd` and with each channel, patients resampled.
 
     Pooled over lesions, a correlation also asks whether two lesions' changes are comparable; `spearman_within` does not:
     it is the mean over lesions of the rank correlation among one lesion's changes, which is what a gradient needs.
 
     Returns:
         feature, measure (spearman, pearson, spearman_within), value, ci_low, ci_high, n (changes; lesions for
-        `spearman_within`). A channel that never moves has NaN.
+        `spearman_within`). A channel that never moves has NaN; so has the interval of a single patient.
     """
-    columns = ["feature_jsd", *sorted(c for c in table.columns if c.startswith("channel_"))]
-    groups = [np.flatnonzero(table[group] == g) for g in dict.fromkeys(table[group])]
-    draws = cluster_weights(len(groups), n_boot, np.random.default_rng(seed)).astype(int)
-    samples = [np.concatenate([np.tile(g, k) for g, k in zip(groups, draw, strict=True)]) for draw in draws]
+    patients = [np.flatnonzero(table.patient_id == p) for p in table.patient_id.unique()]
+    draws = cluster_weights(len(patients), n_boot, np.random.default_rng(seed)) if len(patients) > 1 else []
+    samples = [np.concatenate([np.tile(rows, int(k)) for rows, k in zip(patients, w, strict=True)]) for w in draws]
+    x = table.hu_jsd.to_numpy()
     rows = []
-    for column in columns:
-        x, y = table[against].to_numpy(), table[column].to_numpy()
+    for column in ["feature_jsd", *sorted(c for c in table.columns if c.startswith("channel_"))]:
+        y = table[column].to_numpy()
         for measure in ("spearman", "pearson"):
             spread = [_correlation(x[i], y[i], measure) for i in samples]
             rows.append((column, measure, _correlation(x, y, measure), *percentile_interval(spread), len(table)))
-        each = table.groupby("nodule_id").apply(lambda d, c=column: _correlation(d[against], d[c], "spearman"))
-        owner = table.groupby("nodule_id")[group].first()[each.notna()]
-        e = mean_interval(each.dropna(), owner, n_boot, seed) if len(owner) else Estimate(*[float("nan")] * 3, 0)
+        each = table.groupby("nodule_id").apply(lambda d, c=column: _correlation(d.hu_jsd, d[c], "spearman")).dropna()
+        owner = table.groupby("nodule_id").patient_id.first()[each.index]
+        e = mean_interval(each, owner, n_boot, seed) if len(each) else Estimate(*[np.nan] * 3, 0)
         rows.append((column, "spearman_within", e.value, e.ci_low, e.ci_high, e.n))
-    return pd.DataFrame(rows, columns=["feature", "measure", "value", "ci_low", "ci_high", "n"])
+    return pd.DataFrame(rows, columns="feature measure value ci_low ci_high n".split())
 
 
 def descend(
@@ -142,9 +144,7 @@ def descend(
 
 
 @torch.no_grad()
-def losses_by_time(
-    unet: ConditionalUNet, term: HistogramTerm, times: Sequence[int], seed: int, n: int, batch: int = 8
-) -> pd.DataFrame:
+def losses_by_time(unet: ConditionalUNet, term: HistogramTerm, times: Sequence[int], seed: int, n: int) -> pd.DataFrame:
     """Both losses of a trained network on the first `n` nodules of `term`, at each of the given times.
 
     The noise of a nodule is the same for every network and time. The term must accept all times (`histogram.t_max=None`).
@@ -159,21 +159,16 @@ def losses_by_time(
         sums, seen = np.zeros(2), 0
         for group in term.groups:
             own = ((group.index[:, 0] < n) & (group.index[:, 1] == 0)).nonzero()[:, 0]
-            for r in own.split(batch):
+            for r in own.split(BATCH):
                 taken = group.take(r, config.unet.mask_detail) | {"group": group, "rows": r}
-                z0, m = taken["z0"], taken["m"]
-                noise = [
-                    np.random.default_rng((seed, k)).standard_normal(z0.shape[1:], np.float32)
-                    for k in group.index[r, 0].tolist()
-                ]
-                eps = torch.from_numpy(np.stack(noise)).to(z0)
-                t = taken["t"] = torch.full((len(r),), int(now), device=z0.device)
-                z_t = schedule.add_noise(z0, eps, t)
-                z_in = noisy_input(z0, z_t, m, config.diffusion.background)
-                out = unet(z_in, t, taken["condition"], taken["subtype"], taken["histogram"]).float()
-                eps_hat = schedule.noise(out, z_t, t, config.diffusion.prediction)
+                chance = [np.random.default_rng((seed, k)) for k in group.index[r, 0].tolist()]
+                noise = [rng.standard_normal(taken["z0"].shape[1:], np.float32) for rng in chance]
+                eps = taken["eps"] = torch.from_numpy(np.stack(noise)).to(taken["z0"])
+                t = taken["t"] = torch.full((len(r),), int(now), device=eps.device)
+                z_t, _, inputs = network_inputs(taken, schedule, config.diffusion)
+                eps_hat = schedule.noise(unet(*inputs).float(), z_t, t, config.diffusion.prediction)
                 hist = term(schedule.predict_z0(z_t, eps_hat, t), taken)
-                inpaint = inpainting_loss(eps, eps_hat, m, config.ldm.inpaint_norm)
+                inpaint = inpainting_loss(eps, eps_hat, taken["m"], config.ldm.inpaint_norm)
                 sums, seen = sums + len(r) * np.array([float(inpaint), float(hist)]), seen + len(r)
         rows.append((int(now), *(sums / seen)))
     return pd.DataFrame(rows, columns=["t", "inpaint", "hist"])

@@ -12,7 +12,7 @@ that the clipping of c_hist is not counted as the generator's error.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,10 @@ CONTROL_COLUMNS = "system nodule_id subtype requested_mean_hu obtained_mean_hu r
 
 
 def lesion_distances(obtained_hu: np.ndarray, truth_hu: np.ndarray) -> dict[str, float]:
-    """jsd, wasserstein_hu, and mean and SD of either side, of two sets of lesion values in HU.
+    """`METRICS`, and mean and SD of either side with the error of the mean and the ratio of the SDs.
+
+    Args:
+        obtained_hu, truth_hu: any shape, the values of a lesion in HU.
 
     Raises:
         ValueError: an empty lesion or values that are not finite.
@@ -37,88 +40,89 @@ def lesion_distances(obtained_hu: np.ndarray, truth_hu: np.ndarray) -> dict[str,
     x, y = np.ravel(obtained_hu).astype(float), np.ravel(truth_hu).astype(float)
     if not x.size or not y.size or not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError(f"lesion values must be finite and not empty, got {x.size} and {y.size} voxels")
+    with np.errstate(divide="ignore", invalid="ignore"):  # a truth of one value
+        sd_ratio = x.std() / y.std()
     return {
         "jsd": histogram_jsd(hu_histogram(x), hu_histogram(y)),
         "wasserstein_hu": float(stats.wasserstein_distance(x, y)),
         "mean_hu": float(x.mean()),
         "truth_mean_hu": float(y.mean()),
+        "mean_error_hu": float(abs(x.mean() - y.mean())),
         "sd_hu": float(x.std()),
         "truth_sd_hu": float(y.std()),
+        "sd_ratio": float(sd_ratio),
     }
 
 
-def lesion_table(
-    system: str, crops_hu: np.ndarray, truth_hu: np.ndarray, masks: np.ndarray, nodules: pd.DataFrame
-) -> pd.DataFrame:
-    """One row per nodule: system, nodule_id, subtype, patient_id and what :func:`lesion_distances` measures.
-
-    Args:
-        crops_hu, truth_hu: (N, D, D, D) HU, the system's crop and the truth of the same nodule.
-        masks: (N, D, D, D) bool, the lesion in both.
-        nodules: N rows with nodule_id, subtype and patient_id.
+def lesion_pairs(name: str, crops_hu: np.ndarray, truth: Patches) -> Iterator[tuple]:
+    """Row, crop, true HU and mask of each nodule; `crops_hu` (N, D, D, D) is what `name` made of it.
 
     Raises:
-        ValueError: shapes that differ, or an empty lesion (named).
+        ValueError: crops of another shape, or an empty lesion (named).
     """
-    if not np.shape(crops_hu) == np.shape(truth_hu) == np.shape(masks) or len(nodules) != len(masks):
-        raise ValueError(
-            f"{system}: crops {np.shape(crops_hu)}, truth {np.shape(truth_hu)}, masks {np.shape(masks)} and "
-            f"{len(nodules)} nodules do not fit each other"
-        )
-    rows = []
-    for row, crop, truth, mask in zip(nodules.itertuples(), crops_hu, truth_hu, masks, strict=True):
-        inside = np.asarray(mask, dtype=bool)
-        if not inside.any():
-            raise ValueError(f"{system}, nodule {row.nodule_id}: the mask is empty in its crop")
-        key = {"system": system, "nodule_id": row.nodule_id, "subtype": row.subtype, "patient_id": row.patient_id}
-        rows.append(key | lesion_distances(crop[inside], truth[inside]))
-    return pd.DataFrame(rows)
+    if np.shape(crops_hu) != truth.mask.shape:
+        raise ValueError(f"{name}: crops {np.shape(crops_hu)} do not fit the nodules' {truth.mask.shape}")
+    for row, crop, hu, mask in zip(truth.frame.itertuples(), crops_hu, truth.hu, truth.mask, strict=True):
+        if not mask.any():
+            raise ValueError(f"{name}, nodule {row.nodule_id}: the mask is empty in its crop")
+        yield row, crop, hu, mask
 
 
-def half_lesion_floor(truth_hu: np.ndarray, masks: np.ndarray, nodules: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The rows of :func:`lesion_table` for system `real`: two random halves of the voxels of one lesion.
+def lesion_table(system: str, crops_hu: np.ndarray, truth: Patches) -> pd.DataFrame:
+    """One row per nodule: system, nodule_id, subtype, patient_id and what :func:`lesion_distances` measures.
 
-    What sampling alone leaves between two histograms of so few voxels; lesions of a single voxel are left out.
+    crops_hu: (N, D, D, D) HU, the system's; raises as :func:`lesion_pairs`
     """
-    rng = np.random.default_rng(seed)
-    rows = []
-    for row, truth, mask in zip(nodules.itertuples(), truth_hu, masks, strict=True):
-        values = rng.permutation(truth[np.asarray(mask, dtype=bool)])
-        if values.size >= 2:
-            key = {"system": FLOOR, "nodule_id": row.nodule_id, "subtype": row.subtype, "patient_id": row.patient_id}
-            rows.append(key | lesion_distances(values[: values.size // 2], values[values.size // 2 :]))
-    return pd.DataFrame(rows)
+    pairs = lesion_pairs(system, crops_hu, truth)
+    return pd.DataFrame([_row(system, row, crop[mask], hu[mask]) for row, crop, hu, mask in pairs])
 
 
 def lesion_tables(made: Mapping[str, np.ndarray], truth: Patches, seed: int) -> pd.DataFrame:
-    """`half_lesion_floor` and the `lesion_table` of every system, together; `made`: system to crops (N, D, D, D) HU."""
-    floor = half_lesion_floor(truth.hu, truth.mask, truth.frame, seed)
-    tables = [lesion_table(name, crops, truth.hu, truth.mask, truth.frame) for name, crops in made.items()]
-    return pd.concat([floor, *tables], ignore_index=True)
+    """The `lesion_table` of every system, after the floor `real`: two random halves of the voxels of one lesion.
+
+    The floor is what sampling alone leaves between two histograms of so few voxels; it leaves out lesions of a single one.
+
+    made: system to crops (N, D, D, D) HU
+    """
+    rng = np.random.default_rng(seed)
+    floor = []
+    for row, _, hu, mask in lesion_pairs(FLOOR, truth.hu, truth):
+        values = rng.permutation(hu[mask])
+        if values.size >= 2:
+            floor.append(_row(FLOOR, row, values[: values.size // 2], values[values.size // 2 :]))
+    tables = [lesion_table(name, crops, truth) for name, crops in made.items()]
+    return pd.concat([pd.DataFrame(floor), *tables], ignore_index=True)
+
+
+def _row(system: str, nodule, obtained_hu: np.ndarray, truth_hu: np.ndarray) -> dict:
+    key = {"nodule_id": nodule.nodule_id, "subtype": nodule.subtype, "patient_id": nodule.patient_id}
+    return {"system": system} | key | lesion_distances(obtained_hu, truth_hu)
+
+
+def by_subtype(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """System, subtype and their rows; the first subtype of each system is `all`."""
+    for system, of_system in table.groupby("system", sort=False):
+        yield system, ALL, of_system
+        for subtype, part in of_system.groupby("subtype", sort=False):
+            yield system, subtype, part
 
 
 def lesion_histograms(
-    lesions: pd.DataFrame, n_boot: int, seed: int, group: str = "patient_id", metrics: tuple[str, ...] = METRICS
+    lesions: pd.DataFrame, n_boot: int, seed: int, metrics: tuple[str, ...] = METRICS
 ) -> pd.DataFrame:
     """`lesion_histograms.csv`: system, subtype (and `all`), metric, value (mean), ci_low, ci_high, n.
 
-    Args:
-        lesions: rows of :func:`lesion_table`, several systems together.
-        group: column whose values are resampled.
+    lesions: rows of :func:`lesion_table`, several systems together; their patients are resampled
     """
     rows = []
-    for system, of_system in lesions.groupby("system", sort=False):
-        parts = [(ALL, of_system), *of_system.groupby("subtype", sort=False)]
-        for subtype, part in parts:
-            for metric in metrics:
-                e = mean_interval(part[metric].to_numpy(), part[group].to_numpy(), n_boot, seed)
-                rows.append((system, subtype, metric, e.value, e.ci_low, e.ci_high, e.n))
+    for system, subtype, part in by_subtype(lesions):
+        for metric in metrics:
+            e = mean_interval(part[metric], part["patient_id"], n_boot, seed)
+            rows.append((system, subtype, metric, e.value, e.ci_low, e.ci_high, e.n))
     return pd.DataFrame(rows, columns="system subtype metric value ci_low ci_high n".split())
 
 
-def paired_difference(
-    lesions: pd.DataFrame, a: str, b: str, metric: str, n_boot: int, seed: int, group: str = "patient_id"
-) -> Estimate:
+def paired_difference(lesions: pd.DataFrame, a: str, b: str, metric: str, n_boot: int, seed: int) -> Estimate:
     """Mean over nodules of metric(b) - metric(a), with its interval and p by patient bootstrap (below 0: b is closer).
 
     Raises:
@@ -133,39 +137,31 @@ def paired_difference(
     if common.empty:
         raise ValueError(f"{a!r} and {b!r} have no nodule in common")
     difference = second.loc[common, metric] - first.loc[common, metric]
-    return mean_interval(difference.to_numpy(), first.loc[common, group].to_numpy(), n_boot, seed)
-
-
-def control_table(
-    system: str, requested: np.ndarray, crops_hu: np.ndarray, masks: np.ndarray, nodules: pd.DataFrame
-) -> pd.DataFrame:
-    """`control.csv`: requested and obtained mean and SD (HU) per nodule.
-
-    Args:
-        requested: (N, B) histograms the generator was given, over -1000..400 HU.
-        crops_hu, masks: (N, D, D, D) what came, and the lesion.
-        nodules: N rows with nodule_id and subtype.
-
-    Raises:
-        ValueError: an empty lesion.
-    """
-    rows = []
-    for row, wish, crop, mask in zip(nodules.itertuples(), requested, crops_hu, masks, strict=True):
-        got = hu_histogram(crop[np.asarray(mask, dtype=bool)], bins=len(wish))
-        (mean, sd), (got_mean, got_sd) = histogram_moments(wish), histogram_moments(got)
-        rows.append((system, row.nodule_id, row.subtype, mean, got_mean, sd, got_sd))
-    return pd.DataFrame(rows, columns=CONTROL_COLUMNS)
+    return mean_interval(difference, first.loc[common, "patient_id"], n_boot, seed)
 
 
 def control_tables(
     orders: Iterable[tuple[np.ndarray, Mapping[str, np.ndarray]]], truth: Patches, systems: Iterable[str]
 ) -> pd.DataFrame:
-    """`control_table` of several systems over several orders: (histograms asked for (N, B), system to crops) each."""
-    systems = tuple(systems)
-    tables = [
-        control_table(name, asked, made[name], truth.mask, truth.frame) for asked, made in orders for name in systems
-    ]
-    return pd.concat(tables, ignore_index=True)
+    """`control.csv`: mean and SD (HU) that were requested and obtained, a row for each order, system and nodule.
+
+    Args:
+        orders: histograms asked for (N, B), over -1000..400 HU, and system to the crops (N, D, D, D) that came.
+        truth: the nodules; their HU are not looked at.
+        systems: which ones.
+
+    Raises:
+        ValueError: an empty lesion.
+    """
+    systems, rows = tuple(systems), []
+    for requested, made in orders:
+        for system in systems:
+            for row, wish, crop, mask in zip(
+                truth.frame.itertuples(), requested, made[system], truth.mask, strict=True
+            ):
+                (mean, sd), (got_mean, got_sd) = map(histogram_moments, (wish, hu_histogram(crop[mask], len(wish))))
+                rows.append((system, row.nodule_id, row.subtype, mean, got_mean, sd, got_sd))
+    return pd.DataFrame(rows, columns=CONTROL_COLUMNS)
 
 
 def control_summary(control: pd.DataFrame) -> pd.DataFrame:
@@ -174,26 +170,24 @@ def control_summary(control: pd.DataFrame) -> pd.DataFrame:
     Obtained on requested, by `least_squares`.
     """
     rows = []
-    for system, of_system in control.groupby("system", sort=False):
-        for subtype, part in [(ALL, of_system), *of_system.groupby("subtype", sort=False)]:
-            for quantity in ("mean_hu", "sd_hu"):
-                x, y = part[f"requested_{quantity}"].to_numpy(), part[f"obtained_{quantity}"].to_numpy()
-                rows.append((system, subtype, quantity, *least_squares(x, y), x.size))
+    for system, subtype, part in by_subtype(control):
+        for quantity in ("mean_hu", "sd_hu"):
+            x, y = part[f"requested_{quantity}"].to_numpy(), part[f"obtained_{quantity}"].to_numpy()
+            rows.append((system, subtype, quantity, *least_squares(x, y), x.size))
     return pd.DataFrame(rows, columns="system subtype quantity slope intercept r2 n".split())
 
 
-def power_spectrum(volume_hu: np.ndarray, spacing_mm: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def power_spectrum(volume_hu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Radially averaged power spectrum of a cube.
 
     The mean is removed and a Hann window applied against the edges; power is normalised by the window, so that white
     noise of variance v has power v at every frequency.
 
     Args:
-        volume_hu: (D, D, D) HU.
-        spacing_mm: voxel side.
+        volume_hu: (D, D, D) HU at 1 mm.
 
     Returns:
-        frequency (K,) in cycles per mm, up to 1 / (2 spacing), and power (K,) in HU^2.
+        frequency (K,) in cycles per mm, up to 1 / 2, and power (K,) in HU^2.
 
     Raises:
         ValueError: not a cube of at least 4 voxels a side.
@@ -208,4 +202,4 @@ def power_spectrum(volume_hu: np.ndarray, spacing_mm: float = 1.0) -> tuple[np.n
     axis = fft.fftfreq(side) * side
     radius = np.rint(np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)).astype(int)
     shells = np.arange(1, side // 2 + 1)
-    return shells / (side * spacing_mm), ndimage.mean(power, radius, shells)
+    return shells / side, ndimage.mean(power, radius, shells)

@@ -16,20 +16,22 @@ import pandas as pd
 from scipy import ndimage, stats
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN
-from study.measure.statistics import cluster_weights, percentile_interval, weighted_auroc
+from hrldm.nodules.masks import box_of, depth
+from study.measure.observers import Cases
+from study.measure.statistics import auroc, patient_weights, percentile_interval
 
 SCALES_MM = (0.7, 1.0, 1.5, 2.5)
 LAGS = (1, 2, 3)  # voxels of 1 mm
 PROFILE_MM = ((-3, -2), (-2, -1), (-1, 0), (0, 1), (1, 2), (2, 3))  # distance from the surface, inside negative
 SURROUNDINGS_MM = (3.0, 7.0)  # beyond partial volume and feather
 LUNG_HU = -700.0  # aerated lung, whose variation is mostly the scanner's noise
-FOLDS, REPEATS = 5, 2
+REPEATS = 2  # of the cross-validation
 MODELS = {
     "logistic": lambda seed: make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)),
     "forest": lambda seed: RandomForestClassifier(100, min_samples_leaf=2, random_state=seed, n_jobs=1),
@@ -42,49 +44,39 @@ def lesion_features(hu: np.ndarray, mask: np.ndarray) -> dict[str, float]:
 
     `inside_…` and `edge_…` say where; `anisotropy_…` compare z with the plane, inside.
     """
-    box = tuple(slice(max(s.start - 8, 0), s.stop + 8) for s in ndimage.find_objects(mask.astype(np.uint8))[0])
+    box = box_of(mask, 8)
     hu, mask = hu[box].astype(np.float64).clip(HIST_HU_MIN, HIST_HU_MAX), mask[box]  # no histogram asks for more
-    x = hu[mask]
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
+    x, inner = hu[mask], depth(mask)
     spread = max(x.std(), 1.0)
-    flat = x.std() < 1e-3  # one value throughout has no moments beyond the first
-    out = {
-        "mean": x.mean(),
-        "sd": spread,
-        "skew": 0.0 if flat else stats.skew(x),
-        "kurtosis": 0.0 if flat else stats.kurtosis(x),
-    }
+    skew, kurtosis = (stats.skew(x), stats.kurtosis(x)) if x.std() >= 1e-3 else (0.0, 0.0)  # one value has none
+    out = {"mean": x.mean(), "sd": spread, "skew": skew, "kurtosis": kurtosis}
     out |= {f"q{q:02d}": np.percentile(x, q) for q in (5, 25, 50, 75, 95)}
-    deep = depth > np.median(depth[mask])
-    out["deep_minus_shallow"] = (hu[deep & mask].mean() if deep.any() else x.mean()) - hu[mask & ~deep].mean()
+    deep = inner > np.median(inner[mask])
+    out["deep_minus_shallow"] = (hu[deep].mean() if deep.any() else x.mean()) - hu[mask & ~deep].mean()
     for s in SCALES_MM:
         weight = ndimage.gaussian_filter(mask.astype(float), s)
-        smooth = ndimage.gaussian_filter(np.where(mask, hu, 0.0), s) / np.maximum(weight, 1e-6)
-        rest = (hu - smooth)[mask]
-        out |= {f"grain_{s:g}": rest.std(), f"grain_{s:g}_share": rest.std() / spread}
+        rest = hu - ndimage.gaussian_filter(np.where(mask, hu, 0.0), s) / np.maximum(weight, 1e-6)
+        grain = rest[mask].std()
+        out |= {f"grain_{s:g}": grain, f"grain_{s:g}_share": grain / spread}
         if s == 1.0:
-            local = np.sqrt(ndimage.gaussian_filter(np.where(mask, (hu - smooth) ** 2, 0.0), 1.5)[mask])
+            local = np.sqrt(ndimage.gaussian_filter(np.where(mask, rest**2, 0.0), 1.5)[mask])
             out["grain_unevenness"] = local.std() / max(local.mean(), 1e-6)
     anisotropy = {}
     for lag in LAGS:
-        along = [_autocorrelation(hu, mask, axis, lag) for axis in range(3)]
-        out[f"correlation_{lag}"] = float(np.mean(along))
-        anisotropy[f"correlation_{lag}"] = along[2] - (along[0] + along[1]) / 2
+        *plane, z = (_autocorrelation(hu, mask, axis, lag) for axis in range(3))
+        out[f"correlation_{lag}"] = np.mean([*plane, z])
+        anisotropy[f"correlation_{lag}"] = z - sum(plane) / 2
     for order in (1, 2):
         power = np.array([_difference_power(hu, mask, axis, order) for axis in range(3)])
         out |= {f"difference_{order}": np.sqrt(power.mean()), f"difference_{order}_share": power.mean() / spread**2}
-        anisotropy[f"difference_{order}"] = float(np.log((power[2] + 1) / (power[:2].mean() + 1)))
-    slices = mask.any((0, 1))
-    distance = ndimage.distance_transform_edt(~mask)
+        anisotropy[f"difference_{order}"] = np.log((power[2] + 1) / (power[:2].mean() + 1))
+    slices, distance = mask.any((0, 1)), ndimage.distance_transform_edt(~mask)
     around = (distance > SURROUNDINGS_MM[0]) & (distance <= SURROUNDINGS_MM[1]) & slices & (hu < LUNG_HU)
     own, noise = (np.sqrt(np.mean([_difference_power(hu, m, axis, 2) for axis in range(2)])) for m in (mask, around))
-    ratio = float(np.log((own + 1) / (noise + 1))) if noise else 0.0  # no aerated lung about it: says nothing
-    return (
-        {f"inside_{k}": float(v) for k, v in out.items()}
-        | {f"anisotropy_{k}": float(v) for k, v in anisotropy.items()}
-        | _edge(hu, mask, depth, distance, slices)
-        | {"edge_noise_over_surroundings": ratio}
-    )
+    edge = _edge(hu, np.where(mask, 0.5 - inner, distance - 0.5), slices)
+    edge["noise_over_surroundings"] = np.log((own + 1) / (noise + 1)) if noise else 0.0  # no aerated lung about it
+    parts = {"inside": out, "anisotropy": anisotropy, "edge": edge}
+    return {f"{part}_{name}": float(value) for part, values in parts.items() for name, value in values.items()}
 
 
 def _pairs(hu: np.ndarray, mask: np.ndarray, axis: int, shifts: tuple[int, ...]) -> list[np.ndarray]:
@@ -111,22 +103,15 @@ def _difference_power(hu: np.ndarray, mask: np.ndarray, axis: int, order: int) -
     return float(np.mean(difference**2) / (2 if order == 1 else 6))
 
 
-def _edge(hu, mask, depth, distance, slices) -> dict[str, float]:
-    signed = np.where(mask, -depth + 0.5, distance - 0.5)
-    shells = [(signed > lo) & (signed <= hi) & slices for lo, hi in PROFILE_MM]
-    level = [float(hu[s].mean()) if s.any() else np.nan for s in shells]
-    inner = next((v for v in level if np.isfinite(v)), 0.0)
-    level = [inner if np.isnan(v) else v for v in level]
-    steps = {f"step_{PROFILE_MM[i][0]}": level[i] - level[i + 1] for i in range(len(level) - 1)}
-    gradient = np.hypot(*np.gradient(hu, axis=(0, 1)))
-    surface = gradient[(np.abs(signed) <= 1) & slices]
-    found = steps | {
-        "gradient": surface.mean(),
-        "gradient_sd": surface.std(),
-        "gradient_q90": np.percentile(surface, 90),
-    }
-    found |= {f"sd_{PROFILE_MM[i][0]}": hu[s].std() if s.any() else 0.0 for i, s in enumerate(shells) if i >= 2}
-    return {f"edge_{k}": float(v) for k, v in found.items()}
+def _edge(hu: np.ndarray, signed: np.ndarray, slices: np.ndarray) -> dict[str, float]:
+    """Steps, gradient and spread by the signed distance to the surface (mm, inside negative), in the mask's slices."""
+    shells = {lo: (signed > lo) & (signed <= hi) & slices for lo, hi in PROFILE_MM}
+    level = {lo: hu[shell].mean() for lo, shell in shells.items() if shell.any()}
+    inner = next(iter(level.values()), 0.0)  # stands for what is missing
+    found = {f"step_{lo}": level.get(lo, inner) - level.get(hi, inner) for lo, hi in PROFILE_MM[:-1]}
+    surface = np.hypot(*np.gradient(hu, axis=(0, 1)))[(np.abs(signed) <= 1) & slices]
+    found |= {"gradient": surface.mean(), "gradient_sd": surface.std(), "gradient_q90": np.percentile(surface, 90)}
+    return found | {f"sd_{lo}": hu[shells[lo]].std() if shells[lo].any() else 0.0 for lo, _ in PROFILE_MM[2:]}
 
 
 def feature_table(crops: np.ndarray, masks: np.ndarray) -> pd.DataFrame:
@@ -144,18 +129,13 @@ def feature_sets(columns: pd.Index) -> dict[str, list[str]]:
     }
 
 
-def out_of_fold(
-    real: np.ndarray, synthetic: np.ndarray, groups: np.ndarray, groups_synthetic: np.ndarray, model: str, seed: int
-) -> np.ndarray:
-    """(n_real + n_synthetic,) mean probability of being synthetic, over `REPEATS` cross-validations by group."""
-    x, y = np.concatenate([real, synthetic]), np.repeat([0, 1], [len(real), len(synthetic)])
-    g = np.concatenate([groups, groups_synthetic])
-    folds = min(FOLDS, np.unique(g).size)
-    scores = np.zeros(len(y))
-    for repeat in range(REPEATS):
-        cv = StratifiedGroupKFold(folds, shuffle=True, random_state=seed + repeat)
-        scores += cross_val_predict(MODELS[model](seed + repeat), x, y, groups=g, cv=cv, method="predict_proba")[:, 1]
-    return scores / REPEATS
+def out_of_fold(shown: Cases, model: str, seed: int) -> np.ndarray:
+    """(n_real + n_synthetic,) probability of being synthetic, mean over `REPEATS` cross-validations by patient."""
+    runs = [
+        cross_val_predict(MODELS[model](s), **shown.by_patient(s), method="predict_proba")[:, 1]
+        for s in range(seed, seed + REPEATS)
+    ]
+    return np.mean(runs, axis=0)
 
 
 def realism(
@@ -184,29 +164,20 @@ def realism(
     Raises:
         ValueError: fewer than two patients.
     """
-    patients = np.unique(np.concatenate([groups, groups_synthetic]))
-    if len(patients) < 2:
-        raise ValueError("told from real is cross-validated by patient and needs at least two")
-    code = np.searchsorted(patients, np.concatenate([groups, groups_synthetic]))
     truth = np.repeat([0, 1], [len(groups), len(groups_synthetic)])
-    draws = cluster_weights(len(patients), n_boot, np.random.default_rng(seed))[:, code]
+    weights = patient_weights(np.concatenate([groups, groups_synthetic]), n_boot, seed)
+    counts = (len(groups_synthetic), len(np.unique(groups_synthetic)))
     rows = []
     for features, columns in feature_sets(real.columns).items():
         for model in MODELS:
-            found: dict[str, tuple[float, np.ndarray]] = {}
-            names = sorted(systems, key=lambda s: s != REFERENCE)  # the reference first
-            for name in tqdm(names, desc=f"{features}, {model}", mininterval=10, disable=len(groups) < 20):
-                parts = (t[columns].to_numpy() for t in (real, systems[name]))
-                scores = out_of_fold(*parts, groups, groups_synthetic, model, seed)
-                found[name] = (float(weighted_auroc(truth, scores)[0]), weighted_auroc(truth, scores, draws))
-            for name in systems:
-                value, spread = found[name]
-                row = [name, place, features, model, value, *percentile_interval(spread)]
-                if REFERENCE in found:
-                    reference, other = found[REFERENCE]
-                    row += [value - reference, *percentile_interval(spread - other)]
-                else:
-                    row += [np.nan] * 3
-                rows.append([*row, len(groups_synthetic), len(np.unique(groups_synthetic))])
+            found = {}
+            for name in tqdm(systems, desc=f"{features}, {model}", mininterval=10, disable=len(groups) < 20):
+                shown = Cases(real[columns], systems[name][columns], groups, groups_synthetic)
+                scores = out_of_fold(shown, model, seed)
+                found[name] = auroc(truth, scores)[0], auroc(truth, scores, weights)
+            reference, reference_draws = found.get(REFERENCE, (np.nan, np.full(n_boot, np.nan)))
+            for name, (value, draws) in found.items():
+                minus = value - reference, *percentile_interval(draws - reference_draws)
+                rows.append((name, place, features, model, value, *percentile_interval(draws), *minus, *counts))
     columns = "system place features model auroc ci_low ci_high minus_texture minus_low minus_high n_nodules n_patients"
     return pd.DataFrame(rows, columns=columns.split())

@@ -26,13 +26,13 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from hrldm.config import HU_MAX, HU_MIN
 from hrldm.model.autoencoder import LinearCode, denormalise_hu, normalise_hu
 from hrldm.nodules.histograms import histogram_jsd, hu_histogram
+from hrldm.nodules.patches import Patches
+from study.measure.intensity import lesion_pairs
 from study.measure.statistics import mean_interval
 
-METRICS = ("psnr_db", "ssim", "mae_hu", "hist_jsd")
 TISSUE_HU = -400.0  # parenchyma below, vessels and soft tissue above
 MIN_VOXELS = 8  # smaller regions are left out: their PSNR is noise
 MAX_FIT_BLOCKS = 200_000
-COLUMNS = "region metric value ci_low ci_high n".split()
 
 
 def regions(hu: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -56,34 +56,24 @@ def similarity_map(reconstruction: np.ndarray, hu: np.ndarray) -> np.ndarray:
     return structural_similarity_index_measure(y, x, data_range=1.0, return_full_image=True)[1][0, 0].numpy()
 
 
-def nodule_scores(reconstruction: np.ndarray, hu: np.ndarray, mask: np.ndarray, nodules: pd.DataFrame) -> pd.DataFrame:
+def nodule_scores(reconstruction: np.ndarray, nodules: Patches) -> pd.DataFrame:
     """One row per nodule, region and metric: nodule_id, patient_id, region, metric, value.
 
-    Args:
-        reconstruction, hu: (N, D, D, D) HU.
-        mask: (N, D, D, D) bool, the lesions.
-        nodules: N rows with nodule_id and patient_id.
-
-    Raises:
-        ValueError: shapes that differ, or an empty lesion (named).
+    reconstruction: (N, D, D, D) HU of the nodules' crops; raises as `lesion_pairs`
     """
-    if not np.shape(reconstruction) == np.shape(hu) == np.shape(mask) or len(nodules) != len(hu):
-        raise ValueError(
-            f"reconstruction {np.shape(reconstruction)}, original {np.shape(hu)}, masks {np.shape(mask)} and "
-            f"{len(nodules)} nodules do not fit each other"
-        )
     rows = []
-    for row, made, truth, lesion in zip(nodules.itertuples(), reconstruction, hu, mask, strict=True):
-        if not lesion.any():
-            raise ValueError(f"nodule {row.nodule_id}: the mask is empty in its crop")
-        made, truth = (np.clip(np.asarray(a, np.float64), HU_MIN, HU_MAX) for a in (made, truth))
+    for row, *crops, lesion in lesion_pairs("reconstruction", reconstruction, nodules):
+        made, truth = (np.clip(np.asarray(a, np.float64), HU_MIN, HU_MAX) for a in crops)
         error, similarity = made - truth, similarity_map(made, truth)
         for region, inside in regions(truth, lesion).items():
             if inside.sum() < MIN_VOXELS and region != "lesion":
                 continue
             mse = max(float(np.mean(error[inside] ** 2)), 1e-12)
-            values = {"psnr_db": 10 * np.log10((HU_MAX - HU_MIN) ** 2 / mse), "ssim": float(similarity[inside].mean())}
-            values["mae_hu"] = float(np.abs(error[inside]).mean())
+            values = {
+                "psnr_db": 10 * np.log10((HU_MAX - HU_MIN) ** 2 / mse),
+                "ssim": float(similarity[inside].mean()),
+                "mae_hu": float(np.abs(error[inside]).mean()),
+            }
             if region == "lesion":
                 values["hist_jsd"] = histogram_jsd(hu_histogram(made[inside]), hu_histogram(truth[inside]))
             rows += [(row.nodule_id, row.patient_id, region, metric, value) for metric, value in values.items()]
@@ -100,10 +90,10 @@ def autoencoder_table(scores: Mapping[str, pd.DataFrame], n_boot: int, seed: int
     rows = []
     for k, (system, table) in enumerate(scores.items()):
         for (region, metric), part in table.groupby(["region", "metric"], sort=False):
-            e = mean_interval(part["value"].to_numpy(), part["patient_id"].to_numpy(), n_boot, seed)
+            e = mean_interval(part["value"], part["patient_id"], n_boot, seed)
             name = region if k == 0 else f"{region} ({system})"
             rows.append((name, metric, e.value, e.ci_low, e.ci_high, e.n))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns="region metric value ci_low ci_high n".split())
 
 
 def linear_code(train_hu: np.ndarray, channels: int) -> LinearCode:

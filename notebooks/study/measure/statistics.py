@@ -32,7 +32,7 @@ class Estimate:
     p: float = float("nan")
 
 
-def wilson_interval(count: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson_interval(count: int, n: int) -> tuple[float, float]:
     """Wilson score interval of a proportion count / n.
 
     Raises:
@@ -40,7 +40,7 @@ def wilson_interval(count: int, n: int, level: float = LEVEL) -> tuple[float, fl
     """
     if n < 1 or not 0 <= count <= n:
         raise ValueError(f"a proportion needs 0 <= count <= n and n >= 1, got {count} of {n}")
-    low, high = proportion_confint(count, n, alpha=1 - level, method="wilson")
+    low, high = proportion_confint(count, n, alpha=1 - LEVEL, method="wilson")
     return float(low), float(high)
 
 
@@ -56,15 +56,16 @@ def mann_whitney(a: np.ndarray, b: np.ndarray) -> float:
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if not a.size or not b.size or not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError(f"Mann-Whitney needs two samples of finite values, got {a.size} and {b.size}")
-    pooled = np.concatenate([a, b])
-    if np.unique(pooled).size == 1:
+    distinct = np.unique(np.concatenate([a, b])).size
+    if distinct == 1:
         return 1.0
-    if np.unique(pooled).size == pooled.size:
-        return float(stats.mannwhitneyu(a, b, alternative="two-sided", method="exact").pvalue)
-    if max(a.size, b.size) <= 8:
-        every_split = stats.PermutationMethod(n_resamples=comb(a.size + b.size, a.size))
-        return float(stats.mannwhitneyu(a, b, alternative="two-sided", method=every_split).pvalue)
-    return float(stats.mannwhitneyu(a, b, alternative="two-sided", method="asymptotic").pvalue)
+    if distinct == a.size + b.size:
+        method = "exact"
+    elif max(a.size, b.size) <= 8:
+        method = stats.PermutationMethod(n_resamples=comb(a.size + b.size, a.size))  # every split
+    else:
+        method = "asymptotic"
+    return float(stats.mannwhitneyu(a, b, method=method).pvalue)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -94,13 +95,21 @@ def cluster_weights(n_groups: int, n_boot: int, rng: np.random.Generator) -> np.
     return rng.multinomial(n_groups, np.full(n_groups, 1.0 / n_groups), size=n_boot).astype(float)
 
 
-def percentile_interval(draws: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+def patient_weights(groups: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
+    """(n_boot, n) how often each nodule's patient was drawn, patients resampled with replacement."""
+    if not len(groups):
+        return np.ones((n_boot, 0))
+    patients, of_nodule = np.unique(groups, return_inverse=True)
+    return cluster_weights(len(patients), n_boot, np.random.default_rng(seed))[:, of_nodule]
+
+
+def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
     """Percentile interval of bootstrap draws without those that could not be computed (NaN); NaN if none is left."""
     draws = np.asarray(draws, dtype=float)
     draws = draws[np.isfinite(draws)]
     if not draws.size:
         return float("nan"), float("nan")
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -114,16 +123,19 @@ def two_sided_p(draws: np.ndarray) -> float:
     return float(min(1.0, 2 * (tail + 1) / (draws.size + 1)))
 
 
-def mean_interval(values: np.ndarray, groups: np.ndarray, n_boot: int, seed: int, level: float = LEVEL) -> Estimate:
+def mean_interval(values: np.ndarray, groups: np.ndarray, n_boot: int, seed: int) -> Estimate:
     """Mean of `values` (n,) with its cluster-bootstrap interval, and the bootstrap p of "the mean is 0".
 
     Raises:
         ValueError: lengths differ, no values, or NaN among them.
     """
-    values, codes, weights = _clusters(values, groups, n_boot, seed)
-    sums, counts = np.bincount(codes, values), np.bincount(codes)
-    draws = weights @ sums / (weights @ counts)
-    return Estimate(float(values.mean()), *percentile_interval(draws, level), values.size, two_sided_p(draws))
+    values, groups = np.asarray(values, dtype=float), np.asarray(groups)
+    if values.ndim != 1 or not values.size or groups.shape != values.shape or not np.isfinite(values).all():
+        raise ValueError(f"expected finite values (n,) with a group each, got {values.shape} and {groups.shape}")
+    labels, codes = np.unique(groups, return_inverse=True)
+    weights = cluster_weights(labels.size, n_boot, np.random.default_rng(seed))
+    draws = weights @ np.bincount(codes, values) / (weights @ np.bincount(codes))
+    return Estimate(float(values.mean()), *percentile_interval(draws), values.size, two_sided_p(draws))
 
 
 def least_squares(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
@@ -134,10 +146,10 @@ def least_squares(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
     return float(fit.slope), float(fit.intercept), float(fit.rvalue**2)
 
 
-def weighted_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """AUROC for labels (n,) in {0, 1}, scores (n,) and case weights (B, n): (B,), or (1,) unweighted; NaN for one class.
+def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Area under the ROC curve for labels (n,) bool, scores (n,), weights (B, n); returns (B,), or (1,) unweighted.
 
-    The weighted share of pairs (positive, negative) in the right order, ties counting one half.
+    The weighted share of pairs (positive, negative) in the right order, ties counting one half; NaN for a single class.
     """
     labels, scores = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=float)
     weights = np.ones((1, labels.size)) if weights is None else np.asarray(weights, dtype=float)
@@ -146,13 +158,3 @@ def weighted_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray |
     with np.errstate(invalid="ignore"):
         total = positive.sum(1) * negative.sum(1)
         return ((positive @ ((gap > 0) + 0.5 * (gap == 0))) * negative).sum(1) / total
-
-
-def _clusters(
-    values: np.ndarray, groups: np.ndarray, n_boot: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    values, groups = np.asarray(values, dtype=float), np.asarray(groups)
-    if values.ndim != 1 or not values.size or groups.shape != values.shape or not np.isfinite(values).all():
-        raise ValueError(f"expected finite values (n,) with a group each, got {values.shape} and {groups.shape}")
-    labels, codes = np.unique(groups, return_inverse=True)
-    return values, codes, cluster_weights(labels.size, n_boot, np.random.default_rng(seed))

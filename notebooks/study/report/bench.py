@@ -101,12 +101,8 @@ def latents(variant: str, repeats: int) -> dict:
     return _train(profile, _nodules(profile), repeats, lambda: encode_patches(model, hu, device(), len(hu)))
 
 
-CASES = {
-    "histogram": histogram,
-    "l_hist": l_hist,
-    "training_step": training_step,
-    "latents": latents,
-} | bench_insert.CASES
+CASES = {"histogram": histogram, "l_hist": l_hist, "training_step": training_step, "latents": latents}
+CASES |= bench_insert.CASES
 
 
 def _nodules(profile: Profile) -> LatentCache:
@@ -152,9 +148,8 @@ def apart(case: str, variant: str, repeats: int) -> dict:
     Raises:
         RuntimeError: the process failed; the message ends with its last lines.
     """
-    code = (
-        f"import json; from study.report import bench; print(json.dumps(bench.CASES[{case!r}]({variant!r}, {repeats})))"
-    )
+    call = f"bench.CASES[{case!r}]({variant!r}, {repeats})"
+    code = f"import json; from study.report import bench; print(json.dumps({call}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT / "notebooks", capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"benchmark {case} {variant} failed ({done.returncode}): {done.stderr[-500:]}")
@@ -183,13 +178,18 @@ def summary(table: pd.DataFrame) -> str:
     """One line a comparison: what the other way costs in time and memory."""
     lines = []
     for name, group in table.groupby("benchmark", sort=False):
-        base = group.iloc[0]
-        for row in group.iloc[1:].itertuples():
-            memory = row.peak_mb / max(base.peak_mb, 0.1)
-            lines.append(
-                f"{name}: {row.variant} takes {row.ratio:.2f}x the time and {memory:.2f}x the memory of {base.variant}"
-            )
+        base, *others = group.itertuples()
+        for row in others:
+            times = f"{row.ratio:.2f}x the time and {row.peak_mb / max(base.peak_mb, 0.1):.2f}x the memory"
+            lines.append(f"{name}: {row.variant} takes {times} of {base.variant}")
     return "\n".join(lines)
+
+
+def write_table(name: str, rows: list[dict]) -> None:
+    """`results/bench/<name>.csv`, its summary printed."""
+    table = with_ratios(rows)
+    write_text(paths.bench_dir() / f"{name}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    print(summary(table))
 
 
 def main(repeats: int = 5) -> int:
@@ -202,12 +202,8 @@ def main(repeats: int = 5) -> int:
     rows[-1]["variant"] = f"volume_{4 * VOLUME[0]}x{4 * VOLUME[1]}x{4 * slices}_of_{4 * VOLUME[2]}"
     rows += [apart("training_step", v, repeats) for v in ("lambda_0", "lambda_10")]
     rows += [apart("latents", v, repeats) for v in ("cached", "on_the_fly")]
-    table = with_ratios(rows)
-    write_text(paths.bench_dir() / "core.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-    print(summary(table))
-    table = with_ratios([apart(case, variant, repeats) for case, variant in bench_insert.affordable(free_memory_mb())])
-    write_text(paths.bench_dir() / "insert.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-    print(summary(table))
+    write_table("core", rows)
+    write_table("insert", [apart(*which, repeats) for which in bench_insert.affordable(free_memory_mb())])
     wall_time = {"bench": round(time.perf_counter() - started, 1)}
     write_provenance(paths.bench_dir(), get_profile("quick"), "none", 0, wall_time_s=wall_time)
     return 0

@@ -23,7 +23,7 @@ import time
 
 import numpy as np
 
-from hrldm.ct.lungs import read_labels
+from hrldm.ct.lungs import lung_labels
 from hrldm.ct.volume import CT, read_ct
 from hrldm.insertion.blend import blended
 from hrldm.insertion.generator import FEATHER_MM
@@ -45,7 +45,7 @@ WISH = Wish("solid", 12.0, seed=0)
 @functools.cache
 def _embedded() -> tuple[CT, np.ndarray]:
     ct = read_ct(wheel_file(*LIDC_0001_CT))
-    return ct, read_labels(wheel_file(*LIDC_0001_LOBES), ct)
+    return ct, lung_labels(ct, wheel_file(*LIDC_0001_LOBES))[0]
 
 
 def algorithm_2(variant: str, repeats: int) -> dict:
@@ -73,11 +73,8 @@ def end_to_end(variant: str, repeats: int) -> dict:
         seconds = time.perf_counter() - started
     if status:
         raise RuntimeError(f"{' '.join(call)} failed")
-    return {
-        "time_s": seconds,
-        "peak_mb": used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10),
-        "device": device(),
-    }
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, kB elsewhere
+    return {"time_s": seconds, "peak_mb": used.ru_maxrss / unit, "device": device()}
 
 
 def volume(variant: str, repeats: int) -> dict:
@@ -108,7 +105,6 @@ def affordable(free_mb: float) -> list[tuple[str, str]]:
     """The variants that fit into the free memory: without the whole body where there is too little, which is said."""
     if free_mb >= WHOLE_BODY_MB:
         return list(VARIANTS)
-    print(
-        f"  algorithm_2 over the whole body left out: it takes {WHOLE_BODY_MB / 1024:.0f} GB, {free_mb / 1024:.0f} are free"
-    )
+    takes = f"it takes {WHOLE_BODY_MB / 1024:.0f} GB, {free_mb / 1024:.0f} are free"
+    print(f"  algorithm_2 over the whole body left out: {takes}")
     return [(case, variant) for case, variant in VARIANTS if not variant.startswith("whole_body")]

@@ -1,196 +1,170 @@
 """`claims.csv`: each claim of the paper, the published figure, ours, and a verdict by a rule that is the same for all.
 
-A claim is *supported* when our interval (or, for Table 3, the Holm-corrected p below 0.05 with the claimed sign) lies
-wholly on the claimed side (for a claim of no difference: within 0.1 of none), *not supported* when it does not, and *cannot be tested here* when a run lacks what it takes.
-"Not supported" is no refutation: at small n most intervals are wide. On `lidc-mini` every verdict says that it is
-semi-synthetic.
+`CLAIMS` says for each what is measured, in which rows of which table, and on which side of zero the paper claims it. A
+claim is *supported* when our interval (or, for Table 3, the Holm-corrected p below 0.05 with the claimed sign) lies
+wholly on the claimed side (for a claim of no difference: within 0.1 of none), *not supported* when it does not, and
+*cannot be tested here* when a run lacks what it takes. "Not supported" is no refutation: at small n most intervals are
+wide. On `lidc-mini` every verdict says that it is semi-synthetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from study.measure.statistics import wilson_interval
+from study.measure.statistics import Estimate, wilson_interval
 
 COLUMNS = "claim published ours ci_low ci_high verdict based_on".split()
-EVIDENCE = (
-    "table1_differences", "lesion_differences", "feature_awareness", "control_summary", "table2_turing", "table3_subtype",
-    "fig7_scarcity", "fig8_malignancy",
-)  # fmt: skip
 SUPPORTED, UNSUPPORTED, UNTESTED = "supported", "not supported", "cannot be tested here"
 EQUIVALENT = 0.1  # accuracy or AUROC: a claim of no difference needs its whole interval this near to zero
-Tables = Mapping[str, pd.DataFrame]  # by result file, ours; an absent one makes its claims untestable
+SIDES: dict[str, Callable[[Estimate], bool]] = {
+    "below": lambda e: e.ci_high < 0,
+    "above": lambda e: e.ci_low > 0,
+    "above, by p": lambda e: e.value > 0 and e.p < 0.05,
+    "within": lambda e: -EQUIVALENT <= e.ci_low and e.ci_high <= EQUIVALENT,
+}
 
 
-def claims_table(ours: Tables, published: Tables, semi_synthetic: bool) -> pd.DataFrame:
-    """All claims. `ours` may lack tables; `published` are those of `study.report.published`.
-
-    Besides the result files of the design, `table1_differences` (metric, plane, a, b, difference, ci_low, ci_high) and
-    `lesion_differences` (metric, a, b, difference, …; b - a) are read.
-    """
-    rows = [
-        *_fidelity(ours, published),
-        *_regularisation(ours),
-        *_control(ours),
-        *_turing(ours, published),
-        *_subtype(ours, published),
-        *_scarcity(ours, published),
-        *_malignancy(ours, published),
-    ]
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    if semi_synthetic:
-        tested = table["verdict"] != UNTESTED
-        table.loc[tested, "verdict"] += " (semi-synthetic)"
-    return table
+# -- what is measured in the rows of a table ------------------------------------------------------------------------------
 
 
-def _row(claim: str, published: object, ours: float, low: float, high: float, side: str, based_on: str) -> list:
-    """side: `below` (the interval must lie below 0), `above` 0, or `within` `EQUIVALENT` of 0."""
-    if ours is None or not np.isfinite([ours, low, high]).all():
-        return [claim, published, np.nan, np.nan, np.nan, UNTESTED, based_on]
-    holds = {"below": high < 0, "above": low > 0, "within": -EQUIVALENT <= low and high <= EQUIVALENT}[side]
-    return [claim, published, ours, low, high, SUPPORTED if holds else UNSUPPORTED, based_on]
+def stated(column: str, row: pd.Series) -> Estimate:
+    """A value with the interval that stands beside it."""
+    return Estimate(row[column], row.ci_low, row.ci_high, 0)
 
 
-def _difference(ours: Tables, table: str, value: str = "difference", **where: str) -> tuple[float, float, float]:
-    frame = ours.get(table)
-    if frame is None:
-        return np.nan, np.nan, np.nan
-    for column, wanted in where.items():
-        frame = frame[frame[column] == wanted]
-    return tuple(frame.iloc[0][[value, "ci_low", "ci_high"]]) if len(frame) else (np.nan,) * 3
+def gap(column: str, after: pd.Series, before: pd.Series) -> Estimate:
+    """`after` minus `before`. Both share their test patients: adding half-widths in quadrature is conservative."""
+    value = after[column] - before[column]
+    half = np.hypot(after.ci_high - after.ci_low, before.ci_high - before.ci_low) / 2
+    return Estimate(value, value - half, value + half, 0)
 
 
-def _fidelity(ours: Tables, published: Tables) -> list[list]:
-    table = published["table1_fidelity"]
-    average = table[table["plane"] == "average"].set_index(["system", "metric"])["value"]
-    rows = []
-    for other in ("maisi-ddpm", "maisi-rflow"):
-        for metric in ("fid", "kid", "mmd"):
-            theirs = average["hr-ldm", metric] - average[other, metric]
-            found = _difference(ours, "table1_differences", metric=metric, plane="average", a=other, b="hr-ldm")
-            claim = f"Table 1: {metric.upper()} of HR-LDM is lower than that of {other} (difference)"
-            rows.append(_row(claim, f"{theirs:.4g}", *found, "below", "table1_fidelity, paired patient bootstrap"))
-    return rows
+def tested_gap(column: str, after: pd.Series, before: pd.Series) -> Estimate:
+    """`after` minus `before`; the table has a p in the place of an interval."""
+    return Estimate(after[column] - before[column], np.nan, np.nan, 0, after.p_bootstrap)
 
 
-def _regularisation(ours: Tables) -> list[list]:
-    rows = []
-    for metric, claim in (
-        ("jsd", "Section 3.2.3: L_hist brings the lesion's HU histogram closer to its target (JSD difference)"),
-        ("wasserstein_hu", "Section 3.2.3: L_hist brings lesion intensities closer to their target (HU difference)"),
-    ):
-        found = _difference(ours, "lesion_differences", metric=metric, a="maisi-ddpm", b="hr-ldm")
-        rows.append(_row(claim, "not measured", *found, "below", "lesion_histograms, paired patient bootstrap"))
-    found = _difference(ours, "lesion_differences", metric="sd_hu", a="maisi-ddpm", b="hr-ldm")
-    claim = "Section 1: L_hist mitigates over-smoothing (within-lesion SD, HU difference)"
-    rows.append(_row(claim, "not measured", *found, "above", "lesion_histograms, paired patient bootstrap"))
-    found = _difference(ours, "feature_awareness", "value", feature="feature_jsd", measure="spearman")
-    claim = "Section 3.2.3: features at D_trunc retain intensity (Spearman correlation of feature-JSD with HU-JSD)"
-    rows.append(_row(claim, "not measured", *found, "above", "02_autoencoder"))
-    return rows
-
-
-def _control(ours: Tables) -> list[list]:
-    table = ours.get("control_summary")
-    claim = "Section 3.3: the obtained mean HU follows the requested one (R2, all subtypes)"
-    if table is None:
-        return [_row(claim, "not measured", np.nan, np.nan, np.nan, "above", "control_summary")]
-    row = table[(table["system"] == "hr-ldm") & (table["subtype"] == "all") & (table["quantity"] == "mean_hu")].iloc[0]
-    r, n = float(np.sqrt(max(row["r2"], 0))), int(row["n"])
+def correlation(column: str, row: pd.Series) -> Estimate:
+    """R2 with the interval of Fisher's z."""
+    r, n = float(np.sqrt(max(row[column], 0))), int(row.n)
     low, high = np.tanh(np.arctanh(min(r, 0.999999)) + np.array([-1.96, 1.96]) / np.sqrt(max(n - 3, 1)))
-    return [_row(claim, "not measured", row["r2"], max(low, 0) ** 2, high**2, "above", f"control, n = {n}, Fisher z")]
+    return Estimate(row[column], max(low, 0) ** 2, high**2, n)
 
 
-def _turing(ours: Tables, published: Tables) -> list[list]:
-    claim = "Table 2: synthetic nodules are hard to tell from real ones ({}, accuracy minus one half)"
+def accuracy(column: str, real: pd.Series, synthetic: pd.Series) -> Estimate:
+    """Share of right calls minus one half, Wilson interval; `column` counts the calls "real"."""
+    right = int(real[column] + synthetic.called_synthetic)
+    n = int(sum(row.called_real + row.called_synthetic for row in (real, synthetic)))
+    low, high = wilson_interval(right, n)
+    return Estimate(right / n - 0.5, low - 0.5, high - 0.5, n)
+
+
+# -- the claims -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of `claims.csv`.
+
+    text:     names the section, table or figure of the paper
+    paper:    its figure, from results/published/
+    side:     of zero, where the quantity must lie (`SIDES`)
+    measure:  of the rows below
+    quantity: table.column
+    where:    the row, as a pandas query
+    pair:     of two rows: the column in which they differ, and its two values
+    based_on: in words; {n} is what the quantity is over
+    """
+
+    text: str
+    paper: str
+    side: str
+    measure: Callable[..., Estimate]
+    quantity: str
+    where: str
+    based_on: str
+    pair: tuple = ()
+
+
+PAIRED = "lesion_histograms, paired patient bootstrap"
+LAMBDA = "a == 'maisi-ddpm' and b == 'hr-ldm'"  # lambda = 10 minus lambda = 0
+HARD = "Table 2: synthetic nodules are hard to tell from real ones"
+# fmt: off
+CLAIMS = [
+    *(Claim(f"Table 1: {metric.upper()} of HR-LDM is lower than that of {other} (difference)", paper, "below",
+            stated, "table1_differences.difference", f"metric == '{metric}' and plane == 'average' and a == '{other}' and b == 'hr-ldm'",
+            "table1_fidelity, paired patient bootstrap")
+      for other, metric, paper in (
+          ("maisi-ddpm", "fid", "-0.3647"), ("maisi-ddpm", "kid", "-0.0003638"), ("maisi-ddpm", "mmd", "-0.0013"),
+          ("maisi-rflow", "fid", "-1.072"), ("maisi-rflow", "kid", "-0.001034"), ("maisi-rflow", "mmd", "-0.00394"))),
+    Claim("Section 3.2.3: L_hist brings the lesion's HU histogram closer to its target (JSD difference)", "not measured", "below",
+          stated, "lesion_differences.difference", f"metric == 'jsd' and {LAMBDA}", PAIRED),
+    Claim("Section 3.2.3: L_hist brings lesion intensities closer to their target (HU difference)", "not measured", "below",
+          stated, "lesion_differences.difference", f"metric == 'wasserstein_hu' and {LAMBDA}", PAIRED),
+    Claim("Section 1: L_hist mitigates over-smoothing (within-lesion SD, HU difference)", "not measured", "above",
+          stated, "lesion_differences.difference", f"metric == 'sd_hu' and {LAMBDA}", PAIRED),
+    Claim("Section 3.2.3: features at D_trunc retain intensity (Spearman correlation of feature-JSD with HU-JSD)", "not measured", "above",
+          stated, "feature_awareness.value", "feature == 'feature_jsd' and measure == 'spearman'", "02_autoencoder"),
+    Claim("Section 3.3: the obtained mean HU follows the requested one (R2, all subtypes)", "not measured", "above",
+          correlation, "control_summary.r2", "system == 'hr-ldm' and subtype == 'all' and quantity == 'mean_hu'", "control, n = {n}, Fisher z"),
+    *(Claim(f"{HARD} ({named}{condition.replace('_', ' ')}, accuracy minus one half)", paper + printed, "within",
+            accuracy, "table2_turing.called_real", f"observer == '{observer}' and condition == '{condition}'", based_on,
+            ("truth", "real", "synthetic"))
+      for condition, paper in (("cropped", "0.160"), ("full_context", "0.060"))
+      for observer, named, printed, based_on in (
+          ("radiologist", "", "", "no human reader; see 06_turing"),
+          ("model observer (boosting)", "model observer (boosting), ", " (human)", "table2_turing, Wilson interval"),
+          ("model observer (logistic)", "model observer (logistic), ", " (human)", "table2_turing, Wilson interval"))),
+    *(Claim(f"Table 3: synthetic nodules raise {metric.upper()} of {subtype}, {size} mm (difference)", paper, "above, by p",
+            tested_gap, "table3_subtype.mean", f"metric == '{metric}' and size_mm == '{size}' and subtype == '{subtype}'",
+            "table3_subtype, Holm-corrected paired bootstrap", ("arm", "Real + Synth", "Real only"))
+      for metric, size, subtype, paper in (
+          ("auroc", "10-20", "part-solid", "+0.049"), ("auroc", "10-20", "ground-glass", "+0.011"),
+          ("auroc", "20-30", "part-solid", "+0.081"), ("auroc", "20-30", "ground-glass", "+0.046"),
+          ("auprc", "10-20", "part-solid", "+0.077"), ("auprc", "10-20", "ground-glass", "+0.010"),
+          ("auprc", "20-30", "part-solid", "+0.125"), ("auprc", "20-30", "ground-glass", "+0.062"))),
+    Claim("Fig. 7: with all synthetic nodules, part-solid AUROC at the least real data stays near its value at 100 % (difference)", "about 0", "within",
+          gap, "fig7_scarcity.mean", "subtype == 'part-solid' and metric == 'auroc' and arm == 'Clinical (n%) + Synth (100%)'",
+          "fig7_scarcity, intervals in quadrature", ("retention", 0, 1)),
+    *(Claim(f"Fig. 8: malignancy AUROC is higher from {better} than from {worse} (difference)", paper, "above",
+            gap, "fig8_malignancy.auroc", f"arm in ['{better}', '{worse}']", "fig8_malignancy, intervals in quadrature; readers' ratings", ("arm", better, worse))
+      for better, worse, paper in (("subtype-imbalanced", "scratch", "+0.058"), ("subtype-balanced", "subtype-imbalanced", "+0.044"))),
+]
+# fmt: on
+
+
+def claims_table(tables: Mapping[str, pd.DataFrame], semi_synthetic: bool) -> pd.DataFrame:
+    """All claims, judged by our result tables by name; an absent one makes its claims untestable."""
     rows = []
-    for condition in ("cropped", "full_context"):
-        theirs, _ = _accuracy(published["table2_turing"], "radiologist", condition)
-        named = claim.format(condition.replace("_", " "))
-        human = [named, f"{theirs - 0.5:.3f}", np.nan, np.nan, np.nan, UNTESTED, "no human reader; see 06_turing"]
-        rows.append(human)
-        table = ours.get("table2_turing")
-        for observer in sorted(table["observer"].unique()) if table is not None else ():
-            accuracy, (low, high) = _accuracy(table, observer, condition)
-            model = named.replace("(", f"({observer}, ", 1)
-            based_on = "table2_turing, Wilson interval"
-            rows.append(
-                _row(model, f"{theirs - 0.5:.3f} (human)", accuracy - 0.5, low - 0.5, high - 0.5, "within", based_on)
-            )
-    return rows
+    for claim in CLAIMS:
+        found = _measured(claim, tables)
+        verdict = SUPPORTED if SIDES[claim.side](found) else UNSUPPORTED
+        verdict = UNTESTED if np.isnan(found.value) else verdict + " (semi-synthetic)" * semi_synthetic
+        based_on = claim.based_on.format(n=found.n)
+        rows.append((claim.text, claim.paper, found.value, found.ci_low, found.ci_high, verdict, based_on))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _accuracy(table: pd.DataFrame, observer: str, condition: str) -> tuple[float, tuple[float, float]]:
-    rows = table[(table["observer"] == observer) & (table["condition"] == condition)].set_index("truth")
-    right = int(rows.loc["real", "called_real"] + rows.loc["synthetic", "called_synthetic"])
-    n = int(rows[["called_real", "called_synthetic"]].to_numpy().sum())
-    return right / n, wilson_interval(right, n)
-
-
-def _subtype(ours: Tables, published: Tables) -> list[list]:
-    rows = []
-    keys = ["metric", "size_mm", "subtype", "arm"]
-    theirs = published["table3_subtype"].set_index(keys)["mean"]
-    table = ours.get("table3_subtype")
-    mine = None if table is None else table.set_index(keys)
-    for metric in ("auroc", "auprc"):
-        for size in ("10-20", "20-30"):
-            for subtype in ("part-solid", "ground-glass"):
-                pair = [(metric, size, subtype, arm) for arm in ("Real only", "Real + Synth")]
-                printed = f"{theirs[pair[1]] - theirs[pair[0]]:+.3f}"
-                claim = f"Table 3: synthetic nodules raise {metric.upper()} of {subtype}, {size} mm (difference)"
-                rows.append([claim, printed, *_table3(mine, pair), "table3_subtype, Holm-corrected paired bootstrap"])
-    return rows
-
-
-def _table3(mine: pd.DataFrame | None, pair: list[tuple]) -> list:
-    if mine is None or any(key not in mine.index for key in pair):
-        return [np.nan, np.nan, np.nan, UNTESTED]
-    before, after = (mine.loc[key] for key in pair)
-    gain, p = after["mean"] - before["mean"], after["p_bootstrap"]
-    if not np.isfinite(gain):
-        return [np.nan, np.nan, np.nan, UNTESTED]
-    return [gain, np.nan, np.nan, SUPPORTED if gain > 0 and p < 0.05 else UNSUPPORTED]
-
-
-def _scarcity(ours: Tables, published: Tables) -> list[list]:
-    claim = "Fig. 7: with all synthetic nodules, part-solid AUROC at the least real data stays near its value at 100 % (difference)"
-    table = ours.get("fig7_scarcity")
-    if table is None:
-        return [_row(claim, "about 0", np.nan, np.nan, np.nan, "within", "fig7_scarcity")]
-    cell = table[(table["subtype"] == "part-solid") & (table["metric"] == "auroc") & table["mean"].notna()]
-    cell = cell[cell["arm"] == "Clinical (n%) + Synth (100%)"].sort_values("retention")
-    if len(cell) < 2:
-        return [_row(claim, "about 0", np.nan, np.nan, np.nan, "within", "fig7_scarcity")]
-    least, full = cell.iloc[0], cell.iloc[-1]
-    # the two arms share their test patients: adding their half-widths in quadrature is conservative
-    half = np.hypot(least["ci_high"] - least["ci_low"], full["ci_high"] - full["ci_low"]) / 2
-    gap = least["mean"] - full["mean"]
-    return [_row(claim, "about 0", gap, gap - half, gap + half, "within", "fig7_scarcity, intervals in quadrature")]
-
-
-def _malignancy(ours: Tables, published: Tables) -> list[list]:
-    theirs = published["fig8_malignancy"].set_index("arm")["auroc"]
-    table = ours.get("fig8_malignancy")
-    rows = []
-    for worse, better in (("scratch", "subtype-imbalanced"), ("subtype-imbalanced", "subtype-balanced")):
-        claim = f"Fig. 8: malignancy AUROC is higher from {better} than from {worse} (difference)"
-        printed, found = f"{theirs[better] - theirs[worse]:+.3f}", (np.nan,) * 3
-        if table is not None and table["auroc"].notna().all():
-            arm = table.set_index("arm")
-            half = np.hypot(*[(arm.loc[a, "ci_high"] - arm.loc[a, "ci_low"]) / 2 for a in (worse, better)])
-            gap = arm.loc[better, "auroc"] - arm.loc[worse, "auroc"]
-            found = (gap, gap - half, gap + half)
-        rows.append(_row(claim, printed, *found, "above", "fig8_malignancy, intervals in quadrature; readers' ratings"))
-    return rows
+def _measured(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> Estimate:
+    """The claim's quantity; NaN where a table or a row is lacking, or a value has neither interval nor p."""
+    name, column = claim.quantity.split(".")
+    if name in tables:
+        found = tables[name].query(claim.where)
+        rows = [found[found[claim.pair[0]] == value] for value in claim.pair[1:]] if claim.pair else [found]
+        if all(len(row) for row in rows):
+            estimate = claim.measure(column, *(row.iloc[0] for row in rows))
+            if np.isfinite(estimate.value) and np.isfinite([estimate.ci_low, estimate.p]).any():
+                return estimate
+    return Estimate(np.nan, np.nan, np.nan, 0)
 
 
 def load_evidence(results_dir: Path) -> dict[str, pd.DataFrame]:
     """Our tables that the claims are judged by, those that exist."""
-    folder = Path(results_dir) / "tables"
-    return {name: pd.read_csv(folder / f"{name}.csv") for name in EVIDENCE if (folder / f"{name}.csv").is_file()}
+    names = dict.fromkeys(claim.quantity.split(".")[0] for claim in CLAIMS)
+    files = {name: Path(results_dir) / "tables" / f"{name}.csv" for name in names}
+    return {name: pd.read_csv(path) for name, path in files.items() if path.is_file()}

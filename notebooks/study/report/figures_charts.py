@@ -1,45 +1,222 @@
-"""Figures made of numbers: losses, histograms, control, Table 1, Figs. 3, 6-8, ablations. They take result tables."""
+"""Figures made of numbers: curves, points, values with their intervals, histograms. They take tables in long form.
+
+`lines`, `scatter`, `intervals` and `histogram` draw into one `Axes`; `facets` draws one of them for each part of a table.
+Their `hue` is a column whose values have a colour and a legend entry each (`colour_of`), in order of appearance.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas.api.types import is_numeric_dtype
 
-from hrldm.config import SUBTYPES
 from study.measure.statistics import least_squares
-from study.report.figures_base import GREY, PALETTE, SUBTYPE_COLOURS, colour_of, new_figure, style
+from study.report.figures_base import GREY, PALETTE, colour_of, new_figure, style
 
-METRIC_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "fid": "FID", "kid": "KID", "mmd": "MMD", "jsd": "JSD"}
-METRIC_NAMES |= {"wasserstein_hu": "Wasserstein distance, HU"}
+FEW = 12  # points of a curve that are marked
 
 
-def loss_curves(history: pd.DataFrame, x: str = "step", smooth: int = 1, log: bool = False) -> Figure:
-    """One panel for each numeric column of `history` but `x`; `smooth` > 1 adds a running mean over so many rows.
+def facets(
+    table: pd.DataFrame,
+    by: str | Sequence[str],
+    draw: Callable,
+    columns: int = 4,
+    title: str = "",
+    size: tuple[float, float] = (3.4, 2.8),
+    share_x: bool | str = False,
+    share_y: bool | str = False,
+    **how,
+) -> Figure:
+    """A panel for each value of a column, or for each pair of values of two (down, across): `draw(ax, part, **how)`.
 
-    Raises:
-        ValueError: no column `x` or nothing to draw.
+    A name keeps its colour and its row in all panels. A pair without rows, or an empty table, says so.
+
+    Args:
+        by: one column or two; none for a single panel.
+        columns: panels side by side, where `by` is one column.
+        size: of a panel, inches.
     """
-    columns = [c for c in history.select_dtypes("number").columns if c != x]
-    if x not in history or not columns:
-        raise ValueError(f"loss curves need column {x!r} and at least one more number, not {list(history.columns)}")
+    words = {c: pd.Categorical(v, v.dropna().unique()) for c, v in table.items() if not is_numeric_dtype(v)}
+    table = table.assign(**words)
+    by = [by] if isinstance(by, str) else list(by)
+    values = [list(table[column].unique()) or ["none"] for column in by]
+    keys = list(product(*values))
+    wide = len(values[1]) if len(by) == 2 else min(columns, len(keys))
+    high = -(-len(keys) // wide)
     with style():
-        wide = min(len(columns), 3)
-        rows = -(-len(columns) // wide)
-        fig, axes = new_figure(rows, wide, (3.6 * wide + 0.6, 2.6 * rows + 0.2))
-        for ax in axes.flat[len(columns) :]:
+        whole = (size[0] * wide + 0.6, size[1] * high + 0.6)
+        fig, axes = new_figure(high, wide, whole, sharex=share_x, sharey=share_y)
+        for ax in axes.flat[len(keys) :]:
             ax.set_axis_off()
-        for ax, column, colour in zip(axes.flat, columns, _cycle(len(columns)), strict=False):
-            ax.plot(history[x], history[column], color=colour, lw=0.8, alpha=0.35 if smooth > 1 else 1)
-            if smooth > 1:
-                mean = history[column].rolling(smooth, min_periods=1, center=True).mean()
-                ax.plot(history[x], mean, color=colour, label=f"mean of {smooth}")
-                ax.legend(loc="upper right")
-            ax.set(xlabel=x, title=column, yscale="log" if log else "linear")
+        for ax, key in zip(axes.flat, keys, strict=False):
+            part = table
+            for column, value in zip(by, key, strict=True):
+                part = part[part[column] == value]
+            if part.empty:
+                ax.text(0.5, 0.5, "no such case", ha="center", transform=ax.transAxes)
+            else:
+                draw(ax, part, **how)
+            ax.set_title(": ".join(map(str, key)))
+            if share_x or share_y:
+                ax.label_outer()
+        legend(fig)
+        fig.suptitle(title, wrap=True)
         return fig
+
+
+def legend(fig: Figure) -> None:
+    """One legend below for all panels that have none of their own, each name once."""
+    handles = {}
+    for ax in fig.axes:
+        if ax.get_legend() is None:
+            for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+                handles.setdefault(name, handle)
+    if handles:
+        wide = fig.get_figwidth() / (0.6 + 0.08 * max(map(len, handles)))
+        fig.legend(handles.values(), handles, loc="outside lower center", ncols=max(1, int(wide)), markerscale=1.5)
+
+
+def lines(
+    ax: Axes,
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    hue: str | None = None,
+    band: tuple[str, str] | None = None,
+    quartiles: bool = False,
+    smooth: int = 1,
+    filled: str = "",
+    label: str | None = None,
+    level: str | None = None,
+    shade: float | None = None,
+    **settings,
+) -> None:
+    """A curve of `y` over `x` for each hue. Where `x` holds words they stand at equal distances, in order of appearance.
+
+    Args:
+        band: columns of the lower and upper end of an interval; a bar at each point where `x` holds words.
+        quartiles: there are several rows for an `x`; draw their median, and the quartiles as a band.
+        smooth: over so many rows a running mean is drawn before the faint curve itself.
+        filled: hue that is drawn as a grey area, to be compared with.
+        label: column with what the legend of this panel says instead of the hue.
+        level: column with the height of a dotted line.
+        shade: the panel is grey from this `x` on.
+        settings: what else `ax.set` takes.
+    """
+    words = not is_numeric_dtype(table[x])
+    if words:
+        places = _order(table[x])
+        ax.set_xticks(range(len(places)), places)
+    for k, (name, colour, part) in enumerate(_hues(table, hue)):
+        first, real = part.iloc[0], name == "real"  # the others are compared with it
+        if quartiles:
+            part = part.groupby(x)[y].quantile([0.25, 0.5, 0.75]).unstack().set_axis(["low", y, "high"], axis=1)
+            part, band = part.reset_index(), ("low", "high")
+        at = part[x].map(places.index).astype(float) + 0.08 * (k - 1) if words else part[x]  # bars stand side by side
+        if name == filled:
+            ax.fill_between(at, part[y], color="0.8", label=name)
+            continue
+        if band and words:
+            ax.vlines(at, part[band[0]], part[band[1]], color=colour, lw=1.1, alpha=0.8)
+        elif band:
+            ax.fill_between(at, part[band[0]], part[band[1]], color=colour, alpha=0.28 if real else 0.15, lw=0)
+        height, said = part[y], first[label] if label else name
+        if smooth > 1:
+            ax.plot(at, height, color=colour, lw=0.8, alpha=0.35)
+            height, said = height.rolling(smooth, min_periods=1, center=True).mean(), f"mean of {smooth}"
+        marker = "o" if len(part) <= FEW else ""
+        ax.plot(at, height, marker=marker, ms=4.5, lw=2.4 if real else 1.6, color=colour, label=said)
+        if level:
+            ax.axhline(first[level], color=colour, ls=":", lw=1)
+    ax.set(**{"xlabel": x, "ylabel": y} | settings)
+    if shade is not None:
+        ax.axvspan(shade, ax.get_xlim()[1], color="0.9", lw=0, label=f"{x} > {shade:g}: L_hist left out")
+    if label:
+        ax.legend(loc="best", frameon=True, framealpha=0.7, edgecolor="none")
+
+
+def scatter(
+    ax: Axes, table: pd.DataFrame, x: str, y: str, hue: str | None = None, fit: bool = False, **settings
+) -> None:
+    """A point for each row; with `fit` the identity, and slope, R² and n of the least-squares line of all of them."""
+    for name, colour, part in _hues(table, hue):
+        ax.scatter(part[x], part[y], s=14, alpha=0.75, lw=0, color=colour, label=name)
+    if fit:
+        slope, _, r2 = least_squares(table[x].to_numpy(), table[y].to_numpy())
+        ax.axline((0, 0), slope=1, color=GREY, ls="--", lw=1, label="identity")
+        said = f"slope {slope:.2f}, R² {r2:.2f}, n = {len(table)}"
+        ax.text(0.04, 0.99, said, transform=ax.transAxes, va="top", fontsize=9)
+        ax.margins(y=0.12)
+    ax.set(**{"xlabel": x, "ylabel": y} | settings)
+
+
+def intervals(
+    ax: Axes, table: pd.DataFrame, rows: str, hue: str | None = None, floor: str = "", bars: bool = False, **settings
+) -> None:
+    """`value` with `ci_low` and `ci_high` for each name in column `rows`, from top to bottom in order of appearance.
+
+    A row named `heading: name` stands below its heading.
+
+    Args:
+        hue: without it each row has a colour of its own.
+        floor: the row that is drawn as a dashed line and a band over all others.
+        bars: bars from zero instead of squares.
+        settings: what else `ax.set` takes.
+    """
+    names = [name for name in _order(table[rows]) if name != floor]
+    headings = dict.fromkeys(name.rpartition(": ")[0] for name in names)
+    ticks, at = [], {}
+    for heading in headings:
+        ticks += [heading] if heading else []
+        for name in names:
+            if name.rpartition(": ")[0] == heading:
+                at[name] = len(ticks)
+                ticks.append(name.rpartition(": ")[2])
+    drawn = table[table[rows] != floor]
+    in_row = drawn.groupby(rows, observed=True)[rows]  # several values in a row stand one below the other
+    shift = 0.3 * (in_row.cumcount() - (in_row.transform("size") - 1) / 2)
+    drawn = drawn.assign(at=drawn[rows].map(at).astype(float) + shift)
+    for name, colour, part in _hues(drawn, hue or rows):
+        if bars:
+            ax.barh(part["at"], part["value"], 0.68, color=colour, alpha=0.85)
+        else:
+            ax.plot(part["value"], part["at"], "s", color=colour, ms=5.5, label=name if hue else None)
+        ax.hlines(part["at"], part["ci_low"], part["ci_high"], color="black" if bars else colour, lw=1.4)
+    for row in table[table[rows] == floor].itertuples():
+        ax.axvspan(row.ci_low, row.ci_high, color=GREY, alpha=0.2, lw=0)
+        said = f"floor: {floor} against {floor} (band: 95 % interval)"
+        ax.axvline(row.value, color="black", ls="--", lw=1.2, label=said)
+    ax.set(**{"yticks": range(len(ticks)), "yticklabels": ticks, "ylim": (len(ticks) - 0.5, -0.5)} | settings)
+    for tick in ax.get_yticklabels():
+        tick.set_fontweight("bold" if tick.get_text() in headings else "normal")
+    ax.grid(axis="x", color="0.9", lw=0.8)
+    ax.set_axisbelow(True)
+
+
+def histogram(ax: Axes, table: pd.DataFrame, x: str, hue: str, bins: int = 24, **settings) -> None:
+    """Counts of `x` in equal bins, those of the hues one upon the other."""
+    names, colours, parts = zip(*_hues(table, hue), strict=True)
+    ax.hist([part[x] for part in parts], bins, stacked=True, color=colours, label=names)
+    ax.set(**{"xlabel": x} | settings)
+
+
+def lesion_histograms(histograms: Mapping[str, Mapping[str, np.ndarray]], centres_hu: np.ndarray) -> Figure:
+    """HU histograms inside the lesions, `histograms[system][subtype]` (n, B) with rows of sum 1, a panel for each subtype."""
+    share = "share of the lesion's voxels"
+    parts = []
+    for system, of_subtype in histograms.items():
+        for subtype, rows in of_subtype.items():
+            n = max(len(of.get(subtype, ())) for of in histograms.values())
+            part = pd.DataFrame(rows, columns=centres_hu).melt(var_name="HU", value_name=share)
+            parts.append(part.assign(system=system, lesions=f"{subtype} (up to {n} lesions)"))
+    said = "HU inside the lesions: median and quartiles over lesions"
+    how = {"x": "HU", "y": share, "hue": "system", "quartiles": True, "share_y": True}
+    return facets(pd.concat(parts), "lesions", lines, title=said, **how)
 
 
 def soft_histogram(values: np.ndarray, centres: np.ndarray, soft: np.ndarray, hard: np.ndarray, unit: str) -> Figure:
@@ -52,21 +229,18 @@ def soft_histogram(values: np.ndarray, centres: np.ndarray, soft: np.ndarray, ha
         unit:       of the values, for the axis.
     """
     width = centres[1] - centres[0]
+    weights = np.maximum(0, 1 - np.abs(np.asarray(values)[:, None] - centres) / width)  # Eq. 7
     with style():
-        fig, axes = new_figure(1, 2, (10.0, 3.3))
-        left, right = axes[0]
-        for k, (centre, colour) in enumerate(zip(centres, _cycle(len(centres)), strict=True)):
-            left.plot([centre - width, centre, centre + width], [0, 1, 0], color=colour, lw=1.2)
+        fig, ((left, right),) = new_figure(1, 2, (10.0, 3.3))
+        for k, centre in enumerate(centres):
+            colour = PALETTE[k % len(PALETTE)]
+            left.plot(centres, centres == centre, color=colour, lw=1.2)
             left.text(centre, 1.03, rf"$\mu_{{{k + 1}}}$", color=colour, ha="center", fontsize=9)
-        weights = np.maximum(0, 1 - np.abs(np.asarray(values)[:, None] - centres) / width)  # triangular kernel
-        for value, row in zip(values, weights, strict=True):
+            given = weights[:, k] > 0
+            left.plot(values[given], weights[given, k], "o", color=colour, ms=5)
+        for value in values:
             left.axvline(value, color=GREY, lw=0.9, ls=":")
-            for k in np.flatnonzero(row):
-                left.plot(value, row[k], "o", color=PALETTE[k % len(PALETTE)], ms=5)
-        left.set(
-            xlim=(centres[0], centres[-1]), ylim=(0, 1.14), xlabel=f"value, {unit}", ylabel="weight",
-            title="each value is shared by two bins",
-        )  # fmt: skip
+        left.set(xlabel=f"value, {unit}", ylabel="weight", ylim=(0, 1.14), title="each value is shared by two bins")
         right.bar(centres, hard, width=0.9 * width, color="#d0d0d0", label="hard bins")
         right.plot(centres, soft, "o-", color=PALETTE[0], ms=4, label="soft bins (differentiable)")
         right.set(xlabel=f"value, {unit}", ylabel="share of the lesion", title="histogram of the lesion")
@@ -75,140 +249,17 @@ def soft_histogram(values: np.ndarray, centres: np.ndarray, soft: np.ndarray, ha
         return fig
 
 
-def lesion_histograms(histograms: Mapping[str, Mapping[str, np.ndarray]], centres_hu: np.ndarray) -> Figure:
-    """HU histograms inside the lesions, a panel for each subtype: median and quartiles over lesions.
-
-    `histograms[system][subtype]` is (n, B), each row of sum 1; the first system is drawn filled (the reference).
-    """
-    subtypes = [s for s in SUBTYPES if any(len(h.get(s, ())) for h in histograms.values())]
-    with style():
-        fig, axes = new_figure(1, max(len(subtypes), 1), (3.9 * max(len(subtypes), 1), 3.5), sharey=True)
-        handles = {}
-        for ax, subtype in zip(axes[0], subtypes, strict=False):
-            for k, (system, per_subtype) in enumerate(histograms.items()):
-                rows = per_subtype.get(subtype)
-                if rows is None or len(rows) == 0:
-                    continue
-                low, middle, high = np.percentile(rows, (25, 50, 75), axis=0)
-                colour = colour_of(system, k)
-                ax.fill_between(centres_hu, low, high, color=colour, alpha=0.28 if k == 0 else 0.12, lw=0)
-                handles[system] = ax.plot(centres_hu, middle, color=colour, lw=2.2 if k == 0 else 1.4)[0]
-            n = max(len(h.get(subtype, ())) for h in histograms.values())
-            ax.set(title=f"{subtype} (up to {n} lesions)", xlabel="HU")
-        axes[0, 0].set_ylabel("share of the lesion's voxels")
-        fig.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 6))
-        fig.suptitle("HU inside the lesions: median and quartiles over lesions", fontsize=10.5)
-        return fig
+def _order(column: pd.Series) -> list[str]:
+    """Names in order of appearance, in the whole table where `facets` has cut this part out of it."""
+    return list(column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column.unique())
 
 
-def control_scatter(control: pd.DataFrame, summary: pd.DataFrame | None = None, quantity: str = "mean") -> Figure:
-    """Requested against obtained mean (or `sd`) HU of each nodule, a panel for each system (`control.csv`).
-
-    `summary` is `control_summary.csv`; slope and R^2 are read from its row `all` of the system, otherwise from a
-    straight line fitted here.
-
-    Raises:
-        ValueError: `quantity` is neither mean nor sd, or the table is empty.
-    """
-    if quantity not in ("mean", "sd") or control.empty:
-        raise ValueError(f"control scatter needs rows and quantity mean or sd, not {len(control)} and {quantity!r}")
-    wanted, got = f"requested_{quantity}_hu", f"obtained_{quantity}_hu"
-    systems = list(dict.fromkeys(control["system"]))
-    both = control[[wanted, got]].to_numpy()
-    low, high = np.nanmin(both), np.nanmax(both)
-    pad = 0.05 * max(high - low, 1.0)
-    with style():
-        fig, axes = new_figure(1, len(systems), (3.7 * len(systems) + 0.4, 4.2), sharey=True)
-        for ax, system in zip(axes[0], systems, strict=True):
-            rows = control[control["system"] == system].dropna(subset=[wanted, got])
-            ax.plot([low - pad, high + pad], [low - pad, high + pad], color=GREY, ls="--", lw=1, label="identity")
-            for subtype in SUBTYPES:
-                part = rows[rows["subtype"] == subtype]
-                ax.scatter(
-                    part[wanted], part[got], s=14, alpha=0.75, lw=0, color=SUBTYPE_COLOURS[subtype], label=subtype
-                )
-            slope, r2 = _line(rows[wanted].to_numpy(), rows[got].to_numpy(), system, summary, quantity)
-            said = f"slope {slope:.2f}, R² {r2:.2f}, n = {len(rows)}"
-            ax.text(0.04, 0.96, said, transform=ax.transAxes, va="top", fontsize=9)
-            ax.set(title=system, xlabel=f"requested {quantity}, HU", aspect="equal")
-            ax.set(xlim=(low - pad, high + pad), ylim=(low - pad, high + pad + 0.12 * (high - low)))
-        axes[0, 0].set_ylabel(f"obtained {quantity}, HU")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=4)
-        return fig
-
-
-def fidelity_bars(table: pd.DataFrame, plane: str = "average", floor: str = "real") -> Figure:
-    """Table 1 (`table1_fidelity.csv`): FID, KID, MMD of each system with 95 % intervals, the real-real floor a line.
-
-    Raises:
-        ValueError: no row of that plane, or more than one extractor (their numbers must never share an axis).
-    """
-    rows = table[table["plane"] == plane]
-    extractors = sorted(set(rows["extractor"]))
-    if len(extractors) != 1:
-        raise ValueError(f"fidelity bars need rows of plane {plane!r} of one extractor, not of {extractors}")
-    title = f"Distance to real nodules, features of {extractors[0]}, {plane} of planes"
-    return _interval_bars(rows, title, floor, "metric", ("fid", "kid", "mmd"))
-
-
-def lesion_distances(table: pd.DataFrame, floor: str = "real", subtype: str = "all") -> Figure:
-    """HU-histogram JSD and Wasserstein distance of each system with 95 % intervals (`lesion_histograms.csv`).
-
-    Raises:
-        ValueError: no row of that subtype.
-    """
-    rows = table[table["subtype"] == subtype]
-    if rows.empty:
-        raise ValueError(f"no lesion distances of subtype {subtype!r}; there are {sorted(set(table['subtype']))}")
-    title = f"HU histogram inside the lesion against the same nodule's truth, {subtype}"
-    return _interval_bars(rows, title, floor, "metric", ("jsd", "wasserstein_hu"))
-
-
-def _interval_bars(rows: pd.DataFrame, title: str, floor: str, by: str, order: Sequence[str]) -> Figure:
-    """Horizontal bars with intervals, a panel for each value of `by`, systems from top to bottom as in the table."""
-    metrics = [m for m in order if m in set(rows[by])]
-    systems = [s for s in dict.fromkeys(rows["system"]) if s != floor]
-    with style():
-        fig, axes = new_figure(1, len(metrics), (3.4 * len(metrics) + 1.2, 0.42 * len(systems) + 1.7), sharey=True)
-        for ax, metric in zip(axes[0], metrics, strict=True):
-            cell = rows[rows[by] == metric].set_index("system")
-            for k, system in enumerate(systems):
-                if system in cell.index:
-                    _bar(ax, k, cell.loc[system], colour_of(system, k))
-            if floor in cell.index:
-                _floor(ax, cell.loc[floor])
-            ax.set(xlabel=f"{METRIC_NAMES.get(metric, metric)} (lower is better)")
-            ax.set_xlim(left=min(0.0, float(np.nanmin(cell[["value", "ci_low"]].to_numpy()))))
-        axes[0, 0].set(yticks=range(len(systems)), yticklabels=systems, ylim=(len(systems) - 0.5, -0.5))
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        if handles:
-            fig.legend(handles, labels, loc="outside lower center", ncols=2)
-        fig.suptitle(title, fontsize=10.5)
-        return fig
-
-
-def _bar(ax: Axes, y: float, row: pd.Series, colour: str) -> None:
-    ax.barh(y, row["value"], height=0.68, color=colour, alpha=0.85)
-    ax.plot([row["ci_low"], row["ci_high"]], [y, y], color="black", lw=1.2, solid_capstyle="butt")
-
-
-def _floor(ax: Axes, row: pd.Series) -> None:
-    ax.axvspan(row["ci_low"], row["ci_high"], color=GREY, alpha=0.2, lw=0)
-    ax.axvline(row["value"], color="black", ls="--", lw=1.2, label="floor: real against real (band: 95 % interval)")
-
-
-def _line(
-    requested: np.ndarray, obtained: np.ndarray, system: str, summary: pd.DataFrame | None, quantity: str
-) -> tuple[float, float]:
-    """Slope and R^2: from the summary where it has the pooled row of the mean, else by least squares."""
-    if summary is not None and quantity == "mean":
-        pooled = summary[(summary["system"] == system) & (summary["subtype"] == "all")]
-        if len(pooled):
-            return float(pooled["slope"].iloc[0]), float(pooled["r2"].iloc[0])
-    slope, _, r2 = least_squares(np.asarray(requested), np.asarray(obtained))
-    return slope, r2
-
-
-def _cycle(n: int) -> list[str]:
-    return [PALETTE[k % len(PALETTE)] for k in range(n)]
+def _hues(table: pd.DataFrame, hue: str | None) -> Iterator[tuple[str | None, str, pd.DataFrame]]:
+    """Each name in column `hue` with its colour and its rows; all rows at once where there is no such column."""
+    if hue is None:
+        yield None, PALETTE[0], table
+        return
+    for k, name in enumerate(_order(table[hue])):
+        part = table[table[hue] == name]
+        if len(part):
+            yield name, colour_of(name, k), part

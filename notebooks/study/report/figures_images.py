@@ -1,106 +1,116 @@
-"""Figures made of CT patches (Figs. 4 and 5, before/after, montages). See `figures_base` for orientation and window."""
+"""Figures made of CT patches, in radiological orientation: slices side by side, before and after, and cells of examples.
+
+Arrays are (x, y, z) = RAS voxels: axis 0 runs to the patient's right, axis 1 to anterior, axis 2 to superior. On the
+page
+
+- axial:    anterior up,  the patient's right on the image's left;
+- coronal:  superior up,  the patient's right on the image's left;
+- sagittal: superior up,  anterior on the image's left.
+
+The lung window (level -600, width 1500 HU) is the same in every panel of every figure and named in it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
 
 import numpy as np
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patheffects import withStroke
 
-from hrldm.config import SIZE_BINS_MM, SUBTYPES
-from study.report.figures_base import PLANES, WINDOW_NOTE, YELLOW, Panel, bare, new_figure, scale_bar, show_patch, style
+from hrldm.ct.geometry import equivalent_diameter
+from study.report.figures_base import YELLOW, new_figure, style
 
-
-def subtype_size_grid(
-    cells: Mapping[tuple[str, str], Sequence[Panel]], per_cell: int = 3, note: str = "", zoom: float = 1.7
-) -> Figure:
-    """Fig. 4: subtypes (rows) x sizes (columns); in each cell one real and two synthetic nodules with their zooms.
-
-    Args:
-        cells: (subtype, size such as `6-10`) to its panels, the real one first; a missing cell is left empty.
-        zoom:  half the side of the zoomed view in lesion radii.
-    """
-    sizes = [f"{low:g}-{high:g}" for low, high in SIZE_BINS_MM]
-    with style():
-        columns = len(sizes) * per_cell
-        fig, axes = new_figure(2 * len(SUBTYPES), columns, (1.35 * columns + 0.5, 1.42 * 2 * len(SUBTYPES) + 0.8))
-        for ax in axes.flat:
-            bare(ax)
-        for row, subtype in enumerate(SUBTYPES):
-            axes[2 * row, 0].set_ylabel(subtype, fontsize=11, fontweight="bold")
-            axes[2 * row + 1, 0].set_ylabel("zoom", fontsize=9)
-            for column, size in enumerate(sizes):
-                for k, panel in enumerate(cells.get((subtype, size), ())[:per_cell]):
-                    _with_zoom(
-                        axes[2 * row, column * per_cell + k], axes[2 * row + 1, column * per_cell + k], panel, zoom
-                    )
-        for column, size in enumerate(sizes):
-            middle = axes[0, column * per_cell + per_cell // 2]
-            middle.annotate(
-                f"{size} mm", (0.5, 1.0), (0, 17), "axes fraction", "offset points", ha="center", fontsize=11,
-                fontweight="bold",
-            )  # fmt: skip
-        _heading(fig, "Real and synthetic nodules, axial", note)
-        return fig
+AXES = {"axial": (2, 0, 1), "sagittal": (0, 1, 2), "coronal": (1, 0, 2)}  # of a plane: normal, across, up the page
+LUNG_WINDOW = (-1350.0, 150.0)  # HU
+WINDOW_NOTE = "lung window, level −600 HU, width 1500 HU"
+BARS_MM = (50, 10, 5)
+ZOOM = 1.7  # half the side of a zoomed view, in radii of the lesion
+AGREE, DIFFER = "#e8f1f8", "#fbf0dd"
 
 
-def _with_zoom(context: Axes, close: Axes, panel: Panel, zoom: float) -> None:
-    """A panel in its context and, below, its lesion, an arrow at its margin in both."""
-    index, x, y = panel.centre("axial")
-    margin = panel.margin_mm("axial")
-    for ax, title in ((context, panel.label), (close, "")):
-        show_patch(ax, panel.volume, "axial", index, panel.spacing, title=title)
-    (left, right), (bottom, top) = context.get_xlim(), context.get_ylim()
-    half = min(zoom * max(panel.radius_mm(), 3.0), (right - left) / 2, (bottom - top) / 2)
-    cx, cy = np.clip(x, left + half, right - half), np.clip(y, top + half, bottom - half)
-    close.set(xlim=(cx - half, cx + half), ylim=(cy + half, cy - half))
-    _arrow(context, x, y, margin + 1, 9.0)
-    _arrow(close, x, y, margin, 0.5 * half)
-    scale_bar(context, 10)
-    scale_bar(close, 5)
-
-
-def before_after(
-    before: Panel,
-    after: Panel,
-    limit_hu: float | None = None,
-    note: str = "",
-    titles: Sequence[str] = ("before", "after"),
-) -> Figure:
-    """A CT patch before and after the insertion and their difference in HU, in three planes through the lesion.
-
-    The lesion is `after.mask` (or `before.mask`); `limit_hu` bounds the colours (default: the 99.9 percentile).
+@dataclass(frozen=True)
+class Panel:
+    """A volume to be shown, by the slice through its lesion.
 
     Raises:
-        ValueError: the two volumes differ in shape.
+        ValueError: unknown plane, or the volume has not three axes.
     """
-    if before.volume.shape != after.volume.shape:
-        raise ValueError(f"before {before.volume.shape} and after {after.volume.shape} must have one shape")
-    lesion = after if after.mask is not None else before
-    difference = after.volume.astype(float) - before.volume.astype(float)
-    limit = limit_hu or max(50.0, float(np.percentile(np.abs(difference), 99.9)))
-    with style():
-        fig, axes = new_figure(3, 3, (8.6, 8.2))
-        for row, plane in enumerate(PLANES):
-            index = lesion.centre(plane)[0]
-            common = {"plane": plane, "index": index, "spacing": after.spacing}
-            show_patch(axes[row, 0], before.volume, **common, scale_bar_mm=10)
-            show_patch(axes[row, 1], after.volume, **common, mask=lesion.mask)
-            colours = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-            shown = show_patch(axes[row, 2], difference, **common, **colours)
-            axes[row, 0].set_ylabel(plane)
-        for ax, title in zip(axes[0], (*titles, "difference"), strict=True):
-            ax.set_title(title)
-        fig.colorbar(shown, ax=axes[:, 2], label="difference, HU", shrink=0.6, extend="both")
-        _heading(fig, "", note)
-        return fig
+
+    volume: np.ndarray  # (X, Y, Z)
+    mask: np.ndarray | None = None  # (X, Y, Z) bool, the lesion
+    label: str = ""
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # mm
+    plane: str = "axial"
+    kind: str = "HU"  # in the lung window; "difference": HU from blue to red; "latent": no unit, grey
+    outline: bool = False  # draw the mask's
+
+    def __post_init__(self) -> None:
+        if self.plane not in AXES or self.volume.ndim != 3:
+            raise ValueError(
+                f"a panel needs a volume (X, Y, Z) and a plane ({', '.join(AXES)}), not {self.volume.shape} and {self.plane!r}"
+            )
+
+    @property
+    def pixel(self) -> tuple[float, float]:
+        """Width and height of a pixel on the page, mm."""
+        return tuple(self.spacing[axis] for axis in AXES[self.plane][1:])
+
+    @cached_property
+    def centre(self) -> tuple[int, float, float]:
+        """The slice through the lesion's centre of mass (or the volume's middle), and that centre in mm on the page (x, y)."""
+        shape = np.array(self.volume.shape)
+        lesion = self.mask is not None and self.mask.any()
+        point = np.argwhere(self.mask).mean(0) if lesion else shape // 2
+        normal, *on_page = AXES[self.plane]
+        x, y = (shape - point - 0.5)[on_page] * self.pixel
+        return round(float(point[normal])), float(x), float(y)
+
+    def page(self, array: np.ndarray) -> np.ndarray:
+        """The slice of an array (X, Y, Z) as the page shows it: rows from the top."""
+        return np.take(array, self.centre[0], axis=AXES[self.plane][0])[::-1, ::-1].T
 
 
-def montage(
-    panels: Sequence[Panel], columns: int = 10, plane: str = "axial", title: str = "", outline: bool = False
-) -> Figure:
-    """Contact sheet: one slice through each lesion, its label above, one scale bar on the first.
+def show(ax: Axes, panel: Panel, limits: tuple[float, float] = LUNG_WINDOW, bar: bool = False) -> AxesImage:
+    """Draw a panel's slice with axes in mm, and a scale bar on demand."""
+    image, (width, height) = panel.page(panel.volume), panel.pixel
+    rows, columns = image.shape
+    colours = "RdBu_r" if panel.kind == "difference" else "gray"
+    extent = (0, columns * width, rows * height, 0)
+    shown = ax.imshow(image, colours, interpolation="bilinear", vmin=limits[0], vmax=limits[1], extent=extent)
+    if panel.outline and panel.mask is not None:
+        lesion = panel.page(panel.mask)
+        if lesion.any() and not lesion.all():
+            x, y = (np.arange(columns) + 0.5) * width, (np.arange(rows) + 0.5) * height
+            ax.contour(x, y, lesion, levels=[0.5], colors=[YELLOW], linewidths=1.0)
+    ax.set_title(panel.label, fontsize=8.5, pad=2)
+    if bar:
+        scale_bar(ax)
+    return shown
+
+
+def scale_bar(ax: Axes) -> None:
+    """The longest of `BARS_MM` that takes at most 0.6 of what the axes show now, in the lower left corner."""
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    length = next((mm for mm in BARS_MM if mm <= 0.6 * (right - left)), BARS_MM[-1])
+    x0, y0 = left + 0.05 * (right - left), bottom + 0.06 * (top - bottom)
+    for colour, line in (("black", 4.0), ("white", 2.0)):  # readable on lung and on soft tissue
+        ax.plot([x0, x0 + length], [y0, y0], color=colour, lw=line, solid_capstyle="butt", zorder=3)
+    text = ax.text(x0, y0 + 0.03 * (top - bottom), f"{length:g} mm", color="white", va="bottom", fontsize=8)
+    text.set_path_effects([withStroke(linewidth=1.5, foreground="black")])
+    ax.set(xlim=(left, right), ylim=(bottom, top))
+
+
+def montage(panels: Sequence[Panel], columns: int = 10, title: str = "", rows: Sequence[str] = ()) -> Figure:
+    """Panels side by side, each with its label above; a scale bar on the first of each row, which may have a name.
+
+    Differences share one scale of colours, latents one of grey.
 
     Raises:
         ValueError: no panels.
@@ -108,115 +118,118 @@ def montage(
     if not panels:
         raise ValueError("a montage needs at least one panel")
     columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
+    lines, side = -(-len(panels) // columns), 10.0 / max(columns, 4)
+    limits, changed = _limits(panels), any(p.kind == "difference" for p in panels)
     with style():
-        side = 10.0 / max(columns, 4)
-        fig, axes = new_figure(rows, columns, (side * columns, (side + 0.2) * rows + 0.7))
+        fig, axes = new_figure(lines, columns, (side * columns + 0.3 + changed, (side + 0.2) * lines + 0.7))
         for ax in axes.flat:
-            ax.set_axis_off()
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
         for k, (ax, panel) in enumerate(zip(axes.flat, panels, strict=False)):
-            mask = panel.mask if outline else None
-            index = panel.centre(plane)[0]
-            show_patch(ax, panel.volume, plane, index, panel.spacing, mask, scale_bar_mm=10 if k == 0 else None)
-            ax.set_title(panel.label, fontsize=min(9, 4.5 + 2.5 * side), pad=2)
-        _heading(fig, title, plane)
+            bar = k % columns == 0 and panel.kind != "latent"
+            shown = show(ax, panel, limits[panel.kind], bar)
+            ax.title.set_fontsize(min(9, 4.5 + 2.5 * side))
+        for ax, name in zip(axes[:, 0], rows, strict=False):
+            ax.set_ylabel(name)
+        if changed:
+            fig.colorbar(shown, ax=axes[:, -1], label="difference, HU", shrink=0.7, extend="both")
+        _heading(fig, title, panels)
         return fig
 
 
-def reconstructions(
-    originals: Sequence[Panel],
-    others: Mapping[str, Sequence[np.ndarray]],
-    limit_hu: float = 200.0,
-    plane: str = "axial",
+def differences(
+    first: Sequence[Panel], others: Mapping[str, Iterable[np.ndarray]], name: str = "original", title: str = ""
 ) -> Figure:
-    """Each original (rows) beside its reconstructions and, after them, each reconstruction's error in HU.
+    """Each volume (a row, named by its label) beside what became of it, and after them the differences in HU.
 
     Raises:
-        ValueError: a reconstruction is missing for an original.
+        ValueError: something is missing in a row, or shapes differ.
     """
-    for name, volumes in others.items():
-        if len(volumes) != len(originals):
-            raise ValueError(f"{name}: {len(volumes)} reconstructions of {len(originals)} originals")
+    panels = []
+    for panel, *made in zip(first, *others.values(), strict=True):
+        row = [replace(panel, label=name, outline=False)]
+        row += [replace(panel, volume=v, label=label) for label, v in zip(others, made, strict=True)]
+        for after in row[1:]:
+            change = np.asarray(after.volume, float) - panel.volume
+            row.append(replace(row[0], volume=change, label=f"{after.label}\n− {name}", kind="difference"))
+        panels += [replace(p, label="") for p in row] if panels else row
+    return montage(panels, 1 + 2 * len(others), title, [p.label for p in first])
+
+
+def before_after(before: Panel, after: Panel, title: str = "") -> Figure:
+    """A CT patch before and after the insertion and the difference, in three planes through the lesion, `after.mask`."""
+    rows = [replace(after, volume=before.volume, plane=plane, label=plane, outline=True) for plane in AXES]
+    return differences(rows, {"after": [after.volume] * len(rows)}, "before", title)
+
+
+def crosstab(
+    cells: Mapping[tuple[str, str], Sequence[Panel]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    wide: int,
+    title: str,
+    name: str = "{}, {}",
+    zoom: bool = False,
+) -> Figure:
+    """Examples of each (row, column), up to two lines of `wide` panels. A cell without an example says so.
+
+    Args:
+        name: title of a cell, a format of its row and column.
+        zoom: each cell has one line, and below each panel its lesion enlarged, with an arrow at its margin in both.
+            Without it the cells are those of a confusion matrix, the diagonal tinted blue and the others orange.
+    """
+    side = min(1.9, 13 / (wide * len(columns)))
     with style():
-        n = 1 + 2 * len(others)
-        fig, axes = new_figure(len(originals), n, (1.9 * n + 0.9, 1.9 * len(originals) + 0.7))
-        shown = None
-        for row, (original, *made) in enumerate(zip(originals, *others.values(), strict=True)):
-            common = {"plane": plane, "index": original.centre(plane)[0], "spacing": original.spacing}
-            show_patch(axes[row, 0], original.volume, **common, scale_bar_mm=10 if row == 0 else None)
-            axes[row, 0].set_ylabel(original.label)
-            for k, volume in enumerate(made):
-                show_patch(axes[row, 1 + k], volume, **common)
-                error = np.asarray(volume, float) - original.volume
-                colours = {"cmap": "RdBu_r", "vmin": -limit_hu, "vmax": limit_hu}
-                shown = show_patch(axes[row, 1 + len(others) + k], error, **common, **colours)
-        names = ["original", *others, *(f"{name}\n− original" for name in others)]
-        for ax, title in zip(axes[0], names, strict=True):
-            ax.set_title(title)
-        if shown is not None:
-            fig.colorbar(shown, ax=axes[:, -1], label="error, HU", shrink=0.8, extend="both")
-        _heading(fig, "", plane)
+        size = (side * wide * len(columns) + 0.3, (2 * side + 0.7) * len(rows) + 0.5)
+        fig = plt.figure(figsize=size, layout="constrained")
+        blocks = fig.subfigures(len(rows), len(columns), squeeze=False, wspace=0.03, hspace=0.03)
+        for (i, row), (j, column) in product(enumerate(rows), enumerate(columns)):
+            block, panels = blocks[i, j], cells.get((row, column), ())
+            block.suptitle(name.format(row, column), fontweight="bold")
+            axes = block.subplots(2, wide, squeeze=False)
+            for ax in axes.flat:
+                ax.set_axis_off()
+            if not panels:
+                block.text(0.5, 0.45, "no such case", ha="center", va="center", color="0.35")
+            if not zoom:
+                block.set_facecolor(AGREE if i == j else DIFFER)
+            for k, (ax, panel) in enumerate(zip(axes[0] if zoom else axes.flat, panels, strict=False)):
+                show(ax, panel, bar=zoom or k == 0)
+                if zoom:
+                    _enlarge(ax, axes[1, k], panel)
+        _heading(fig, title, sum(map(list, cells.values()), []))
         return fig
 
 
-def confusion_panels(panels: Mapping[tuple[str, str], Sequence[Panel]], observer: str, per_cell: int = 4) -> Figure:
-    """Fig. 5: examples in a confusion-matrix layout; keys are (truth, called), each `real` or `synthetic`.
-
-    Cells without an example say so. The observer (radiologist or model) is named in the title.
-    """
-    kinds = ("real", "synthetic")
-    with style():
-        fig = new_figure(1, 1, (1.85 * 2 * -(-per_cell // 2) + 0.4, 8.8))[0]
-        fig.clear()
-        blocks = fig.subfigures(2, 2, wspace=0.03, hspace=0.04)
-        for i, truth in enumerate(kinds):
-            for j, called in enumerate(kinds):
-                block = blocks[i, j]
-                block.set_facecolor("#e8f1f8" if i == j else "#fbf0dd")
-                block.suptitle(f"truth: {truth} · called: {called}", fontsize=10.5)
-                chosen = panels.get((truth, called), ())[:per_cell]
-                axes = block.subplots(2, -(-per_cell // 2), squeeze=False)
-                for k, ax in enumerate(axes.flat):
-                    ax.set_axis_off()
-                    if k < len(chosen):
-                        index = chosen[k].centre("axial")[0]
-                        bar = 10 if k == 0 else None
-                        show_patch(ax, chosen[k].volume, "axial", index, chosen[k].spacing, scale_bar_mm=bar)
-                        ax.set_title(chosen[k].label, fontsize=8.5)
-                if not chosen:
-                    block.text(0.5, 0.45, "no such case", ha="center", va="center", color="0.35")
-        _heading(fig, f"Real or synthetic? Observer: {observer}", "axial")
-        return fig
+def _enlarge(context: Axes, close: Axes, panel: Panel) -> None:
+    """Draw the panel's lesion enlarged, and in both an arrow from the lower right to the lesion's margin."""
+    _, x, y = panel.centre
+    radius = equivalent_diameter(panel.mask.sum() * np.prod(panel.spacing)) / 2
+    (left, right), (bottom, top) = context.get_xlim(), context.get_ylim()
+    half = min(ZOOM * max(radius, 3.0), (right - left) / 2, (bottom - top) / 2)
+    cx, cy = np.clip(x, left + half, right - half), np.clip(y, top + half, bottom - half)
+    show(close, replace(panel, label=""))
+    close.set(xlim=(cx - half, cx + half), ylim=(cy + half, cy - half))
+    scale_bar(close)
+    down, across = np.nonzero(panel.page(panel.mask))
+    width, height = panel.pixel
+    margin = np.max(((across + 0.5) * width - x + (down + 0.5) * height - y) * np.sqrt(0.5), initial=0.0)
+    for ax, gap, length in ((context, 1.0, 9.0), (close, 0.0, half / 2)):
+        near, far = (np.sqrt(0.5) * (margin + gap + more) for more in (0, length))
+        arrow = {"arrowstyle": "-|>", "color": YELLOW, "lw": 1.3, "mutation_scale": 9}
+        ax.annotate("", (x + near, y + near), (x + far, y + far), arrowprops=arrow)
 
 
-def strip(volumes: Sequence[Panel], plane: str = "axial", title: str = "", windowed: bool = True) -> Figure:
-    """A row of volumes, for example z_t of Eq. 4 at growing t; each panel's label (`t = 250`) above it.
-
-    With `windowed` False the volumes are not HU (latents): one common grey scale over their 1-99 percentiles.
-    """
-    with style():
-        n = len(volumes)
-        fig, axes = new_figure(1, n, (min(1.9 * n, 12.0), 12.0 / max(n, 6.3) + 0.6))
-        stacked = np.concatenate([p.volume.ravel() for p in volumes])
-        low, high = np.percentile(stacked, (1, 99))
-        window = {} if windowed else {"vmin": low, "vmax": high}
-        for k, (ax, panel) in enumerate(zip(axes[0], volumes, strict=True)):
-            index = panel.centre(plane)[0]
-            bar = 10 if k == 0 and windowed else None
-            show_patch(ax, panel.volume, plane, index, panel.spacing, panel.mask, panel.label, bar, **window)
-        note = f"{plane}, common grey scale" if not windowed else plane
-        _heading(fig, title, note, window_note=windowed)
-        return fig
+def _limits(panels: Sequence[Panel]) -> dict[str, tuple[float, float]]:
+    """The limits of grey or colour of each kind of panel, the same for all panels of the kind."""
+    kinds = ("difference", "latent")
+    change, latent = (np.concatenate([[0.0], *(p.volume.ravel() for p in panels if p.kind == k)]) for k in kinds)
+    reach = max(50.0, float(np.percentile(np.abs(change), 99.9)))
+    return {"HU": LUNG_WINDOW, "difference": (-reach, reach), "latent": tuple(np.percentile(latent, (1, 99)))}
 
 
-def _heading(fig: Figure, title: str, note: str, window_note: bool = True) -> None:
-    """Title in one line, and below it what is shown and in which window."""
-    said = " · ".join(part for part in (note, WINDOW_NOTE if window_note else "") if part)
-    fig.suptitle(f"{title}\n{said}" if title else said, fontsize=10.5)
-
-
-def _arrow(ax: Axes, x: float, y: float, radius: float, length: float) -> None:
-    """A yellow arrow from the lower right to the lesion's margin, in mm of the page."""
-    d = np.sqrt(0.5)
-    tip, tail = (x + d * radius, y + d * radius), (x + d * (radius + length), y + d * (radius + length))
-    ax.annotate("", tip, tail, arrowprops={"arrowstyle": "-|>", "color": YELLOW, "lw": 1.3, "mutation_scale": 9})
+def _heading(fig: Figure, title: str, panels: Sequence[Panel]) -> None:
+    """The title, and below it which planes are shown in which window."""
+    planes = ", ".join(dict.fromkeys(panel.plane for panel in panels))
+    note = "common grey scale" if all(panel.kind == "latent" for panel in panels) else WINDOW_NOTE
+    fig.suptitle(f"{title}\n{planes} · {note}".strip())

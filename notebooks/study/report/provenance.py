@@ -64,7 +64,7 @@ def write_provenance(
         "profile_fields": json.loads(json.dumps(dataclasses.asdict(profile))),  # tuples become lists, as in the file
     }
     with _lock(path):
-        before = _read(path)
+        before = read_provenance(folder)
         if any(before.get(key) != value for key, value in run.items()):
             before = {}
         git = git_state()
@@ -93,18 +93,11 @@ def write_provenance(
 
 
 def read_provenance(results_dir: Path | str) -> dict:
-    """The record of a results folder.
-
-    Raises:
-        ValueError: there is none, or it is not JSON.
-    """
-    path = Path(results_dir) / NAME
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; `make reproduce` writes it")
+    """The record of a results folder; empty where there is none, or a broken one, which the next run replaces."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); remove it and run `make reproduce`") from error
+        return json.loads((Path(results_dir) / NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
 
 
 def git_state() -> dict[str, str | bool | None]:
@@ -133,14 +126,6 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _read(path: Path) -> dict:
-    """The former record; a broken one counts as none, for it is about to be replaced."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
 
 
 def _lock(path: Path) -> FileLock:

@@ -9,8 +9,6 @@ no printed values) and `sd` of Fig. 8 ("+/-", not explained there). p_mann_whitn
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 
 from hrldm import paths
@@ -29,19 +27,15 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
-def load_published(name: str, folder: str | Path | None = None) -> pd.DataFrame:
-    """One table of the paper, checked for its columns.
-
-    Args:
-        name: key of :data:`COLUMNS`.
-        folder: default `results/published/` of the repository.
+def load_published(name: str) -> pd.DataFrame:
+    """One table of the paper by its name in `COLUMNS`, checked for its columns.
 
     Raises:
         ValueError: unknown name, missing file, or other columns than expected.
     """
     if name not in COLUMNS:
         raise ValueError(f"no published table {name!r}; known: {', '.join(COLUMNS)}")
-    path = Path(folder or paths.PUBLISHED) / f"{name}.csv"
+    path = paths.PUBLISHED / f"{name}.csv"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; it belongs to the repository, restore it with `git checkout`")
     table = pd.read_csv(path)
@@ -50,13 +44,13 @@ def load_published(name: str, folder: str | Path | None = None) -> pd.DataFrame:
     return table
 
 
-def beside_ours(ours: pd.DataFrame, name: str, on: list[str], value: str, folder: str | Path | None = None):
+def beside_ours(ours: pd.DataFrame, name: str, on: list[str], value: str) -> pd.DataFrame:
     """Our table with the paper's `value` in a column `published`, matched on the columns `on` (NaN where it has none).
 
     Raises:
         ValueError: a column of `on` that either table lacks, or published rows that are not unique in `on`.
     """
-    theirs = load_published(name, folder)
+    theirs = load_published(name)
     if missing := [c for c in [*on, value] if c not in theirs] + [c for c in on if c not in ours]:
         raise ValueError(f"{name}: cannot match on {on}, missing {sorted(set(missing))}")
     if theirs.duplicated(on).any():

@@ -1,8 +1,7 @@
 """Result tables: long-form CSV with fixed columns, and a Markdown view of each for reading.
 
-``tables/<name>.csv`` is the result; ``tables/<name>.md`` is made from it (interval beside its value, one row per system
-where the paper's table has one) and is never read back. Columns are those of `SCHEMAS`; a table under another name says
-its columns when it is saved.
+``tables/<name>.csv`` is the result; ``tables/<name>.md`` is made from it (`view`) and is never read back. Columns are those
+of `SCHEMAS`; a table under another name says its columns when it is saved. `VIEWS` lays out what is too wide or too long.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from hrldm.atomic import write_text
 
@@ -20,60 +20,111 @@ SEMI_SYNTHETIC = (
     "Semi-synthetic data (`lidc-mini`: real shapes textured to real histograms in one real CT). "
     "These numbers show the machinery; they are no finding about patients."
 )
-MAX_VIEW_ROWS = 60
+MAX_VIEW_ROWS = 30
 
 
 @dataclass(frozen=True)
 class Schema:
-    """Columns of one table in order, the values allowed in some of them, and how its view is laid out."""
+    """Columns of one table in order, and the values allowed in some of them."""
 
     columns: tuple[str, ...]
     allowed: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    rows: tuple[str, ...] = ()  # view: one row per value of these columns (empty: the long form)
-    across: tuple[str, ...] = ()  # view: these columns' values become column titles
 
 
-def _schema(columns: str, allowed: dict | None = None, rows: str = "", across: str = "") -> Schema:
-    return Schema(tuple(columns.split()), allowed or {}, tuple(rows.split()), tuple(across.split()))
+def _schema(columns: str, allowed: dict | None = None) -> Schema:
+    return Schema(tuple(columns.split()), allowed or {})
 
 
 _AUC = {"metric": ("auroc", "auprc")}
 SCHEMAS: dict[str, Schema] = {
     "autoencoder": _schema(
-        "region metric value ci_low ci_high n",
-        {"metric": ("psnr_db", "ssim", "mae_hu", "hist_jsd")},
-        rows="region",
-        across="metric",
+        "region metric value ci_low ci_high n", {"metric": ("psnr_db", "ssim", "mae_hu", "hist_jsd")}
     ),
     "table1_fidelity": _schema(
         "system extractor metric plane value ci_low ci_high n_real n_synthetic",
         {"metric": ("fid", "kid", "mmd"), "plane": ("axial", "sagittal", "coronal", "average")},
-        rows="system",
-        across="metric extractor plane",
     ),
-    "lesion_histograms": _schema(
-        "system subtype metric value ci_low ci_high n",
-        {"metric": ("jsd", "wasserstein_hu")},
-        rows="system",
-        across="metric subtype",
-    ),
-    "control": _schema(
-        "system nodule_id subtype requested_mean_hu obtained_mean_hu requested_sd_hu obtained_sd_hu",
-    ),
+    "lesion_histograms": _schema("system subtype metric value ci_low ci_high n", {"metric": ("jsd", "wasserstein_hu")}),
+    "control": _schema("system nodule_id subtype requested_mean_hu obtained_mean_hu requested_sd_hu obtained_sd_hu"),
     "control_summary": _schema("system subtype quantity slope intercept r2 n"),
     "table2_turing": _schema(
         "observer condition truth called_real called_synthetic",
         {"condition": ("cropped", "full_context"), "truth": ("real", "synthetic")},
     ),
-    "table3_subtype": _schema(
-        "metric size_mm subtype arm mean sd n_runs n_patients p_mann_whitney p_bootstrap",
-        _AUC,
-    ),
+    "table3_subtype": _schema("metric size_mm subtype arm mean sd n_runs n_patients p_mann_whitney p_bootstrap", _AUC),
     "fig7_scarcity": _schema("subtype metric retention arm mean ci_low ci_high n_runs", _AUC),
     "fig8_malignancy": _schema("arm auroc ci_low ci_high n_runs n_patients"),
     "ablations": _schema("factor level metric value ci_low ci_high n_seeds"),
     "claims": _schema("claim published ours ci_low ci_high verdict based_on"),
 }
+
+
+@dataclass(frozen=True)
+class View:
+    """Which part of a table is shown, and how; names of columns, separated by spaces.
+
+    rows:   one row per value of these; none: the long form
+    across: their values become column titles
+    values: what stands in the cells; in the long form the columns, none: those that vary
+    where:  a column, and those of its values that are shown
+    """
+
+    rows: str = ""
+    across: str = ""
+    values: str = "value"
+    where: str = ""
+
+
+LONG = View(values="")
+VIEWS: dict[str, View] = {
+    "autoencoder": View("region", "metric"),
+    "table1_fidelity": View("system", "metric extractor n_synthetic", where="plane average"),
+    "table1_differences": View(values="b a metric difference p", where="plane average"),
+    "separability": View("system", "extractor", "auroc"),
+    "lesion_histograms": View("system", "metric", where="subtype all"),
+    "lesion_differences": View(values="b a metric difference p"),
+    "lesion_texture": View("system subtype", "metric"),
+    "median_jsd": View("system", "subtype", "jsd"),
+    "power_spectrum": View("system", "cycles_per_mm", "power_hu2"),
+    "control_summary": View("system", "subtype n", "slope r2", "quantity mean_hu"),
+    "triplets_summary": View("system", "side"),
+    "realism": View("system features", "model", "auroc minus_texture"),
+    "turing_accuracy": View("observer condition", "quantity"),
+    "table3_subtype": View("metric size_mm subtype n_patients", "arm", "mean p_mann_whitney p_bootstrap"),
+    "fig7_scarcity": View("subtype retention", "arm", "mean", "metric auroc"),
+    "ablations": View(
+        "factor level",
+        "metric",
+        where="metric jsd jsd_difference wasserstein_hu sd_ratio sd_ratio_difference",
+    ),
+    "data_counts": View("split subtype", "size_mm", "n"),
+    "feature_awareness": View("feature", "measure"),
+    "lambda_differences": View(values="where template n metric difference p p_holm"),
+    "steps": View(values="where n histogram steps jsd wasserstein_hu roughness_ratio auroc jsd_minus_25"),
+    "longer": View(values="network steps_of_32 histogram jsd wasserstein_hu roughness_ratio jsd_minus_shipped"),
+    "summary": View(values="subtype n failures least_share_in_lung slope r2 median_jsd seconds_each"),
+}
+SYSTEM_NAMES = {
+    "real": "real (floor)",
+    "autoencoder": "autoencoder (floor)",
+    "texture": "texture, no training",
+    "transplant": "real lesion, pasted",
+    "hr-ldm-template": "hr-ldm, template (ours)",
+    "hr-ldm-matched": "hr-ldm, histogram imposed (ours)",
+    "released": "hr-ldm, histogram imposed, grain (ours)",
+}
+TITLES = {"value": "", "mean": "", "a": "minus", "b": "system", "cycles_per_mm": "cycles / mm"}  # else word by word:
+WORDS = {
+    "fid": "FID", "kid": "KID × 10³", "mmd": "MMD × 10²", "jsd": "JSD", "wasserstein": "Wasserstein distance", "sd": "SD",
+    "psnr": "PSNR", "ssim": "SSIM", "mae": "mean absolute error", "hist": "histogram", "auroc": "AUROC", "auprc": "AUPRC",
+    "r2": "R²", "mann": "Mann", "whitney": "Whitney", "holm": "Holm",
+}  # fmt: skip
+UNITS = {"hu": "HU", "hu2": "HU²", "mm": "mm", "db": "dB", "s": "s", "mb": "MB"}
+SCALES = {"kid": 1e3, "mmd": 1e2}  # shown in the units of the paper's Table 1
+INTERVALS = {  # value: its bounds are <name>_low and <name>_high
+    "value": "ci", "mean": "ci", "auroc": "ci", "ours": "ci", "difference": "ci", "minus_texture": "minus",
+    "jsd_minus_25": "jsd", "jsd_minus_shipped": "jsd",
+}  # fmt: skip
 
 
 def save_table(table: pd.DataFrame, results_dir: Path | str, name: str, columns: Sequence[str] | None = None) -> Path:
@@ -93,13 +144,10 @@ def save_table(table: pd.DataFrame, results_dir: Path | str, name: str, columns:
     """
     schema = _find_schema(name, columns)
     check_table(table, name, schema)
-    table = table[list(schema.columns)]
-    folder = Path(results_dir) / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.csv"
-    write_text(path, table.to_csv(index=False, float_format="%.8g", lineterminator="\n"))
-    label = f"{SEMI_SYNTHETIC}\n\n" if Path(results_dir).resolve().parent.name == "lidc-mini" else ""
-    write_text(folder / f"{name}.md", f"# {name}\n\n{label}{view(table, schema)}\n")
+    path = Path(results_dir) / "tables" / f"{name}.csv"
+    csv = table[list(schema.columns)].to_csv(index=False, float_format="%.8g", lineterminator="\n")
+    write_text(path, csv)
+    write_text(path.with_suffix(".md"), page(path))
     return path
 
 
@@ -139,26 +187,52 @@ def check_table(table: pd.DataFrame, name: str, schema: Schema) -> None:
         raise ValueError(f"table {name}: " + "; ".join(wrong))
 
 
-def view(table: pd.DataFrame, schema: Schema) -> str:
-    """The Markdown text of `table`: ``value (ci_low to ci_high)`` in one cell, laid out as `schema` says."""
-    shown = table.copy()
-    for centre in ("value", "mean", "auroc", "ours"):
-        if {centre, "ci_low", "ci_high"} <= set(shown.columns):
-            cells = [_with_interval(*row) for row in shown[[centre, "ci_low", "ci_high"]].itertuples(index=False)]
-            shown[centre] = cells
-            shown = shown.drop(columns=["ci_low", "ci_high"])
-    if schema.rows:
-        counts = [c for c in shown.columns if c not in (*schema.rows, *schema.across, "value")]
-        shown["_title"] = shown[list(schema.across)].astype(str).agg(" · ".join, axis=1)
-        rows, titles = (list(dict.fromkeys(shown[c])) for c in (schema.rows[0], "_title"))
-        sizes = ", ".join(f"{c} {_span(shown[c])}" for c in counts)
-        wide = shown.pivot(index=list(schema.rows), columns="_title", values="value").reindex(
-            index=rows, columns=titles
-        )
-        return wide.reset_index().to_markdown(index=False) + f"\n\n{sizes}"
-    more = len(shown) - MAX_VIEW_ROWS
-    text = shown.head(MAX_VIEW_ROWS).map(_number).to_markdown(index=False, disable_numparse=True)
-    return text + (f"\n\n{more} more rows in the CSV." if more > 0 else "")
+def page(csv: Path) -> str:
+    """The Markdown file beside a table: its view, and that it is semi-synthetic where it is."""
+    label = f"{SEMI_SYNTHETIC}\n\n" if csv.resolve().parents[2].name == "lidc-mini" else ""
+    return f"# [{csv.stem}]({csv.name})\n\n{label}{view(pd.read_csv(csv), csv.stem)}\n"
+
+
+def view(table: pd.DataFrame, name: str) -> str:
+    """A table for reading, in Markdown: laid out by `VIEWS`, ``value (low to high)`` in one cell, one name per system.
+
+    Columns of a single value, and the span of counts, are said below; what is left out stands in the CSV.
+    """
+    layout = VIEWS.get(name, LONG)
+    rows, across, values = layout.rows.split(), layout.across.split(), layout.values.split()
+    column, *wanted = layout.where.split() or [""]
+    chosen = table[table[column].isin(wanted)] if column in table else table
+    if layout is not LONG and (chosen.empty or not {*rows, *across, *values} <= set(table)):  # not the table it is for
+        return view(table, "")
+    cells = _cells(chosen)
+    if rows:
+        columns = {}
+        for keys, group in cells.groupby(across, sort=False):
+            known = [(c, key) for c, key in zip(across, keys, strict=True) if key]
+            of = [f"{title(c)} = {key}" if is_numeric_dtype(table[c]) else title(key) for c, key in known]
+            for value in values:
+                columns[", ".join(filter(None, [title(value), *of]))] = group.set_index(rows)[value]
+        shown = pd.concat(columns, axis=1).reset_index().fillna("")
+        shown = shown.loc[:, (shown != "").any()]
+    else:
+        shown = cells[values or [c for c in cells if len(cells) == 1 or cells[c].nunique() > 1]]
+    text = shown.head(MAX_VIEW_ROWS).rename(columns=title).to_markdown(index=False, disable_numparse=True)
+    notes = [
+        f"{title(c)} = {_span(chosen[c])}"
+        for c in cells.columns.difference([*rows, *across, *values, *shown], sort=False)
+        if chosen[c].notna().all() and (chosen[c].nunique() == 1 or c == "n" or c.startswith("n_"))
+    ]
+    if len(shown) > MAX_VIEW_ROWS:
+        notes.append(f"{len(shown) - MAX_VIEW_ROWS} more rows in the CSV")
+    return "\n\n".join([text, ", ".join(notes)]).rstrip()
+
+
+def title(name: str) -> str:
+    """A column or metric in words, its unit behind a comma."""
+    head, _, tail = name.rpartition("_")
+    unit = f", {UNITS[tail]}" if head and tail in UNITS else ""
+    words = (head if unit else name).split("_")
+    return TITLES.get(name, " ".join(WORDS.get(word, word) for word in words) + unit)
 
 
 def artefacts(results_dir: Path | str) -> pd.DataFrame:
@@ -197,16 +271,40 @@ def _find_schema(name: str, columns: Sequence[str] | None) -> Schema:
     return SCHEMAS[name]
 
 
-def _number(value: object) -> str:
-    """Four significant digits for floats, nothing for missing values."""
-    if pd.api.types.is_scalar(value) and pd.isna(value):
+def _cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Every cell as text; bounds and SDs stand beside their values."""
+    cells = table.map(_number)
+    scale = table["metric"].map(SCALES).fillna(1) if "metric" in table else 1
+    for centre, name in INTERVALS.items():
+        bounds = [centre, f"{name}_low", f"{name}_high"]
+        if set(bounds) <= set(table):
+            sign = "+" if "minus" in centre or centre == "difference" else ""
+            numbers = table[bounds].mul(scale, axis=0).itertuples(index=False)
+            cells[centre] = [_with_interval(*row, sign) for row in numbers]
+            cells = cells.drop(columns=bounds[1:])
+    if "sd" in table:
+        centre = "mean" if "mean" in table else "auroc"
+        cells[centre] = cells[centre].where(table["sd"].isna(), cells[centre] + " ± " + cells["sd"])
+        cells = cells.drop(columns="sd")
+    for column in {"system", "a", "b"} & set(cells):
+        cells[column] = cells[column].replace(SYSTEM_NAMES)
+    if "metric" in cells:
+        cells["metric"] = cells["metric"].map(title)
+    return cells
+
+
+def _number(value: object, sign: str = "") -> str:
+    """Three significant digits for floats, whole from a thousand on, nothing for missing values."""
+    if pd.isna(value):
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:{sign}.3g}" if abs(value) < 999.5 else f"{value:{sign},.0f}"
 
 
-def _with_interval(value: object, low: object, high: object) -> str:
-    interval = "" if pd.isna(low) or pd.isna(high) else f" ({_number(low)} to {_number(high)})"
-    return _number(value) + interval
+def _with_interval(value: object, low: object, high: object, sign: str = "") -> str:
+    interval = "" if pd.isna(low) or pd.isna(high) else f" ({_number(low, sign)} to {_number(high, sign)})"
+    return _number(value, sign) + interval
 
 
 def _span(counts: pd.Series) -> str:

@@ -20,8 +20,7 @@ from hrldm.insertion.generator import Generator
 from hrldm.insertion.insert import Inserted, insert
 from hrldm.insertion.wish import LARGEST_MM, SMALLEST_MM, Wish, point
 from hrldm.nodules.positions import LOCATIONS
-from study.report.figures_base import Panel
-from study.report.figures_images import before_after
+from study.report.figures_images import Panel, before_after
 
 SIDE_MM = 60.0  # of what is shown around a lesion
 ANYWHERE = "any"
@@ -48,15 +47,14 @@ def change_reach(ct: CT, made: Inserted) -> tuple[int, float]:
     return len(changed), float(distance.max(initial=0.0))
 
 
-def inserted_figure(ct: CT, made: Inserted, number: int = 1) -> Figure:
-    """`before_after` of one nodule, titled by what was asked for and what came."""
-    record = made.records[number - 1]
-    q = record["quality"]
-    note = (
+def inserted_figure(ct: CT, made: Inserted) -> Figure:
+    """`before_after` of the first nodule, titled by what was asked for and what came."""
+    record, quality = made.records[0], made.records[0]["quality"]
+    title = (
         f"{record['wish']['subtype']}, {record['diameter_mm']:g} mm, {record['lobe']}; mean "
-        f"{q['requested_mean_hu']:.0f} HU requested, {q['obtained_mean_hu']:.0f} obtained"
+        f"{quality['requested_mean_hu']:.0f} HU requested, {quality['obtained_mean_hu']:.0f} obtained"
     )
-    return before_after(*around_lesion(ct, made, number), note=note)
+    return before_after(*around_lesion(ct, made), title)
 
 
 class Tour:
@@ -101,7 +99,7 @@ class Tour:
             seed=self.seed.value,
         )
 
-    def show(self) -> Figure | None:
+    def show(self) -> None:
         """Insert the wish and show it; what is wrong with it is said in its place."""
         self.button.disabled = True
         self.said.value = "inserting …"
@@ -109,18 +107,16 @@ class Tour:
             self.made = insert(self.ct, [self.wish()], self.generator, self.labels)
         except ValueError as error:
             self.said.value = f"<b>{error}</b>"
-            return None
+            return
         finally:
             self.button.disabled = False
         changed, reach = change_reach(self.ct, self.made)
         self.said.value = (
             f"{changed} of {self.ct.stored.size} voxels changed, none more than {reach:.1f} mm from the lesion"
         )
-        fig = inserted_figure(self.ct, self.made)
         self.view.clear_output(wait=True)
         with self.view:
-            display(fig)
-        return fig
+            display(inserted_figure(self.ct, self.made))
 
 
 def viewer_3d(ct: CT, made: Inserted):

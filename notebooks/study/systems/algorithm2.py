@@ -26,6 +26,7 @@ from hrldm.insertion.place import LungSpace, Nodule, place_nodule
 from hrldm.insertion.quality import assess
 from hrldm.insertion.wish import Wish
 from hrldm.model.autoencoder import FACTOR, denormalise_hu, normalise_hu
+from hrldm.nodules.masks import box_of, offsets
 from hrldm.nodules.shapes import ShapeLibrary, load_shapes
 from hrldm.train.device import free_memory_mb
 from hrldm.train.latents import mask_tensor
@@ -53,15 +54,14 @@ def insert_whole(
         raise ValueError(f"Algorithm 2 makes one nodule at a time, {len(wishes)} are asked for")
     nodule = place_nodule(LungSpace.of(ct, labels, avoid), wishes[0], library or load_shapes(), 1)
     hu, grid, mask = algorithm2(ct, nodule, generator)
-    box, shape, affine = _reached(grid, hu.shape, ct)
+    box, affine = _reached(grid, hu.shape, ct)
     stored = ct.stored.copy(order="K")
-    stored[box] = ct.to_stored(sample(hu, grid, shape, affine))
+    stored[box] = ct.to_stored(sample(hu, grid, stored[box].shape, affine))
     found = np.zeros(ct.shape, np.uint8)
     place, lesion = mask_on_grid(mask, grid, ct)
     found[place][lesion] = 1
-    around = tuple(slice(max(0, s.start - 8), s.stop + 8) for s in ndimage.find_objects(mask.astype(np.uint8))[0])
-    part = shifted(grid, [s.start for s in around])
-    cut = mask[around]
+    around = box_of(mask, 8)
+    part, cut = shifted(grid, [s.start for s in around]), mask[around]
     before, after = (sample(scaled(x, ct.slope, ct.inter), ct.affine, cut.shape, part) for x in (ct.stored, stored))
     quality = assess(before, after, cut, nodule.histogram)
     return Inserted(stored, found, [nodule_record(nodule, mask, quality, nodule.noise_seed, 1)])
@@ -78,8 +78,8 @@ def algorithm2(ct: CT, nodule: Nodule, generator: Generator) -> tuple[np.ndarray
     grid, shape = body_grid(ct, FACTOR * 2 ** (len(generator.config.unet.channels) - 1))
     _check_memory(shape)
     mask = np.zeros(shape, bool)
-    voxels = np.argwhere(nodule.mask) - np.array(nodule.mask.shape) // 2
-    mask[tuple(np.rint(to_world(np.linalg.inv(grid), nodule.centre_mm) + voxels).astype(int).T)] = True
+    voxels = to_world(np.linalg.inv(grid), nodule.centre_mm) + offsets(nodule.mask)
+    mask[tuple(np.rint(voxels).astype(int).T)] = True
     background = sample(ct.array, ct.affine, shape, grid)
     request = Request(
         background[None], mask[None], np.array([SUBTYPES.index(nodule.wish.subtype)]), nodule.histogram[None],
@@ -112,7 +112,7 @@ def body_grid(ct: CT, multiple: int) -> tuple[np.ndarray, tuple[int, int, int]]:
     hu, affine = resample(ct.array, ct.affine, BODY_GRID_MM)
     labels, n = ndimage.label(hu > BODY_HU)
     largest = 1 + int(np.argmax(np.bincount(labels.ravel())[1:])) if n else 0
-    box = ndimage.find_objects((labels == largest).astype(np.uint8))[0]
+    box = box_of(labels == largest)
     first, last = reach(affine, [s.start - 1 for s in box], [s.stop for s in box])
     low, high = np.floor(first), np.ceil(last)
     shape = tuple(int(-(-n // multiple) * multiple) for n in high - low + 1)
@@ -143,13 +143,9 @@ def _lean_attention(unet: nn.Module) -> Iterator[None]:
             m.use_flash_attention = value
 
 
-def _reached(grid: np.ndarray, shape: tuple[int, ...], ct: CT) -> tuple:
-    """Slices of the CT's grid whose voxels lie within the 1 mm grid, their shape and affine."""
+def _reached(grid: np.ndarray, shape: tuple[int, ...], ct: CT) -> tuple[tuple[slice, ...], np.ndarray]:
+    """Slices of the CT's grid whose voxels lie within the 1 mm grid, and their affine."""
     first, last = reach(np.linalg.inv(ct.affine) @ grid, [0, 0, 0], [n - 1 for n in shape])
     low = np.maximum(np.ceil(first), 0).astype(int)
     high = np.minimum(np.floor(last).astype(int) + 1, ct.shape)
-    return (
-        tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)),
-        tuple(int(n) for n in high - low),
-        shifted(ct.affine, low),
-    )
+    return tuple(slice(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)), shifted(ct.affine, low)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import replace
 
@@ -21,11 +22,7 @@ SYSTEMS = {  # in the order of the tables; diff-tumor and lesion-diffusion go af
     "autoencoder": reconstruction.generate,
     "transplant": transplant.generate,
     "texture": texture.generate,
-    "maisi-rflow": latent.maisi_rflow,
-    "maisi-ddpm": latent.maisi_ddpm,
-    "hr-ldm": latent.hr_ldm,
-    "hr-ldm-template": latent.hr_ldm_template,
-    "hr-ldm-matched": latent.hr_ldm_matched,
+    **{name: functools.partial(latent.generate, system=name) for name in latent.CHANGES},
 }
 
 VERSION = f"{TRAINING}.1"  # raise the last when the same networks would give other crops

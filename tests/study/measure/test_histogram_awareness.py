@@ -88,6 +88,9 @@ def test_correlations_are_scipy_s_with_patient_intervals():
     assert noise.ci_low < noise.value < noise.ci_high < 0.6
     assert found.value["feature_jsd", "spearman_within"] == 1 and found.n["feature_jsd", "spearman_within"] == 20
     assert found.n["feature_jsd", "pearson"] == 60
+    alone = correlations(table.assign(patient_id="p"), n_boot=40, seed=0).set_index(["feature", "measure"])
+    pd.testing.assert_series_equal(alone.value, found.value)
+    assert alone[["ci_low", "ci_high"]].isna().all(axis=None)  # of one patient
 
 
 def test_descent_moves_the_lesion_s_histogram_and_nothing_else(term, patches):

@@ -1,5 +1,7 @@
 """The model observer finds what is there, finds nothing where nothing is, and the counts add up."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -51,41 +53,59 @@ def test_accuracy_of_the_radiologist_as_published():
 
 
 def test_incomplete_tables_and_misfits_are_named():
+    good = cases(10, 0)
     with pytest.raises(ValueError, match="one row for truth real"):
         tu.accuracy_table(load_published("table2_turing").iloc[:1])
     with pytest.raises(ValueError, match="unknown condition"):
-        tu.turing_table({"blurred": cases(10, 0)}, 0)
-    good = cases(10, 0)
+        tu.turing_table({"blurred": good}, 0)
     with pytest.raises(ValueError, match="do not fit"):
-        tu.turing_table({"cropped": tu.Cases(good.real, good.synthetic, good.groups_real, good.groups_real[:9])}, 0)
+        dataclasses.replace(good, groups_synthetic=good.groups_real[:9])
     with pytest.raises(ValueError, match="two patients"):
         tu.turing_table({"cropped": cases(10, 0, groups=np.zeros(10, int))}, 0)
+    with pytest.raises(ValueError, match="no observer 'nobody'"):
+        tu.observer_calls(good, 3, "nobody")
+
+
+def test_calls_add_up_to_the_table():
+    shown, name = cases(36, 0.7, groups=np.repeat([f"p{i}" for i in range(12)], 3)), "model observer (logistic)"
+    calls = tu.observer_calls(shown, 3, name)
+    table = tu.turing_table({"cropped": shown}, seed=3).query("observer == @name").set_index("truth")
+    counted = pd.crosstab(calls.truth, calls.called)
+    assert counted.to_numpy().tolist() == table[["called_real", "called_synthetic"]].to_numpy().tolist()
+    assert calls.case.tolist() == [*range(36), *range(36)]
 
 
 def test_tight_crop_shows_the_lesion_and_its_margin_only():
-    crop = np.full((1, 20, 20, 20), -900.0)
-    mask = np.zeros((1, 20, 20, 20), dtype=bool)
-    mask[0, 12:17, 12:17, 12:17] = True
+    crop, mask = np.full((2, 20, 20, 20), -900.0), np.zeros((2, 20, 20, 20), dtype=bool)
+    mask[0, 12:17, 12:17, 12:17] = mask[1, 4:, 4:, 4:] = True
     crop[mask] = 40.0
-    tight = tu.tight_crops(crop, mask, margin=2, side=9)
-    assert tight.shape == (1, 9, 9, 9)
-    np.testing.assert_allclose(tight[0], crop[0, 10:19, 10:19, 10:19])  # 9 voxels to 9: no interpolation
-    enlarged = tu.tight_crops(crop, mask, margin=2, side=17)[0]
-    assert enlarged[8, 8, 8] == 40 and enlarged[0, 0, 0] == -900
+    small, large = tu.tight_crops(crop, mask)
+    assert small[9, 9, 9] == 40 and small[0, 0, 0] == -900
+    # 16 voxels and 2 on each side: no interpolation, and beyond the crop its border repeats
+    np.testing.assert_allclose(large, np.pad(crop[1], (0, 2), mode="edge")[2:, 2:, 2:], atol=1e-3)
     with pytest.raises(ValueError, match="case 0.*empty"):
         tu.tight_crops(crop, np.zeros_like(mask))
 
 
+def test_tight_spacing_is_what_a_ramp_shows():
+    masks = np.zeros((2, 40, 40, 40), bool)
+    masks[0, 15:24, 18:21, 18:21] = True
+    masks[1, 10:30, 10:30, 12:28] = True
+    ramp = np.broadcast_to(np.arange(40.0)[:, None, None], masks.shape)
+    steps = np.diff(tu.tight_crops(ramp, masks)[:, :, 16, 16], axis=1)
+    assert np.allclose(steps, tu.tight_spacing(masks)[:, None], atol=1e-4)
+
+
 def test_crop_statistics_of_a_ramp():
-    ramp = np.broadcast_to(np.arange(16.0)[:, None, None] * 10, (2, 16, 16, 16))
-    values = dict(zip(tu.STATISTICS, tu.crop_statistics(ramp, side=16)[0], strict=True))
-    assert values["mean"] == pytest.approx(75) and values["p50"] == pytest.approx(75)
-    assert values["gradient"] == pytest.approx(10)
-    assert values["sd"] == pytest.approx(10 * np.sqrt((16**2 - 1) / 12))
+    ramp = np.broadcast_to(np.arange(32.0)[:, None, None] * 10, (2, 32, 32, 32))
+    mean, sd, *percentiles, gradient, sharp = tu.crop_statistics(ramp)[0]
+    assert mean == pytest.approx(155) and sd == pytest.approx(10 * np.sqrt((16**2 - 1) / 12))
+    assert percentiles == pytest.approx(np.percentile(np.repeat(np.arange(80, 240, 10), 256), [5, 25, 50, 75, 95]))
+    assert gradient == pytest.approx(10) and sharp == pytest.approx(10 * 2 / 16)  # at the two edges alone
 
 
 def test_case_features_put_planes_side_by_side():
     features = {p: np.full((4, 3, 2), i, float) for i, p in enumerate(("axial", "sagittal", "coronal"))}
     x = tu.case_features(features, np.full((4, 9), 7.0))
-    assert x.shape == (4, 15)
-    assert x[0].tolist() == [0, 0, 1, 1, 2, 2] + [7] * 9
+    assert x.shape == (4, 15) and x[0].tolist() == [0, 0, 1, 1, 2, 2] + [7] * 9
+    np.testing.assert_array_equal(tu.case_features(features), x[:, :6])

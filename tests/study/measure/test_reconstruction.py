@@ -6,6 +6,7 @@ import pytest
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
+from hrldm.nodules.patches import Patches
 from study.measure.reconstruction import (
     autoencoder_table,
     linear_code,
@@ -28,34 +29,28 @@ def crops():
     mask = np.zeros(hu.shape, bool)
     mask[:, 7:12, 7:12, 7:12] = True
     hu[mask] += 700
-    nodules = pd.DataFrame({"nodule_id": list("abcd"), "patient_id": list("ppqr")})
-    return hu, mask, nodules
+    return Patches(hu, mask, pd.DataFrame({"nodule_id": list("abcd"), "patient_id": list("ppqr")}))
 
 
 def test_regions_share_the_crop_out(crops):
-    hu, mask, _ = crops
-    found = regions(hu[0], mask[0])
+    found = regions(crops.hu[0], crops.mask[0])
     parts = [found[name].astype(int) for name in ("lung", "vessels and soft tissue", "lesion")]
     assert (sum(parts) == 1).all() and found["crop"].all()
     assert found["vessels and soft tissue"][:3].all() and found["lung"][4:6].all()
 
 
 def test_an_offset_gives_its_closed_form_in_its_own_region(crops):
-    hu, mask, nodules = crops
-    scores = nodule_scores(hu + np.where(mask, 50.0, 0.0), hu, mask, nodules).set_index(["region", "metric"]).value
+    scores = nodule_scores(crops.hu + np.where(crops.mask, 50.0, 0.0), crops).set_index(["region", "metric"]).value
     np.testing.assert_allclose(scores["lesion", "psnr_db"], 20 * np.log10(2000 / 50))
     np.testing.assert_allclose(scores["lesion", "mae_hu"], 50)
     np.testing.assert_allclose(scores["lung", "mae_hu"], 0)
-    np.testing.assert_allclose(scores["crop", "mae_hu"], 50 * mask[0].mean())
+    np.testing.assert_allclose(scores["crop", "mae_hu"], 50 * crops.mask[0].mean())
     assert (scores["lesion", "hist_jsd"] > 0.1).all()  # 50 HU are more than one bin of 35 HU
 
 
 def test_the_window_clips_both_sides(crops):
-    hu, mask, nodules = crops
-    bright = hu.copy()
-    bright[:, 0, 0, 0] = 3000
-    clipped = np.clip(bright, -1000, 1000)
-    scores = nodule_scores(clipped, bright, mask, nodules)
+    crops.hu[:, 0, 0, 0] = 3000
+    scores = nodule_scores(np.clip(crops.hu, -1000, 1000), crops)
     assert scores[scores.metric == "mae_hu"].value.max() == 0
 
 
@@ -71,10 +66,9 @@ def test_similarity_map_is_scikit_image_s():
 
 
 def test_table_has_the_schema_and_patient_intervals(crops):
-    hu, mask, nodules = crops
     rng = np.random.default_rng(2)
     scores = {
-        name: nodule_scores(hu + rng.normal(0, sd, hu.shape), hu, mask, nodules)
+        name: nodule_scores(crops.hu + rng.normal(0, sd, crops.hu.shape), crops)
         for name, sd in (("autoencoder", 20), ("linear code", 60))
     }
     table = autoencoder_table(scores, n_boot=50, seed=0)
@@ -98,12 +92,10 @@ def test_linear_code_leaves_what_its_components_leave():
 
 
 def test_misfits_are_named(crops):
-    hu, mask, nodules = crops
     with pytest.raises(ValueError, match="do not fit"):
-        nodule_scores(hu[:3], hu, mask, nodules)
-    empty = mask.copy()
-    empty[2] = False
-    with pytest.raises(ValueError, match="nodule c: the mask is empty"):
-        nodule_scores(hu, hu, empty, nodules)
+        nodule_scores(crops.hu[:3], crops)
     with pytest.raises(ValueError, match="64 blocks"):
-        linear_code(hu[:1, :8, :8, :8], 4)
+        linear_code(crops.hu[:1, :8, :8, :8], 4)
+    crops.mask[2] = False
+    with pytest.raises(ValueError, match="nodule c: the mask is empty"):
+        nodule_scores(crops.hu, crops)

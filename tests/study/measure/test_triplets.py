@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 from hrldm.nodules.histograms import histogram_moments
+from hrldm.train.latents import lesion_histograms
 from study.measure import triplets
+from study.study import library_of
 from tests import tiny
 
 
@@ -34,15 +36,14 @@ def test_every_nodule_is_asked_for_three_times_at_one_place_with_one_noise():
 
 
 def test_typical_histogram_is_the_mean_of_the_nearest_in_size():
-    study = FakeStudy(60)
-    frame, own = study.train.frame, triplets.lesion_histograms(study.train, 40)
-    got = triplets.typical_histograms(frame, own, np.array([8.0]))[0, 2]
-    solid = frame[frame.subtype == "solid"]
+    train = tiny.patches(60)
+    library, own = library_of(train, 40), lesion_histograms(train, 40)
+    got = triplets.typical_histograms(library, [8.0])[0, 2]
+    solid = library[library.subtype == "solid"]
     near = (np.log(solid.diameter_mm / 8.0)).abs().nsmallest(triplets.NEAREST).index
     np.testing.assert_allclose(got, own[near].mean(0))
-    rest = np.flatnonzero(frame.subtype != "part-solid")
     with pytest.raises(ValueError, match="no part-solid nodule"):
-        triplets.typical_histograms(frame.iloc[rest], own[rest], np.array([8.0]))
+        triplets.typical_histograms(library[library.subtype != "part-solid"], [8.0])
 
 
 def test_a_subtype_without_training_nodules_is_asked_for_with_the_shipped_histograms(caplog):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hrldm import paths
 from study.report.published import COLUMNS, beside_ours, load_published
 
 PLANES = ["axial", "sagittal", "coronal"]
@@ -121,11 +122,12 @@ def test_beside_ours_matches_rows_and_leaves_the_rest_empty():
         beside_ours(ours, "table1_fidelity", ["system", "metric"], "value")
 
 
-def test_missing_and_altered_files_are_named(tmp_path):
+def test_missing_and_altered_files_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no published table"):
         load_published("table9")
+    monkeypatch.setattr(paths, "PUBLISHED", tmp_path)
     with pytest.raises(ValueError, match=r"fig8_malignancy\.csv"):
-        load_published("fig8_malignancy", tmp_path)
+        load_published("fig8_malignancy")
     (tmp_path / "fig8_malignancy.csv").write_text("arm,auroc\nscratch,0.5\n")
     with pytest.raises(ValueError, match="expected"):
-        load_published("fig8_malignancy", tmp_path)
+        load_published("fig8_malignancy")

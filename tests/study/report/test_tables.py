@@ -27,15 +27,51 @@ def test_round_trip_keeps_values_and_column_order(tmp_path):
     pd.testing.assert_frame_equal(read(tmp_path, "table1_fidelity"), table, check_dtype=False)
 
 
-def test_view_has_one_row_per_system_with_the_extractor_in_each_title(tmp_path):
+def shown(folder, name) -> list[list[str]]:
+    """The lines of a table's view, those of a Markdown table cut into cells."""
+    lines = (folder / "tables" / f"{name}.md").read_text(encoding="utf-8").splitlines()
+    return [[c.strip() for c in line.strip("|").split("|")] for line in lines if line and not line.startswith("|:")]
+
+
+def test_view_has_one_row_per_system_with_extractor_and_n_in_each_title(tmp_path):
     save_table(fidelity(), tmp_path, "table1_fidelity")
-    lines = (tmp_path / "tables" / "table1_fidelity.md").read_text(encoding="utf-8").splitlines()
-    header, _, real, ours = (line for line in lines if line.startswith("|"))
-    titles = [t.strip() for t in header.strip("|").split("|")]
-    assert titles[1:] == [f"{m} · efficientnet-lite0 · {p}" for m in ("fid", "kid") for p in ("axial", "average")]
-    assert real.split("|")[1].strip() == "real" and "1.25 (1 to 1.5)" in real
-    assert ours.split("|")[1].strip() == "hr-ldm" and "3.25 (3 to 3.5)" in ours
-    assert lines[-1] == "n_real 150, n_synthetic 150"
+    heading, titles, real, ours, note = shown(tmp_path, "table1_fidelity")
+    assert heading == ["# [table1_fidelity](table1_fidelity.csv)"]
+    assert titles[1:] == [f"{m}, efficientnet-lite0, n synthetic = 150" for m in ("FID", "KID × 10³")]
+    assert real == ["real (floor)", "1.25 (1 to 1.5)", "1,250 (1,000 to 1,500)"]
+    assert ours == ["hr-ldm", "3.25 (3 to 3.5)", "3,250 (3,000 to 3,500)"]
+    assert note == ["plane = average, n real = 150"]
+
+
+def test_long_view_names_units_and_systems_signs_differences_and_says_constants_below(tmp_path):
+    rows = [("maisi-ddpm", "hr-ldm-matched", m, -0.5, -1, 0.5, 0.25, n) for m, n in (("kid", 7), ("wasserstein_hu", 9))]
+    columns = "a b metric difference ci_low ci_high p n".split()
+    save_table(pd.DataFrame(rows, columns=columns), tmp_path, "lesion_differences", columns)
+    system = ["hr-ldm, histogram imposed (ours)", "maisi-ddpm"]
+    assert shown(tmp_path, "lesion_differences")[1:] == [
+        ["system", "minus", "metric", "difference", "p"],
+        [*system, "KID × 10³", "-500 (-1,000 to +500)", "0.25"],
+        [*system, "Wasserstein distance, HU", "-0.5 (-1 to +0.5)", "0.25"],
+        ["n = 7 to 9"],
+    ]
+
+
+def test_view_joins_sds_leaves_out_empty_columns_and_shows_no_row_twice(tmp_path):
+    rows = [
+        ("auroc", "6-10", "solid", arm, 0.75, 0.125, 5, 12, p, p) for arm, p in (("Real only", None), ("Both", 0.5))
+    ]
+    save_table(pd.DataFrame(rows, columns=SCHEMAS["table3_subtype"].columns), tmp_path, "table3_subtype")
+    titles, row, note = shown(tmp_path, "table3_subtype")[1:]
+    assert titles == [
+        *"metric|size, mm|subtype|n patients|Real only|Both|p Mann Whitney, Both|p bootstrap, Both".split("|")
+    ]
+    assert row == ["AUROC", "6-10", "solid", "12", "0.75 ± 0.125", "0.75 ± 0.125", "0.5", "0.5"]
+    assert note == ["n runs = 5"]
+
+
+def test_another_table_under_a_known_name_is_shown_in_its_long_form(tmp_path):
+    save_table(pd.DataFrame({"where": ["here", "there"], "n": [1, 2]}), tmp_path, "steps", columns=["where", "n"])
+    assert shown(tmp_path, "steps")[1:] == [["where", "n"], ["here", "1"], ["there", "2"]]
 
 
 @pytest.mark.parametrize(("dataset", "labelled"), [("lidc-mini", True), ("lidc-cubes", False)])
@@ -109,6 +145,6 @@ def test_the_end_of_a_run_says_the_verdicts_and_where_everything_lies(tmp_path, 
     save_table(pd.DataFrame([claim], columns=SCHEMAS["claims"].columns), tmp_path, "claims")
     tables.main(str(tmp_path))
     said = capsys.readouterr().out
-    assert "FID is lower" in said and "-2.52 (-3.165 to -1.5)" in said and "supported" in said
+    assert "FID is lower" in said and "-2.52 (-3.17 to -1.5)" in said and "supported" in said
     assert f"   2 tables in {tmp_path / 'tables'}" in said
     assert "not there: autoencoder, lesion_histograms" in said

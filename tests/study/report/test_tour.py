@@ -12,7 +12,7 @@ from hrldm.insertion.insert import insert
 from hrldm.insertion.wish import Wish
 from study.report.tour import Tour, around_lesion, change_reach, viewer_3d
 from tests import tiny
-from tests.insertion.test_insert import LIBRARY, scan
+from tests.insertion.chests import LIBRARY, scan
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from hrldm.insertion.wish import Wish
 from hrldm.model.autoencoder import normalise_hu
 from study.systems import algorithm2 as whole_volume
 from tests import tiny
-from tests.insertion.test_insert import LIBRARY, scan
+from tests.insertion.chests import LIBRARY, scan
 
 WISH = Wish("solid", 14.0, seed=2)
 

@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from hrldm import paths
 from hrldm.insertion.generator import reconstruct
-from hrldm.nodules.texture import choose_histogram
+from hrldm.nodules.histograms import choose_histogram, histogram_library
 from hrldm.train.device import device
 from hrldm.train.latents import lesion_histograms
 from study import study as runs
@@ -39,8 +40,6 @@ def test_system_fills_the_lesion_and_leaves_the_rest(study, asked, system):
     request, patches = asked
     made = systems.synthesise(study, system, request, patches)
     assert made.dtype == np.int16 and made.shape == request.background.shape
-    from scipy import ndimage
-
     for i in range(len(request)):
         far = ndimage.distance_transform_edt(~request.mask[i]) > 5
         places = request.background if system == "transplant" else request.background[[i]]
@@ -87,10 +86,13 @@ def test_texture_row_has_the_requested_histogram(study, asked):
 
 
 def test_latent_systems_differ_in_their_objective_alone(study):
-    assert latent.CHANGES["hr-ldm"] == {}
-    assert latent.CHANGES["maisi-ddpm"] == {"histogram__weight": 0.0}
-    assert latent.CHANGES["hr-ldm-template"] == {"histogram__template": True}
-    assert latent.CHANGES["maisi-rflow"] == {"histogram__weight": 0.0, "diffusion__objective": "rflow"}
+    assert latent.CHANGES == {
+        "hr-ldm": {},
+        "hr-ldm-template": {"histogram__template": True},
+        "hr-ldm-matched": {"sampling__match_t_max": 300},
+        "maisi-ddpm": {"histogram__weight": 0.0},
+        "maisi-rflow": {"histogram__weight": 0.0, "diffusion__objective": "rflow"},
+    }
     flow = latent.trained(study, "maisi-rflow")
     assert flow.config.diffusion.objective == "rflow" and flow.autoencoder is study.autoencoder
 
@@ -108,8 +110,9 @@ def test_requests_by_library_and_by_target(study):
 
 
 def test_histograms_of_the_embedded_library_are_of_the_subtype():
-    sources = {choose_histogram("solid", 8.0, np.random.default_rng(i))[0] for i in range(10)}
-    assert len(sources) > 1
+    sources = [choose_histogram("solid", 8.0, np.random.default_rng(i))[0] for i in range(10)]
+    subtype = histogram_library().set_index("nodule_id").subtype
+    assert set(subtype[sources]) == {"solid"} and len(set(sources)) > 1
 
 
 def test_unknown_names_are_refused(study, asked):

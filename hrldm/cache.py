@@ -1,0 +1,55 @@
+"""What is made once is kept in the cache, under a hash of everything it was made from.
+
+target = keyed("shapes", VERSION, pin, suffix=".npz")
+if not target.exists():
+    with atomic(target) as part:  # a file; `atomic_folder` for a folder
+        ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hrldm import paths
+
+
+def digest(*parts: object) -> str:
+    """Hash (16 hex digits) of arrays by type, shape and values, of anything else by its `repr`."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            found.update(f"{part.dtype} {part.shape};".encode())
+            found.update(np.ascontiguousarray(part).data)
+        else:
+            found.update(f"{part!r};".encode())
+    return found.hexdigest()[:16]
+
+
+def keyed(kind: str, *parts: object, suffix: str = "") -> Path:
+    """The place in the cache of what is made from `parts` (`digest`), a version number among them."""
+    return paths.cache_dir() / kind / f"{digest(*parts)}{suffix}"
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that takes its final name only when the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield part
+        part.chmod(0o755)
+        try:
+            os.rename(part, target)
+        except OSError:
+            if not target.exists():  # if it exists, another process made the same thing first
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,199 @@
+"""results/README.md, written whole from `PAGE` and from the views of the committed tables: ``python -m study record``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from hrldm import paths
+from hrldm.atomic import write_text
+from study.report.tables import page, view
+
+RESULTS = paths.ROOT / "results"
+# sections: a heading, what its tables can tell, and which: {{folder: names}}, CSVs unless they have another ending
+PAGE = """# The record
+
+Every table that a committed run produced, with 95 % intervals by patient bootstrap. From `notebooks/`, `python -m study record`
+writes this page from the CSVs of this folder; each table's name leads to the file, which may hold more than is shown. Below
+`<dataset>/<profile>/` stand `tables/` (each CSV with a Markdown view beside it), `figures/`, `runs/` (the executed notebooks) and
+`provenance.json` (commit, profile, seed, versions, wall time, memory). The short answer is in the
+[README](../README.md#does-the-paper-hold).
+
+| | nodules | what it can tell |
+|---|---|---|
+| [The released network](#the-released-network) | real, LIDC, test patients | how well a nodule can be controlled, and whether it can be told from a real one |
+| [`lidc-cubes`](#results-of-lidc-cubes-at-quick-real-nodules) | real, LIDC | the paper's comparison on real nodules |
+| [`lidc-vois`](#what-synthetic-nodules-add-for-classifiers-on-real-nodules) | real, LIDC, boxes | what synthetic nodules add for classifiers |
+| [`lidc-mini`](#results-of-lidc-mini-at-quick-beside-the-papers) | semi-synthetic, embedded | that method and measurements work; nothing about patients |
+| [The paper's own numbers](#the-papers-own-numbers) | NLST, internal, DLCS | what the paper prints, in the same columns |
+| [The shipped autoencoder](#the-shipped-autoencoder) · [Insertion](#insertion) · [What is made where](#what-is-made-where) · [Benchmarks](#benchmarks) | | what the tool does and costs |
+
+## The released network
+
+`insert` uses a network of its own ([card](../hrldm/weights/README.md)), trained on real nodules without ℒ_hist: in their own place, and
+**transplanted** into healthy lung, so that the background tells nothing of what is to come. These are 26 nodules of test patients in their
+own place; the real floor is two halves of one lesion. Slope and R² are of obtained on requested mean HU; then the share of places where
+the three subtypes, asked in turn, come in order; then how well a linear classifier tells synthetic nodules from real ones.
+
+{{released/tables: lesion_histograms median_jsd control_summary triplets_summary separability}}
+
+### Can they be told from real ones?
+
+Logistic regression and random forest on some fifty hand-made features: nodules of test patients, asked for other histograms and set
+into the healthy lung of a CT that only the autoencoder had seen, against real ones in their own scans, patients kept apart; 0.5 is chance.
+Inside, a pasted real lesion is the real one itself. Left to itself the network is told as easily as a texture that was never trained; as
+shipped less easily, in three of the four paired differences inside.
+
+{{released/displaced/tables: realism}}
+
+### Is the grain right?
+
+Power in the middle of the largest third of the lesions, median, to be held against the first row: the autoencoder takes the finest
+texture away, grain gives it back.
+
+{{released/tables: power_spectrum}}
+
+### Does ℒ_hist pay?
+
+The weights released before these, trained on with λ = 10 and with λ = 0, three seeds each, all else equal
+(`python -m scripts.compare_lambda DATA_ROOT --steps 300`), left to itself, with the picture (`template`) and without. Differences are
+λ = 10 minus λ = 0, mean over seeds; for JSD and Wasserstein distance, below zero favours ℒ_hist. [Levels](released/lambda/lambda.csv).
+
+{{released/lambda: lambda_differences}}
+
+### How many steps of the sampler?
+
+Asked of the weights released before these, on the same nodules and noise; paired differences to 25 steps. AUROC: a linear classifier,
+nodules asked for their own histograms.
+
+{{released: steps}}
+
+### What does more training bring?
+
+First the first 15,500 steps of 8 on two CPU cores, validation nodules, left to itself ([picture](released/curve.png)); the learning rate
+falls to zero at the last row only, which is a part of its gain. Then 17,664 steps of 32 on an H100, in under six minutes (13.1 ms a step in
+bf16 with CUDA graphs, 79 ms without): `final` is what ships, `shipped` what was shipped before ([settings, losses](released/longer.json)).
+On validation nodules no difference can be told. On the 71 displaced test nodules, with the decoder trained further too, the JSD left to
+itself fell from 0.068 to 0.058 and the AUROC inside from 0.90 and 0.88 (logistic, forest) to 0.85 and 0.78. More of the same is not to be
+expected: the loss is mostly learned by heart.
+
+{{released: curve longer}}
+
+## The shipped autoencoder
+
+Stage I on real nodules of patients it never saw (26 LIDC cubes, middle 48 mm at 1 mm), beside a linear code of equal size (8 : 1);
+`python -m scripts.judge_autoencoder` makes the table. It was trained by L1 and KL alone, then its decoder with perceptual and
+adversarial terms ([card](../hrldm/weights/README.md)); before that the crop had 35.0 dB (33.5 to 36.4) and the lesion 37 HU (30 to 46).
+The adversarial term brings no fine texture back: on 37 validation nodules the power at 0.42 cycles per mm went from 12 % to 14 % of the
+real one, and five times its weight changes nothing. A linear code of half the size has 29.2 dB (28.2 to 30.0) in the crop.
+
+{{../hrldm/weights: autoencoder.json}}
+
+## Insertion
+
+Unselected insertions with the weights released before these, 200 into each of two CTs, ten at a time into the untouched scan
+(`scripts/insert_many.py`); sheets of the first hundred: [LIDC-IDRI-0001](insert/lidc-idri-0001/contact_sheet.png),
+[R01-001](insert/r01-001/contact_sheet.png). Of 10,000 random insertions into tiny phantoms of every orientation, spacing, data type,
+obliquity and format (`HRLDM_FUZZ=10000 pytest tests/insertion/test_any_scan.py`) all kept background and geometry exactly. Last, time and
+memory on two CPU cores (`make bench`): a placed mask to voxels by Algorithm 2 (network released before the present one), the whole process
+of `python -m hrldm insert`, one nodule by size of the CT, nodules in one call.
+
+{{insert/lidc-idri-0001: summary}}
+{{insert/r01-001: summary}}
+{{bench: insert}}
+
+## Results of `lidc-cubes` at `quick`: real nodules
+
+Real LIDC nodules in 51 mm cubes, split by patient; networks begin on `lidc-mini` and go on here. Not NLST as in the paper, few test
+nodules, another extractor: the order of the systems may be compared with [the paper's](#the-papers-own-numbers), the values may not. Inside
+the lesion each system is asked for the nodule's own HU histogram; where it is imposed, obedience is by construction and what is left is
+the autoencoder's error. `hr-ldm` minus `maisi-ddpm` is what ℒ_hist adds: the same network, data, noise and 1,000 steps with λ = 0. The
+ablations are fine-tuned from one network without ℒ_hist, with their differences to the default: what ℒ_hist adds beyond c_hist, see
+`c_hist only`. One rule judges [all claims](../notebooks/11_claims.ipynb).
+
+{{lidc-cubes/quick/tables: table1_fidelity table1_differences lesion_histograms lesion_differences}}
+{{lidc-cubes/quick/tables: control_summary triplets_summary separability ablations claims}}
+
+### What synthetic nodules add for classifiers, on real nodules
+
+696 real LIDC nodules of 6 to 30 mm (`lidc-vois`, 440 patients, 100 of them for testing). The network goes on from `lidc-mini` on all 485
+training nodules, and synthetic nodules have their places and shapes: what they bring where clinical data lack was learned from the data
+left out. The boxes end a voxel or two above and below a nodule; beyond them is air, in real and synthetic nodules alike, so this says
+nothing about fidelity. Made by `python -m scripts.prepare_vois BOXES FOLDER`, then `make 08_scarcity 09_malignancy DATASET=lidc-vois
+DATA_ROOT=FOLDER`. [Fig. 7](lidc-vois/quick/figures/fig7_scarcity.png) has one run a point, Table 3 mean ± SD over runs.
+
+{{lidc-vois/quick/tables: fig7_scarcity table3_subtype fig8_malignancy}}
+
+## Results of `lidc-mini` at `quick`, beside the paper's
+
+Semi-synthetic: the "real" nodules are real shapes painted with real histograms in one real CT. FID, KID and MMD are in another feature
+space than [the paper's](#the-papers-own-numbers) and with fewer nodules, so only the order of the systems can be compared. Table 2 has a
+classifier in the radiologist's place. In Table 3, with five runs a side, the smallest p of the Mann–Whitney test is 0.008; the bootstrap
+tests the same by patients, with Holm's correction. Fig. 8 is malignancy by what the weights were trained on before.
+
+What `quick` changes to fit two cores, all named options in `notebooks/study/profiles.py`: the U-Net predicts v instead of the noise (which follows
+from it exactly) and sees the lesion's window of the latent grid; ℒ_hist reads t ≤ 400; a linear denoiser, fitted in closed form, stands
+beside the U-Net; the mask's channels keep its shape within a latent voxel; batches of 8. `PROFILE=paper` has the paper's settings.
+
+{{lidc-mini/quick/tables: table1_fidelity table1_differences lesion_histograms lesion_differences control_summary}}
+{{lidc-mini/quick/tables: separability turing_accuracy table3_subtype fig7_scarcity fig8_malignancy claims}}
+
+## The paper's own numbers
+
+Transcribed from its tables and, for Fig. 7, from its text. Its Table 2 is the radiologist above; what does not add up stands in
+[`anomalies.csv`](published/anomalies.csv).
+
+{{published: table1_fidelity table3_subtype fig7_scarcity fig8_malignancy}}
+
+## What is made where
+
+Each [notebook](../README.md#notebooks) can be made alone (`make 05_fidelity`). Time and memory are those of `make reproduce` on two CPU
+cores, network training included where a notebook is the first to need it.
+
+{{lidc-mini/quick: provenance.json}}
+
+## Benchmarks
+
+`make bench`, two CPU cores; `ratio` is the time over that of the benchmark's first row. Eq. 7 on 10⁶ values and 40 bins, forward and
+backward, against the dense N × B formula; ℒ_hist of the largest lesion's crop against decoding the latent of a whole CT; one training
+step at `quick` with λ = 0 and λ = 10, with cached latents and encoding on the fly.
+
+{{bench: core}}
+"""
+
+
+def read(file: Path) -> pd.DataFrame:
+    """A CSV; the results of a model card; or what each notebook took, of a provenance file."""
+    if file.suffix == ".csv":
+        return pd.read_csv(file)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if "results" in content:
+        return pd.DataFrame(content["results"])
+    cost = pd.DataFrame({name: content[name] for name in ("wall_time_s", "peak_memory_mb")})
+    return cost.rename_axis("notebook").reset_index()
+
+
+def views(found: re.Match) -> str:
+    """The tables that ``{{folder: names}}`` asks for, each below a link to its file."""
+    files = [f"{found[1]}/{name}" if "." in name else f"{found[1]}/{name}.csv" for name in found[2].split()]
+    return "\n\n".join(f"[`{file}`]({file})\n\n{view(read(RESULTS / file), Path(file).stem)}" for file in files) + "\n"
+
+
+def main(check: bool = False) -> int:
+    """Write results/README.md and the Markdown view beside each table, from the CSVs.
+
+    Args:
+        check: write nothing; name the files that are not what the CSVs give, and return 1 if there are any.
+    """
+    tables = [csv for csv in sorted(RESULTS.glob("**/tables/*.csv")) if "smoke" not in csv.parts]  # never committed
+    made = {csv.with_suffix(".md"): page(csv) for csv in tables}
+    made[RESULTS / "README.md"] = re.sub(r"\{\{(.+): (.+)\}\}\n", views, PAGE)
+    stale = [file for file, text in made.items() if not file.is_file() or file.read_text(encoding="utf-8") != text]
+    for file in stale:
+        print(file.relative_to(RESULTS).as_posix())
+        if not check:
+            write_text(file, made[file])
+    return int(check and bool(stale))

@@ -1,0 +1,107 @@
+"""What the READMEs say is what the committed results give, and their links lead somewhere."""
+
+import itertools
+import re
+import subprocess
+
+import pandas as pd
+import pytest
+
+from study.report import record
+from tests.conftest import ROOT
+
+FINDINGS = " ".join((ROOT / "README.md").read_text(encoding="utf-8").partition("## Install")[0].split())
+CONTROL = "system == 'hr-ldm' and quantity == 'mean_hu' and subtype == '{}'"
+JSD = "subtype == 'all' and metric == 'jsd' and system == '{}'"
+DISPLACED = "where == 'displaced' and template and "
+TOLD = "features == 'inside_isotropic' and model == 'logistic' and system == '{}'"
+SCARCE = "metric == 'auroc' and retention == 0.1 and subtype == '{}' and arm == 'Clinical (n%){}'"
+ALL = " + Synth (100%)"
+CASES = [  # file below results/, its row (of several seeds the mean), and the words with its figures
+    ("released/tables/control_summary", CONTROL.format("solid"), "R² {r2:.2f} (solid)"),
+    ("released/tables/control_summary", CONTROL.format("part-solid"), "{r2:.2f} (part-solid)"),
+    ("released/tables/control_summary", CONTROL.format("ground-glass"), "{r2:.2f} (ground-glass)"),
+    ("released/tables/lesion_histograms", JSD.format("hr-ldm"), "JSD {value:.3f} ({ci_low:.3f} to {ci_high:.3f}) where"),
+    ("released/tables/lesion_histograms", JSD.format("hr-ldm"), "{n:.0f} nodules of unseen patients"),
+    ("released/tables/lesion_histograms", JSD.format("real"), "two halves of one real lesion have {value:.3f}"),
+    ("released/lambda/lambda_differences", DISPLACED + "metric == 'jsd'", "without: JSD {difference:+.4f} ({ci_low:+.4f} to {ci_high:+.4f})"),
+    ("released/lambda/lambda_differences", DISPLACED + "metric == 'jsd'", "{n:.0f} nodules in healthy lung, {seeds:.0f} seeds)"),
+    ("released/lambda/lambda_differences", DISPLACED + "metric == 'wasserstein_hu'", "distance {difference:+.1f} HU ({ci_low:+.1f} to {ci_high:+.1f})"),
+    ("released/lambda/lambda", DISPLACED + "`lambda` == 0", "of {jsd:.3f}, Wasserstein"),
+    ("released/lambda/lambda", DISPLACED + "`lambda` == 0", "of {wasserstein_hu:.0f} (released"),
+    ("lidc-cubes/quick/tables/ablations", "factor == 'c_hist x L_hist' and level == 'c_hist only' and metric == 'jsd_difference'",
+     "changes JSD by {value:+.4f} ({ci_low:+.4f} to {ci_high:+.4f}), {n_seeds:.0f} seeds"),
+    ("lidc-cubes/quick/tables/claims", "claim.str.contains('FID of HR-LDM is lower than that of maisi-ddpm')",
+     "MAISI-DDPM: {ours:+.1f} ({ci_low:+.1f} to {ci_high:+.1f}; paper {published:+.1f})"),
+    ("released/displaced/tables/realism", TOLD.format("released"), "inside {auroc:.2f} ({ci_low:.2f} to {ci_high:.2f}) as `insert`"),
+    ("released/displaced/tables/realism", TOLD.format("released"), "({n_nodules:.0f} nodules, {n_patients:.0f} patients)"),
+    ("released/displaced/tables/realism", TOLD.format("hr-ldm"), "{auroc:.2f} left to itself"),
+    ("released/displaced/tables/realism", TOLD.format("texture"), "{auroc:.2f} for a texture"),
+    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("solid", ""), "from solid {mean:.2f} to"),
+    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("solid", ALL), "to {mean:.2f}, part-solid"),
+    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("part-solid", ""), "part-solid {mean:.2f} to"),
+    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("part-solid", ALL), "to {mean:.2f}, ground-glass"),
+    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("ground-glass", ""), "ground-glass {mean:.2f} to"),
+    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("ground-glass", ALL), "to {mean:.2f} (one run"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def committed():
+    """The results of the repository: `make reproduce` puts the user's own in their place."""
+    changed = ["git", "status", "--porcelain", "-uall", "--", "results/*.csv", "results/*.json"]
+    done = subprocess.run(changed, cwd=ROOT, capture_output=True)
+    if done.returncode or done.stdout:
+        pytest.skip("no repository here, or other results than the committed ones")
+
+
+@pytest.mark.parametrize(("file", "rows", "words"), CASES, ids=[words for _, _, words in CASES])
+def test_figure_of_the_readme_is_that_of_its_table(committed, file, rows, words):
+    found = pd.read_csv(ROOT / "results" / f"{file}.csv").query(rows)
+    assert len(found) == (found["seed"].nunique() if "seed" in found else 1)
+    figures = words.format(**found.apply(pd.to_numeric, errors="coerce").mean())
+    literal = map(re.escape, re.split(r"\{.+?\}", words))
+    written = re.search(r"[-+]?\d+(?:\.\d+)?".join(literal), FINDINGS)
+    assert written and written[0] == figures
+
+
+def test_cells_of_table_3_that_change(committed):
+    cells = pd.read_csv(ROOT / "results/lidc-vois/quick/tables/table3_subtype.csv").query("metric == 'auroc'")
+    p = cells["p_bootstrap"].dropna()  # corrected by Holm's method
+    assert f"{(p < 0.05).sum()} of {len(p)} cells of Table 3 change" in FINDINGS
+
+
+def test_record_and_views_are_what_the_tables_give(committed, capsys):
+    assert record.main(check=True) == 0, f"run `python -m study record`: {capsys.readouterr().out}"
+
+
+def test_record_names_what_is_stale_and_writes_it_unless_asked_to_check(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(record, "PAGE", "# Of {{own/quick/tables: counts}}\n\nEnd\n")
+    tables = tmp_path / "own" / "quick" / "tables"
+    tables.mkdir(parents=True)
+    (tables / "counts.csv").write_text("split,n\ntrain,3\ntest,2\n")
+    assert record.main(check=True) == 1 and capsys.readouterr().out.split() == [
+        "own/quick/tables/counts.md",
+        "README.md",
+    ]
+    assert not (tmp_path / "README.md").exists()
+    assert record.main() == 0 and record.main(check=True) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert "[`own/quick/tables/counts.csv`](own/quick/tables/counts.csv)\n\n| split   | n   |" in text
+    assert text.startswith("# Of [") and text.endswith("| test    | 2   |\n\nEnd\n")
+    (tables / "counts.csv").write_text("split,n\ntrain,3\ntest,4\n")
+    assert record.main(check=True) == 1
+
+
+@pytest.mark.parametrize("name", ["README.md", "results/README.md"])
+def test_every_link_leads_somewhere(name):
+    file = ROOT / name
+    links = itertools.chain(*re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", file.read_text(encoding="utf-8")))
+    for link in (link for link in links if link and not link.startswith("http")):
+        path, _, anchor = link.partition("#")
+        target = file.parent / path if path else file
+        assert target.exists(), link
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, link
