@@ -42,7 +42,7 @@ def main() -> None:
             ratios = residual[middle].std() / np.percentile(local_sd(residual, around), PERCENTILES)
             rows += [(row.nodule_id, row.subtype, p, ratio) for p, ratio in zip(PERCENTILES, ratios, strict=True)]
     table = pd.DataFrame(rows, columns=["nodule_id", "subtype", "percentile", "ratio"])
-    save_table(table, OUT, "strength", list(table.columns))
+    save_table(table, OUT, "strength")
     write_provenance(OUT, profile, "lidc-cubes", 0, manifest_digest(frame))
     print(f"{table.nodule_id.nunique()} nodules; median ratio")
     print(

@@ -1,13 +1,13 @@
 """Result tables: long-form CSV with fixed columns, and a Markdown view of each for reading.
 
 ``tables/<name>.csv`` is the result; ``tables/<name>.md`` is made from it (`view`) and is never read back. Columns are those
-of `SCHEMAS`; a table under another name says its columns when it is saved. `VIEWS` lays out what is too wide or too long.
+of `SCHEMAS`; a table under another name has the columns it comes with. `VIEWS` lays out what is too wide or too long.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,22 +127,21 @@ INTERVALS = {  # value: its bounds are <name>_low and <name>_high
 }  # fmt: skip
 
 
-def save_table(table: pd.DataFrame, results_dir: Path | str, name: str, columns: Sequence[str] | None = None) -> Path:
+def save_table(table: pd.DataFrame, results_dir: Path | str, name: str) -> Path:
     """Write ``tables/<name>.csv`` and its view ``tables/<name>.md``, each atomically.
 
     Args:
         table: the rows; the order of the columns does not matter, it is brought to the schema's.
         results_dir: results/<dataset>/<profile>/.
-        name: key of `SCHEMAS`, or a new name together with `columns`.
-        columns: columns of a table that `SCHEMAS` does not know.
+        name: key of `SCHEMAS`, or a new name, whose columns are then as they come.
 
     Returns:
         Path of the CSV.
 
     Raises:
-        ValueError: unknown name without `columns`, no rows, columns or values that differ from the schema.
+        ValueError: no rows, columns or values that differ from the schema.
     """
-    schema = _find_schema(name, columns)
+    schema = SCHEMAS.get(name) or Schema(tuple(table.columns))
     check_table(table, name, schema)
     path = Path(results_dir) / "tables" / f"{name}.csv"
     csv = table[list(schema.columns)].to_csv(index=False, float_format="%.8g", lineterminator="\n")
@@ -152,9 +151,9 @@ def save_table(table: pd.DataFrame, results_dir: Path | str, name: str, columns:
 
 
 def save_tables(tables: Mapping[str, pd.DataFrame], results_dir: Path | str) -> None:
-    """`save_table` of each; those that `SCHEMAS` does not know with the columns they have."""
+    """`save_table` of each."""
     for name, table in tables.items():
-        save_table(table, results_dir, name, None if name in SCHEMAS else list(table.columns))
+        save_table(table, results_dir, name)
 
 
 def drop_table(results_dir: Path | str, name: str) -> None:
@@ -259,16 +258,6 @@ def main(results_dir: str) -> None:
         print(f"{len(list((folder / kind).glob(pattern))):4d} {kind} in {folder / kind}")
     if absent := [name for name in SCHEMAS if not (folder / "tables" / f"{name}.csv").exists()]:
         print(f"not there: {', '.join(absent)}")
-
-
-def _find_schema(name: str, columns: Sequence[str] | None) -> Schema:
-    if columns is not None:
-        if name in SCHEMAS:
-            raise ValueError(f"table {name}: its columns are fixed, leave `columns` out")
-        return Schema(tuple(columns))
-    if name not in SCHEMAS:
-        raise ValueError(f"unknown table {name!r}; known are {', '.join(SCHEMAS)}. For a new one give `columns`")
-    return SCHEMAS[name]
 
 
 def _cells(table: pd.DataFrame) -> pd.DataFrame:

@@ -114,5 +114,5 @@ def test_intervals_of_two_rows_add_in_quadrature(text, name, column, expected, l
 def test_evidence_is_what_lies_on_disk(tmp_path):
     assert load_evidence(tmp_path) == {}
     frame = difference(-3, -5, -1)
-    save_table(frame, tmp_path, "table1_differences", list(frame.columns))
+    save_table(frame, tmp_path, "table1_differences")
     assert list(load_evidence(tmp_path)) == ["table1_differences"]
