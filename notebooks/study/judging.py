@@ -105,7 +105,7 @@ def _roughness(crops: Mapping[str, np.ndarray], truth: Patches) -> pd.DataFrame:
     """Median over lesions of the SD beyond a Gaussian of 1 mm, over the lesion's SD: system, roughness, of_real, n."""
     values = {s: feature_table(hu, truth.mask)["inside_grain_1_share"].median() for s, hu in crops.items()}
     rows = [(s, v, v / values["real"], len(truth)) for s, v in values.items()]
-    return pd.DataFrame(rows, columns=["system", "roughness", "of_real", "n"])
+    return pd.DataFrame(rows, columns="system roughness of_real n".split())
 
 
 def open_nodules(root: Path, split: str = "test", seed: int = 0) -> Study:

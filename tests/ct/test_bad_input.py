@@ -212,15 +212,24 @@ def test_links_to_slices_that_are_not_there(tmp_path):
             read_ct(tmp_path / "s")
 
 
-def test_a_dose_report_that_calls_itself_ct_is_no_slice(tmp_path):
+REPORT = {"SOPClassUID": SecondaryCaptureImageStorage, "ImagePositionPatient": None}
+STRANGERS = {  # files beside the slices that call themselves CT
+    "dose report in the same series": REPORT,
+    "dose report in its own series": REPORT | {"SeriesInstanceUID": "7.7"},
+    "scout": {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "SeriesInstanceUID": "7.8"},
+}
+
+
+@pytest.mark.parametrize("case", STRANGERS)
+def test_a_report_or_scout_that_calls_itself_ct_is_no_slice(tmp_path, case):
     series(tmp_path / "s")
-    for name, uid in (("own", "1.2.3"), ("other", "7.7")):  # in the CT's own series, and in one of its own
-        (report,) = series(tmp_path / name, n=1)
-        change(report, SOPClassUID=SecondaryCaptureImageStorage, SeriesInstanceUID=uid, ImagePositionPatient=None)
-        report.rename(tmp_path / "s" / f"{name}.dcm")
+    change(*series(tmp_path / "s" / "other", n=1), **STRANGERS[case])
     assert read_ct(tmp_path / "s").shape == (18, 16, 24)
-    change(*series(tmp_path / "all"), SOPClassUID=SecondaryCaptureImageStorage)  # an export that calls every slice so
-    assert read_ct(tmp_path / "all").shape == (18, 16, 24)
+
+
+def test_an_export_that_calls_every_slice_a_screenshot_is_read(tmp_path):
+    change(*series(tmp_path / "s"), SOPClassUID=SecondaryCaptureImageStorage)
+    assert read_ct(tmp_path / "s").shape == (18, 16, 24)
 
 
 def test_slices_that_are_missing(tmp_path):

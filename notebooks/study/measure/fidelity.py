@@ -80,7 +80,13 @@ def fidelity_rows(
         raise ValueError(f"need real features, groups for every system, and no system named {FLOOR!r}")
     features = {FLOOR: real, **systems}
     labels = {FLOOR: np.asarray(groups_real), **{name: np.asarray(groups_by_system[name]) for name in systems}}
-    _check(features, labels)
+    for name, planes in features.items():
+        shapes = {plane: np.shape(x) for plane, x in planes.items()}
+        fitting = {plane: (len(labels[name]), *np.shape(x)[1:]) for plane, x in real.items()}
+        if shapes != fitting:
+            raise ValueError(f"{name}: features {shapes} do not fit the real ones and the groups, {fitting}")
+        if not all(np.isfinite(x).all() for x in planes.values()):
+            raise ValueError(f"{name}: features hold values that are not finite")
     if (fewest := min(np.unique(g).size for g in labels.values())) < MIN_GROUPS:
         logger.warning(
             "FID, KID and MMD are left empty: %d patients, and to halve and resample them takes %d", fewest, MIN_GROUPS
@@ -157,20 +163,7 @@ def separability(
             told = Cases(case_features(real), case_features(features), groups, groups).by_patient(seed)
             auroc = roc_auc_score(told["y"], cross_val_predict(model, **told, method="decision_function"))
         rows.append((name, extractor, auroc, len(groups)))
-    return pd.DataFrame(rows, columns=["system", "extractor", "auroc", "n"])
-
-
-def _check(features: dict[str, Features], labels: dict[str, np.ndarray]) -> None:
-    real = features[FLOOR]
-    for name, planes in features.items():
-        if set(planes) != set(real):
-            raise ValueError(f"{name}: planes {sorted(planes)} differ from the real ones {sorted(real)}")
-        for plane, x in planes.items():
-            shape, groups = np.shape(x), len(labels[name])
-            if len(shape) != 3 or shape[1:] != np.shape(real[plane])[1:] or shape[0] != groups:
-                raise ValueError(f"{name}, {plane}: features {shape} do not fit the real ones or {groups} groups")
-            if not np.isfinite(x).all():
-                raise ValueError(f"{name}, {plane}: features hold values that are not finite")
+    return pd.DataFrame(rows, columns="system extractor auroc n".split())
 
 
 def _splits(codes: dict[str, np.ndarray], n_groups: int, rng: np.random.Generator) -> np.ndarray:

@@ -171,7 +171,7 @@ def losses_by_time(unet: ConditionalUNet, term: HistogramTerm, times: Sequence[i
                 inpaint = inpainting_loss(eps, eps_hat, taken["m"], config.ldm.inpaint_norm)
                 sums, seen = sums + len(r) * np.array([float(inpaint), float(hist)]), seen + len(r)
         rows.append((int(now), *(sums / seen)))
-    return pd.DataFrame(rows, columns=["t", "inpaint", "hist"])
+    return pd.DataFrame(rows, columns="t inpaint hist".split())
 
 
 def _correlation(x: np.ndarray, y: np.ndarray, measure: str) -> float:

@@ -77,7 +77,7 @@ def nodule_scores(reconstruction: np.ndarray, nodules: Patches) -> pd.DataFrame:
             if region == "lesion":
                 values["hist_jsd"] = histogram_jsd(hu_histogram(made[inside]), hu_histogram(truth[inside]))
             rows += [(row.nodule_id, row.patient_id, region, metric, value) for metric, value in values.items()]
-    return pd.DataFrame(rows, columns=["nodule_id", "patient_id", "region", "metric", "value"])
+    return pd.DataFrame(rows, columns="nodule_id patient_id region metric value".split())
 
 
 def autoencoder_table(scores: Mapping[str, pd.DataFrame], n_boot: int, seed: int) -> pd.DataFrame:
@@ -115,8 +115,5 @@ def linear_code(train_hu: np.ndarray, channels: int) -> LinearCode:
 @torch.no_grad()
 def linear_reconstruction(code: LinearCode, hu: np.ndarray) -> np.ndarray:
     """HU crops (N, D, D, D) through a linear code and back, float32."""
-    parts = []
-    for crop in hu:
-        x = normalise_hu(torch.from_numpy(crop.astype(np.float32)))[None, None]
-        parts.append(denormalise_hu(code.decode(code.analysis(x)).clamp(0, 1))[0, 0].numpy())
-    return np.stack(parts)
+    volumes = (normalise_hu(torch.from_numpy(crop.astype(np.float32)))[None, None] for crop in hu)
+    return np.stack([denormalise_hu(code.decode(code.analysis(x)).clamp(0, 1))[0, 0].numpy() for x in volumes])

@@ -197,10 +197,10 @@ def test_too_few_patients_leave_the_table_empty_and_say_so(caplog):
     [
         ({"real": planes(1)}, None, "no system named 'real'"),
         ({"a": planes(1)}, {"b": np.arange(40)}, "groups for every system"),
-        ({"a": {"axial": planes(1)["axial"]}}, None, "planes"),
-        ({"a": planes(1, slices=2)}, None, "a, axial.*do not fit"),
-        ({"a": planes(1)}, {"a": np.arange(39)}, "a, axial.*do not fit"),
-        ({"a": planes(1) | {"coronal": np.full((40, 3, 12), np.nan)}}, None, "a, coronal.*not finite"),
+        ({"a": {"axial": planes(1)["axial"]}}, None, "a: features.*do not fit"),
+        ({"a": planes(1, slices=2)}, None, "a: features.*do not fit"),
+        ({"a": planes(1)}, {"a": np.arange(39)}, "a: features.*do not fit"),
+        ({"a": planes(1) | {"coronal": np.full((40, 3, 12), np.nan)}}, None, "a: features.*not finite"),
     ],
     ids=["the floor's name", "no groups", "a plane alone", "other slices", "other length", "NaN"],
 )
