@@ -50,6 +50,7 @@ class Panel:
     plane: str = "axial"
     kind: str = "HU"  # in the lung window; "difference": HU from blue to red; "latent": no unit, grey
     outline: bool = False  # draw the mask's
+    slices_off: int = 0  # how many slices from the lesion's centre
 
     def __post_init__(self) -> None:
         if self.plane not in AXES or self.volume.ndim != 3:
@@ -70,7 +71,8 @@ class Panel:
         point = np.argwhere(self.mask).mean(0) if lesion else shape // 2
         normal, *on_page = AXES[self.plane]
         x, y = (shape - point - 0.5)[on_page] * self.pixel
-        return round(float(point[normal])), float(x), float(y)
+        number = round(float(point[normal])) + self.slices_off
+        return min(max(number, 0), int(shape[normal]) - 1), float(x), float(y)
 
     def page(self, array: np.ndarray) -> np.ndarray:
         """The slice of an array (X, Y, Z) as the page shows it: rows from the top."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -20,7 +21,7 @@ from hrldm.insertion.generator import Generator
 from hrldm.insertion.insert import Inserted, insert
 from hrldm.insertion.wish import LARGEST_MM, SMALLEST_MM, Wish, point
 from hrldm.nodules.positions import LOCATIONS
-from study.report.figures_images import Panel, before_after
+from study.report.figures_images import Panel, before_after, montage
 
 SIDE_MM = 60.0  # of what is shown around a lesion
 ANYWHERE = "any"
@@ -61,11 +62,11 @@ class Tour:
     """The controls of one CT; `widget` is what a notebook shows.
 
     labels: (X, Y, Z) lungs or lobes on the CT's grid
+    made:   what is shown before the first press
     """
 
-    def __init__(self, ct: CT, labels: np.ndarray, generator: Generator) -> None:
-        self.ct, self.labels, self.generator = ct, labels, generator
-        self.made: Inserted | None = None
+    def __init__(self, ct: CT, labels: np.ndarray, generator: Generator, made: Inserted | None = None) -> None:
+        self.ct, self.labels, self.generator, self.made = ct, labels, generator, made
         lobes = [name for k, name in LOBE_NAMES.items() if (labels == k).any()]
         self.subtype = widgets.Dropdown(options=SUBTYPES, description="subtype")
         self.diameter = widgets.FloatSlider(12, min=SMALLEST_MM, max=LARGEST_MM, step=0.5, description="diameter, mm")
@@ -75,12 +76,15 @@ class Tour:
         self.at = widgets.Text(placeholder="x, y, z in RAS mm, or empty", description="place")
         self.seed = widgets.IntText(0, description="seed")
         self.button = widgets.Button(description="insert", button_style="primary")
-        self.said, self.view = widgets.HTML(), widgets.Output()
-        self.button.on_click(lambda _: self.show())
+        self.scroll = widgets.IntSlider(0, min=-25, max=25, description="axial slice, from the middle")
+        self.said, self.view, self.axial = widgets.HTML(), widgets.Output(), widgets.Output()
+        self.button.on_click(lambda _: self.insert())
+        self.scroll.observe(lambda _: self._show_axial(), "value")
         controls = (self.subtype, self.diameter, self.core, self.lobe, self.location, self.at, self.seed, self.button)
-        for control in controls[:-1]:
-            control.style.description_width = "12em"
-        self.widget = widgets.VBox([*controls, self.said, self.view])
+        for control in (*controls[:-1], self.scroll):
+            control.style.description_width, control.layout.width = "14em", "34em"
+        self.widget = widgets.VBox([*controls, self.said, self.view, self.scroll, self.axial])
+        self._show()
 
     def wish(self) -> Wish:
         """What the controls say.
@@ -99,24 +103,42 @@ class Tour:
             seed=self.seed.value,
         )
 
-    def show(self) -> None:
+    def insert(self) -> None:
         """Insert the wish and show it; what is wrong with it is said in its place."""
-        self.button.disabled = True
+        self.button.disabled, self.made = True, None
         self.said.value = "inserting …"
+        self._show()
         try:
             self.made = insert(self.ct, [self.wish()], self.generator, self.labels)
         except ValueError as error:
             self.said.value = f"<b>{error}</b>"
-            return
         finally:
             self.button.disabled = False
-        changed, reach = change_reach(self.ct, self.made)
-        self.said.value = (
-            f"{changed} of {self.ct.stored.size} voxels changed, none more than {reach:.1f} mm from the lesion"
-        )
-        self.view.clear_output(wait=True)
-        with self.view:
-            display(inserted_figure(self.ct, self.made))
+        self._show()
+
+    def _show(self) -> None:
+        """What was made; nothing where nothing was."""
+        self.view.clear_output()
+        self.scroll.disabled = self.made is None
+        if self.made is not None:
+            changed, reach = change_reach(self.ct, self.made)
+            self.said.value = (
+                f"{changed} of {self.ct.stored.size} voxels changed, none more than {reach:.1f} mm from the lesion"
+            )
+            with self.view:
+                display(inserted_figure(self.ct, self.made))
+        self._show_axial()
+
+    def _show_axial(self) -> None:
+        """The slice that is scrolled to, before and after."""
+        self.axial.clear_output(wait=self.made is not None)
+        if self.made is not None:
+            panels = [
+                replace(panel, label=label, slices_off=self.scroll.value)
+                for panel, label in zip(around_lesion(self.ct, self.made), ("before", "after"), strict=True)
+            ]
+            with self.axial:
+                display(montage(panels, columns=2, title=f"{self.scroll.value:+d} slices"))
 
 
 def viewer_3d(ct: CT, made: Inserted):

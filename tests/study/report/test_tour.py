@@ -59,11 +59,31 @@ def test_the_reach_of_a_change_is_its_distance_from_the_lesion():
     ({"at": "0 0 0"}, "would leave the lungs; the nearest place"), ({"at": "here"}, "could not convert"),
     ({"subtype": "solid", "core": 5.0}, "part-solid nodules have one"),
 ])  # fmt: skip
-def test_a_wrong_wish_is_answered(tour, change, said):
+def test_a_wrong_wish_is_answered_and_no_picture_of_another_is_left(tour, change, said, monkeypatch):
+    seen = []
+    monkeypatch.setattr("study.report.tour.display", lambda figure: seen.append("picture"))
+    tour.button.click()
+    for view in (tour.view, tour.axial):
+        monkeypatch.setattr(view, "clear_output", lambda **_: seen.append("cleared"))
+    assert seen == ["picture", "picture"] and tour.made
     for name, value in change.items():
         getattr(tour, name).value = value
     tour.button.click()
     assert said in tour.said.value and tour.made is None and not tour.button.disabled
+    assert set(seen[2:]) == {"cleared"} and tour.scroll.disabled
+
+
+def test_a_picture_stands_there_before_the_first_press_and_scrolls(tour):
+    ct, labels = scan()
+    made = insert(ct, [Wish("solid", 14.0, at=(-70.0, 20.0, 10.0))], tiny.PaintingGenerator(), labels)
+    tour = Tour(ct, labels, tiny.PaintingGenerator(), made)
+    assert "voxels changed" in tour.said.value and not tour.scroll.disabled and tour.made is made
+    middle = around_lesion(ct, made)[1]
+    far = dataclasses.replace(middle, slices_off=-1000)
+    assert middle.page(middle.mask).sum() > far.page(far.mask).sum() == 0 and far.centre[0] == 0
+    tour.scroll.value = 3
+    tour.made = None
+    tour.scroll.value = 4  # nothing to show, nothing fails
 
 
 def test_what_is_shown_is_the_lesion_in_ras():
