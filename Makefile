@@ -135,8 +135,10 @@ lint: $(ENV)
 		--extra-keys "metadata.papermill cell.metadata.papermill" $(NOTEBOOKS))
 
 # -- the rest -----------------------------------------------------------------------------------------------------------
+# the executed copies, where there are some
 lab: $(ENV)
-	$(PY) -m jupyter lab notebooks
+	$(PY) -m jupyter lab --LabApp.default_url='/lab/tree/$(firstword $(patsubst $(CURDIR)/%,%,$(wildcard $(OUT)/runs/00_*.ipynb)) \
+		notebooks/00_start_here.ipynb)'
 
 bench: $(ENV)
 	$(PY) -m study bench

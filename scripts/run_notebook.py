@@ -7,6 +7,7 @@ anything ran).
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -22,6 +23,7 @@ from hrldm.atomic import write_text
 from study.profiles import get_profile
 from study.report.provenance import write_provenance
 
+RUN_LINK = re.compile(r"\[the executed run\]\(\.\./results/[^)]*/(\w+\.ipynb)\)")
 PARAMETERS = {"profile", "dataset", "data_root", "seed", "settings"}
 
 
@@ -86,6 +88,7 @@ def run(notebook: Path, out: Path, **parameters) -> float:
         )
     # executed notebooks are published: no folder of this machine in their parameters, warnings and metadata
     text = part.read_text(encoding="utf-8").replace(f"{paths.ROOT}{os.sep}", "")
+    text = RUN_LINK.sub(r"[the notebook](../../../../notebooks/\1)", text)  # from results/<dataset>/<profile>/runs
     root = parameters.get("data_root")
     write_text(out, text.replace(root, "DATA_ROOT") if root else text)
     part.unlink()

@@ -93,3 +93,9 @@ def test_bad_parameters_are_refused_before_anything_runs(call, capsys, arguments
     status, results = call("1", *arguments, parameters=parameters)
     assert status == 2 and message in capsys.readouterr().err
     assert not results.exists()
+
+
+def test_the_link_to_the_run_leads_back_from_the_run():
+    text = "[01 →](01_data.ipynb) · [the executed run](../results/lidc-mini/quick/runs/00_start_here.ipynb)"
+    there = run_notebook.RUN_LINK.sub(r"[the notebook](../../../../notebooks/\1)", text)
+    assert there == "[01 →](01_data.ipynb) · [the notebook](../../../../notebooks/00_start_here.ipynb)"
