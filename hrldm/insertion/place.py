@@ -25,6 +25,7 @@ from hrldm.nodules.shapes import ShapeLibrary
 
 logger = logging.getLogger(__name__)
 APART_MM = 2 * MARGIN_SIGMAS * FEATHER_MM  # between lesions, so that their feathers do not meet
+PLACE_SEED, NOISE_SEED = 1, 2  # what a wish's seed draws: shape, place and histogram; the seed of the sampler's noise
 SHAPES_TRIED = 5  # random shapes and rotations tried until one finds a position
 OWN_IN_LUNG = 0.9  # least share of a user's mask; a reader's outline may touch the chest wall
 PARTS_MM = 5.0  # largest gap between parts of one lesion in a user's mask
@@ -104,7 +105,7 @@ class Nodule:
 
     @property
     def noise_seed(self) -> int:
-        return int(np.random.SeedSequence((self.wish.seed, 2)).generate_state(1)[0])
+        return int(np.random.SeedSequence((self.wish.seed, NOISE_SEED)).generate_state(1)[0])
 
 
 def place_nodule(space: LungSpace, wish: Wish, library: ShapeLibrary, number: int) -> Nodule:
@@ -114,7 +115,7 @@ def place_nodule(space: LungSpace, wish: Wish, library: ShapeLibrary, number: in
         ValueError: no position, or one outside the lungs or occupied; a core that does not fit. The message names the
             nodule.
     """
-    rng = np.random.default_rng((wish.seed, 1))
+    rng = np.random.default_rng((wish.seed, PLACE_SEED))
     try:
         if wish.mask is not None:
             mask, core, centre = _own_lesion(space, wish.mask)
