@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import nbformat
 import papermill
 import psutil
 from traitlets.config import Config
@@ -24,7 +25,7 @@ from study.profiles import get_profile
 from study.report.provenance import write_provenance
 
 RUN_LINK = re.compile(r"\[the executed run\]\(\.\./results/[^)]*/(\w+\.ipynb)\)")
-PARAMETERS = {"profile", "dataset", "data_root", "seed", "settings"}
+PARAMETERS = ("profile", "dataset", "data_root", "seed", "settings")
 
 
 class TreeMemory(threading.Thread):
@@ -61,11 +62,29 @@ def check_parameters(notebook: Path) -> None:
         ValueError: the cell tagged `parameters` is absent or does not define exactly `PARAMETERS`.
     """
     found = set(papermill.inspect_notebook(str(notebook)))
-    if found != PARAMETERS:
+    if found != set(PARAMETERS):
         raise ValueError(
             f"{notebook}: the cell tagged 'parameters' must define {sorted(PARAMETERS)}; "
-            f"missing {sorted(PARAMETERS - found)}, unknown {sorted(found - PARAMETERS)}"
+            f"missing {sorted(set(PARAMETERS) - found)}, unknown {sorted(found - set(PARAMETERS))}"
         )
+
+
+def with_last_bars(text: str) -> str:
+    """An executed notebook whose progress bars leave one line, what stands there in the end."""
+    notebook = nbformat.reads(text, as_version=4)
+    for cell in notebook.cells:
+        merged = []
+        for output in cell.get("outputs", []):
+            if merged and output.output_type == "stream" and output.get("name") == merged[-1].get("name"):
+                merged[-1].text += output.text
+            else:
+                merged.append(output)
+        for output in merged:
+            if output.output_type == "stream":
+                output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+        if merged:
+            cell.outputs = merged
+    return nbformat.writes(notebook) + "\n"
 
 
 def run(notebook: Path, out: Path, **parameters) -> float:
@@ -87,7 +106,7 @@ def run(notebook: Path, out: Path, **parameters) -> float:
             config=Config(KernelManager=sockets),
         )
     # executed notebooks are published: no folder of this machine in their parameters, warnings and metadata
-    text = part.read_text(encoding="utf-8").replace(f"{paths.ROOT}{os.sep}", "")
+    text = with_last_bars(part.read_text(encoding="utf-8")).replace(f"{paths.ROOT}{os.sep}", "")
     text = RUN_LINK.sub(r"[the notebook](../../../../notebooks/\1)", text)  # from results/<dataset>/<profile>/runs
     root = parameters.get("data_root")
     write_text(out, text.replace(root, "DATA_ROOT") if root else text)

@@ -99,3 +99,11 @@ def test_the_link_to_the_run_leads_back_from_the_run():
     text = "[01 →](01_data.ipynb) · [the executed run](../results/lidc-mini/quick/runs/00_start_here.ipynb)"
     there = run_notebook.RUN_LINK.sub(r"[the notebook](../../../../notebooks/\1)", text)
     assert there == "[01 →](01_data.ipynb) · [the notebook](../../../../notebooks/00_start_here.ipynb)"
+
+
+def test_a_progress_bar_leaves_its_last_line():
+    bar = [nbformat.v4.new_output("stream", name="stderr", text=t) for t in ("\ra: 0%", "\ra: 50%", "\ra: 100%", "\n")]
+    said = nbformat.v4.new_output("stream", name="stdout", text="said\r\nand more\n")
+    notebook = new_notebook(cells=[new_code_cell("1", outputs=[*bar, said]), new_markdown_cell("text")])
+    outputs = nbformat.reads(run_notebook.with_last_bars(nbformat.writes(notebook)), as_version=4).cells[0].outputs
+    assert [o.text for o in outputs] == ["a: 100%\n", "said\r\nand more\n"]

