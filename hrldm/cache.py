@@ -22,7 +22,7 @@ from hrldm import paths
 
 
 def digest(*parts: object) -> str:
-    """Hash (16 hex digits) of arrays by type, shape and values, of anything else by its `repr`."""
+    """Hash (16 hex digits) of arrays by type, shape and values, of anything else, settings among it, by its `repr`."""
     found = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):

@@ -2,7 +2,6 @@
 
     changed(profile, histogram__weight=0.0)         one field of a part, by scikit-learn's double underscore
     with_settings(profile, "histogram.weight=0")    the same from text, checked against the field's type
-    digest(profile.unet, profile.latents)           short hash of parts: the cache key of what depends on them
 
 The presets (`quick`, `paper`, …) stand in `notebooks/study/profiles.py`.
 """
@@ -11,8 +10,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import hashlib
-import json
 import shlex
 import types
 import typing
@@ -90,12 +87,6 @@ def _value(text: str, wanted: type, path: str) -> object:
         if type(value) is kind:
             return value
     raise ValueError(f"setting {path}={text}: give {' or '.join(getattr(o, '__name__', str(o)) for o in options)}")
-
-
-def digest(*parts: object) -> str:
-    """Short hash of settings: dataclasses, and whatever JSON can hold."""
-    plain = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p for p in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def from_header(kind: type[Config], stored: dict) -> Config:

@@ -2,25 +2,26 @@
 
 The released weights are trained on with lambda = 0 and with lambda = 10, three seeds each, with the template and without it
 (its input cut off, then as many steps to get used to that). All else is equal: data of `train_released.py`, nodules, times,
-noise. The answer is the JSD in the healthy place, with the template; the other rows stand beside it. Test nodules are asked for their own histograms and left to the network, in their own place (first manifest) and
-in the healthy lung of the test host (second). A call after a kill goes on. Writes to `results/released/lambda/`:
+noise. The answer is the JSD in the healthy place, with the template; the other rows stand beside it. Test nodules are asked
+for their own histograms and left to the network, in their own place (first manifest) and in the healthy lung of the test
+host (second). A call after a kill goes on. Writes to `results/released/lambda/`:
 
     lambda.csv              template, lambda, seed: JSD, Wasserstein distance, spread and roughness over the real ones
     lambda_differences.csv  lambda = 10 minus lambda = 0: mean over nodules and seeds, interval by patient, p and p by Holm
 """
 
-import argparse
 import dataclasses
 from pathlib import Path
 
 import pandas as pd
+import tyro
 
 import scripts._study  # noqa: F401
 from hrldm.atomic import write_text
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.released import RELEASED_UNET
 from hrldm.train.ldm import load_unet
-from scripts.train_released import OUT, SAMPLING, SETTINGS, lesions_of, made_for, release_data, test_hosts
+from scripts.train_released import OUT, SAMPLING, SETTINGS, made_for, release_data, test_hosts
 from study import judging
 from study.measure import intensity
 from study.measure.statistics import holm
@@ -43,20 +44,20 @@ def judged(study: Study, made_by: Generator, nodules: list[Study]) -> pd.DataFra
     parts = []
     for where, part in zip(("own place", "displaced"), nodules, strict=True):
         truth, crops = made_for(dataclasses.replace(part, profile=study.profile), made_by, "test")
-        parts.append(lesions_of("", truth, crops).assign(where=where))
-    table = pd.concat(parts, ignore_index=True)
-    return table.assign(sd_ratio=table.sd_hu / table.truth_sd_hu)
+        parts.append(judging.lesions_of("", truth, crops).assign(where=where))
+    return pd.concat(parts, ignore_index=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--steps", type=int, default=400, help="of each of the runs")
-    args = parser.parse_args()
-    changes = SETTINGS | {"sampling__steps": SAMPLING["steps"], "ldm__lr": LEARNING_RATE, "ldm__steps": args.steps}
-    study = open_study("quick", "release", str(release_data(args.root)), 0, **changes)
-    cubes, boxes = [judging.open_nodules(f.parent) for f in sorted(args.root.glob("*/manifest.csv"))][:2]
-    nodules = [cubes, judging.displaced(boxes, "test", test_hosts(args.root)[0])[0]]
+def main(root: tyro.conf.Positional[Path], steps: int = 400) -> None:
+    """Train, judge and compare.
+
+    Args:
+        steps: of each of the runs.
+    """
+    changes = SETTINGS | {"sampling__steps": SAMPLING["steps"], "ldm__lr": LEARNING_RATE, "ldm__steps": steps}
+    study = open_study("quick", "release", str(release_data(root)), 0, **changes)
+    cubes, boxes = [judging.open_nodules(f.parent) for f in sorted(root.glob("*/manifest.csv"))][:2]
+    nodules = [cubes, judging.displaced(boxes, "test", test_hosts(root)[0])[0]]
     for templates in (True, False):
         study.latents("train", templates)  # once and for all seeds
     released = load_unet(RELEASED_UNET)[0]
@@ -73,11 +74,9 @@ def main() -> None:
                 tables.append(table)
     every = pd.concat(tables, ignore_index=True)
     keys = ["where", "template", "system", "seed"]
-    means = every.groupby(keys)[list(METRICS)].agg("mean").assign(n=every.groupby(keys).size())
-    write_text(
-        OUT / "lambda" / "lambda.csv",
-        means.reset_index().rename(columns={"system": "lambda"}).round(5).to_csv(index=False),
-    )
+    means = every.groupby(keys)[list(METRICS)].mean().assign(n=every.groupby(keys).size()).reset_index()
+    means = means.rename(columns={"system": "lambda"})
+    write_text(OUT / "lambda" / "lambda.csv", means.round(5).to_csv(index=False))
     rows = []
     for (where, template), part in every.groupby(["where", "template"], sort=False):
         of_nodules = part.groupby(["system", "nodule_id", "patient_id"], as_index=False)[list(METRICS)].mean()
@@ -85,11 +84,10 @@ def main() -> None:
             e = intensity.paired_difference(of_nodules, "0", "10", metric, 1000, 0)
             rows.append((where, template, metric, e.value, e.ci_low, e.ci_high, e.p, e.n, SEEDS))
     columns = ["where", "template", "metric", "difference", "ci_low", "ci_high", "p", "n", "seeds"]
-    table = pd.DataFrame(rows, columns=columns)
-    table = table.assign(p_holm=holm(table.p.to_numpy()))
+    table = pd.DataFrame(rows, columns=columns).assign(p_holm=lambda t: holm(t.p.to_numpy()))
     write_text(OUT / "lambda" / "lambda_differences.csv", table.round(6).to_csv(index=False))
     write_provenance(OUT / "lambda", study.profile, "release", study.seed, study.data_hash)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__.splitlines()[0])

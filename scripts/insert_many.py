@@ -6,13 +6,13 @@ against obtained mean HU with slope and R2, per subtype, seconds a nodule), `con
 CT may be `lidc-idri-0001`, the embedded one with its lobes.
 """
 
-import argparse
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import tyro
 from tqdm import tqdm
 
 import scripts._study  # noqa: F401
@@ -46,62 +46,60 @@ def wishes(n: int, seed: int) -> list[Wish]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name")
-    parser.add_argument("ct")
-    parser.add_argument("--lungs")
-    parser.add_argument("--n", type=int, default=200)
-    parser.add_argument("--rounds-of", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    embedded = args.ct == EMBEDDED
-    ct = read_ct(wheel_file(*LIDC_0001_CT) if embedded else args.ct)
-    lungs = wheel_file(*LIDC_0001_LOBES) if embedded else args.lungs
-    labels, source = lung_labels(ct, lungs)
-    generator, asked = released(), wishes(args.n, args.seed)
+def main(
+    name: tyro.conf.Positional[str],
+    ct: tyro.conf.Positional[str],
+    lungs: str | None = None,
+    n: int = 200,
+    rounds_of: int = 10,
+    seed: int = 0,
+) -> None:
+    embedded = ct == EMBEDDED
+    scan = read_ct(wheel_file(*LIDC_0001_CT) if embedded else ct)
+    lungs = wheel_file(*LIDC_0001_LOBES) if embedded else lungs
+    labels, source = lung_labels(scan, lungs)
+    generator, asked = released(), wishes(n, seed)
     rows, panels, began = [], [], time.perf_counter()
-    for start in tqdm(range(0, args.n, args.rounds_of), desc="rounds", mininterval=10):
-        part = asked[start : start + args.rounds_of]
+    for start in tqdm(range(0, n, rounds_of), desc="rounds", mininterval=10):
+        part = asked[start : start + rounds_of]
         begun = time.perf_counter()
         try:
-            made = insert(ct, part, generator, labels)
+            made = insert(scan, part, generator, labels)
         except ValueError as error:
             rows += [{"subtype": w.subtype, "diameter_mm": w.diameter_mm, "failure": str(error)} for w in part]
             continue
         seconds = (time.perf_counter() - begun) / len(part)
         for k, (wish, record) in enumerate(zip(part, made.records, strict=True), start=1):
-            lesion = made.mask == k
-            rows.append(
-                {"subtype": wish.subtype, "location": wish.location, "lobe": record["lobe"], "seconds": round(seconds, 2)}
-                | {"diameter_mm": record["diameter_mm"], "in_lung": float((labels[lesion] > 0).mean())}
-                | record["quality"]
-                | {"times_made": record["times_made"], "missed": "; ".join(record["missed"]), "failure": ""}
-            )  # fmt: skip
+            row = {
+                "subtype": wish.subtype,
+                "location": wish.location,
+                "lobe": record["lobe"],
+                "seconds": round(seconds, 2),
+            }
+            row |= {"diameter_mm": record["diameter_mm"], "in_lung": float((labels[made.mask == k] > 0).mean())}
+            row |= record["quality"] | {"times_made": record["times_made"], "missed": "; ".join(record["missed"])}
+            rows.append(row | {"failure": ""})
             if len(panels) < SHOWN:
                 label = f"{wish.subtype}\n{record['diameter_mm']:.0f} mm"
-                panels.append(around_lesion(ct, made, k, SHOWN_MM, label)[1])
-    out = paths.ROOT / "results" / "insert" / args.name
+                panels.append(around_lesion(scan, made, k, SHOWN_MM, label)[1])
+    out = paths.ROOT / "results" / "insert" / name
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     table.round(4).to_csv(out / "insertions.csv", index=False)
-    summary = summarised(table).assign(
-        lungs=Path(source).name if lungs is None or not embedded else "TotalSegmentator lobes",
-        threads=torch.get_num_threads(),
-    )
+    map_name = "TotalSegmentator lobes" if embedded else Path(source).name
+    summary = summarised(table).assign(lungs=map_name, threads=torch.get_num_threads())
     summary.round(4).to_csv(out / "summary.csv", index=False)
-    title = f"{len(panels)} synthetic nodules in {args.name}, unselected"
+    title = f"{len(panels)} synthetic nodules in {name}, unselected"
     figures.montage(panels, columns=10, title=title).savefig(out / "contact_sheet.png", dpi=110)
     wall_time = {"insert_many": round(time.perf_counter() - began, 1)}
-    write_provenance(out, generator.config, args.name, args.seed, wall_time_s=wall_time)
+    write_provenance(out, generator.config, name, seed, wall_time_s=wall_time)
     print(summary.round(3).to_string(index=False))
     if embedded:
-        made = insert(ct, SHOWCASE, generator, labels)
+        made = insert(scan, SHOWCASE, generator, labels)
         labelled = [(k, f"{w.subtype}, {w.diameter_mm:g} mm") for k, w in enumerate(SHOWCASE, start=1)]
-        before, after = zip(*(around_lesion(ct, made, k, 2 * SHOWN_MM, text) for k, text in labelled), strict=True)
-        figures.montage([*before, *after], columns=3, title=f"{args.name}, before (above) and after").savefig(
-            out / "three_subtypes.png", dpi=110
-        )
+        before, after = zip(*(around_lesion(scan, made, k, 2 * SHOWN_MM, text) for k, text in labelled), strict=True)
+        shown = figures.montage([*before, *after], columns=3, title=f"{name}, before (above) and after")
+        shown.savefig(out / "three_subtypes.png", dpi=110)
 
 
 def summarised(table: pd.DataFrame) -> pd.DataFrame:
@@ -110,11 +108,12 @@ def summarised(table: pd.DataFrame) -> pd.DataFrame:
     for subtype, part in [("all", table), *table.groupby("subtype", sort=False)]:
         good = part[part.failure == ""]
         slope, _, r2 = least_squares(good.requested_mean_hu.to_numpy(), good.obtained_mean_hu.to_numpy())
-        rows.append((subtype, len(part), len(part) - len(good), good.in_lung.min(), slope, r2, good.jsd.median(), int((good.missed != "").sum()), good.seconds.mean()))  # fmt: skip
-    return pd.DataFrame(
-        rows, columns="subtype n failures least_share_in_lung slope r2 median_jsd missed_wish seconds_each".split()
-    )
+        missed = int((good.missed != "").sum())
+        found = (good.in_lung.min(), slope, r2, good.jsd.median(), missed, good.seconds.mean())
+        rows.append((subtype, len(part), len(part) - len(good), *found))
+    columns = "subtype n failures least_share_in_lung slope r2 median_jsd missed_wish seconds_each"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__.splitlines()[0])

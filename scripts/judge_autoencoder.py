@@ -1,18 +1,24 @@
 """Judge the shipped autoencoder on real nodules of unseen patients: `python -m scripts.judge_autoencoder LIDC_CUBES_ROOT`.
 
-Writes its card, hrldm/weights/autoencoder.json: middle 48 mm of the test patients' cubes, beside the linear code of equal size fitted on the training patients' cubes.
+`--ship CHECKPOINT` first writes hrldm/weights/autoencoder.safetensors: only the averaged weights, in float32, with the
+architecture and the provenance of the training in the header. Where the decoder alone was trained, the shipped U-Net stays
+right, and its header is told the new autoencoder's hash.
+
+Writes its card, hrldm/weights/autoencoder.json: middle 48 mm of the test patients' cubes, beside the linear code of equal size
+fitted on the training patients' cubes.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import pandas as pd
+import tyro
 
 import scripts._study  # noqa: F401
 from hrldm import paths
 from hrldm.atomic import write_text
 from hrldm.insertion.generator import reconstruct
+from hrldm.insertion.released import RELEASED_UNET
 from hrldm.nodules.manifest import load_manifest
 from hrldm.nodules.patches import load_patches
 from hrldm.train import checkpoint as ckpt
@@ -27,22 +33,35 @@ ATTRIBUTION = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path)
-    frame = load_manifest(parser.parse_args().root)
+def shipped(checkpoint: Path) -> None:
+    groups, meta = ckpt.load(checkpoint)
+    ckpt.save(SHIPPED_AUTOENCODER, {"ema": groups["ema"]}, meta)
+    unet, header = ckpt.load(RELEASED_UNET)
+    if header["autoencoder"] == meta.get("start"):
+        ckpt.save(RELEASED_UNET, unet, header | {"autoencoder": weights_digest(load_autoencoder(SHIPPED_AUTOENCODER))})
+    print(f"{SHIPPED_AUTOENCODER}: {SHIPPED_AUTOENCODER.stat().st_size / 1e6:.1f} MB, {json.dumps(meta)}")
+
+
+def main(root: tyro.conf.Positional[Path], ship: Path | None = None) -> None:
+    """Judge, and write the card.
+
+    Args:
+        ship: checkpoint of `train_shipped_autoencoder` to ship first.
+    """
+    frame = load_manifest(root)
+    if ship is not None:
+        shipped(ship)
     train, test = (load_patches(frame[frame.split == split], SIZE) for split in ("train", "test"))
     model = load_autoencoder(SHIPPED_AUTOENCODER).eval()
     code = linear_code(train.hu, model.latent_channels)
     made = {"autoencoder": reconstruct(model, test.hu), "linear code": linear_reconstruction(code, test.hu)}
     scores = {name: nodule_scores(hu, test) for name, hu in made.items()}
-    table = autoencoder_table(scores, N_BOOT, SEED)
-    by_subtype = {
-        s: autoencoder_table({"autoencoder": scores["autoencoder"].query("nodule_id in @ids")}, N_BOOT, SEED)
-        for s, ids in test.frame.groupby("subtype")["nodule_id"].agg(list).items()
-    }
-    lesions = pd.concat([t[t.region == "lesion"].assign(region=f"lesion, {s}") for s, t in by_subtype.items()])
-    table = pd.concat([table, lesions], ignore_index=True)
+    tables = [autoencoder_table(scores, N_BOOT, SEED)]
+    for subtype, part in test.frame.groupby("subtype"):
+        own = scores["autoencoder"][scores["autoencoder"].nodule_id.isin(part.nodule_id)]
+        found = autoencoder_table({"autoencoder": own}, N_BOOT, SEED)
+        tables.append(found[found.region == "lesion"].assign(region=f"lesion, {subtype}"))
+    table = pd.concat(tables, ignore_index=True)
     meta = ckpt.load_meta(SHIPPED_AUTOENCODER)
     card = {
         "what": "compact MAISI-style VAE on an overlapping linear code, 4x compression, CT at 1 mm, -1000..1000 HU",
@@ -58,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__.splitlines()[0])

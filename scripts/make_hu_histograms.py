@@ -15,8 +15,6 @@ voxels must not pass for texture:
   grain_1, grain_2, grain_4  1.4826 MAD of the core minus its in-plane Gaussian mean (sigma 1, 2, 4 mm), HU
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -26,7 +24,7 @@ import pandas as pd
 from scipy import ndimage, stats
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM
-from hrldm.nodules.histograms import size_bin
+from hrldm.nodules.histograms import hu_histogram, size_bin
 from hrldm.nodules.split import patient_split
 
 OUT = Path(__file__).resolve().parents[1] / "hrldm" / "nodules"
@@ -68,24 +66,18 @@ def main(root: Path) -> None:
         image = nib.load(root / row.image)
         hu, mask = np.asarray(image.dataobj).astype(float), np.asarray(nib.load(root / row.mask).dataobj) > 0
         clipped = np.clip(hu, HIST_HU_MIN, HIST_HU_MAX)
-        counts = np.histogram(clipped[mask], bins=BINS, range=(HIST_HU_MIN, HIST_HU_MAX))[0]
         label = {"subtype": row.subtype, "size_bin": size_bin(row.diameter_mm)}
-        histograms.append(
-            {"nodule_id": row.nodule_id, "patient_id": row.patient_id}
-            | label
-            | {"diameter_mm": row.diameter_mm, "mean_hu": round(float(hu[mask].mean()), 1)}
-            | {"sd_hu": round(float(hu[mask].std()), 1)}
-            | {f"b{i:02d}": int(c) for i, c in enumerate(np.round(counts / counts.sum() * 10_000))}
-        )
+        known = {"nodule_id": row.nodule_id, "patient_id": row.patient_id} | label | {"diameter_mm": row.diameter_mm}
+        known |= {"mean_hu": round(float(hu[mask].mean()), 1), "sd_hu": round(float(hu[mask].std()), 1)}
+        counts = np.round(hu_histogram(hu[mask], BINS) * 10_000)
+        histograms.append(known | {f"b{i:02d}": int(c) for i, c in enumerate(counts)})
         if (found := texture_of(clipped, mask, np.array(image.header.get_zooms()[:3], float))) is not None:
             textures.append(label | found)
     cells = pd.DataFrame(textures).groupby(["subtype", "size_bin"])
     summary = cells.median().round(1)
     summary.insert(0, "nodules", cells.size())
-    for name, frame in (
-        ("hu_histograms.csv", pd.DataFrame(histograms)),
-        ("texture_statistics.csv", summary.reset_index()),
-    ):
+    tables = {"hu_histograms.csv": pd.DataFrame(histograms), "texture_statistics.csv": summary.reset_index()}
+    for name, frame in tables.items():
         with (OUT / name).open("w") as f:
             f.write(SOURCE + f"# {len(histograms)} nodules. Definitions: docstring of the script.\n")
             frame.to_csv(f, index=False, lineterminator="\n")

@@ -5,11 +5,11 @@ percentiles of r's local standard deviation around the lesion. Writes `results/l
 `QUANTILE` in hrldm/insertion/grain.py was chosen.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import tyro
 from scipy import ndimage
 
 import scripts._study  # noqa: F401
@@ -27,10 +27,8 @@ PERCENTILES, DEPTH, LEAST = (5, 10, 25, 50, 75), 2, 100
 OUT = paths.ROOT / "results" / "lidc-cubes" / "grain"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path)
-    frame = load_manifest(parser.parse_args().root)
+def main(root: tyro.conf.Positional[Path]) -> None:
+    frame = load_manifest(root)
     profile = get_profile("quick")
     nodules = load_patches(frame[frame.split == "train"], profile.data.patch_mm)
     plain = reconstruct(load_autoencoder(SHIPPED_AUTOENCODER).eval(), nodules.hu)
@@ -44,13 +42,9 @@ def main() -> None:
     table = pd.DataFrame(rows, columns=["nodule_id", "subtype", "percentile", "ratio"])
     save_table(table, OUT, "strength")
     write_provenance(OUT, profile, "lidc-cubes", 0, manifest_digest(frame))
-    print(f"{table.nodule_id.nunique()} nodules; median ratio")
-    print(
-        table.pivot_table(index="percentile", columns="subtype", values="ratio", aggfunc="median", margins=True).round(
-            2
-        )
-    )
+    medians = table.pivot_table(index="percentile", columns="subtype", values="ratio", aggfunc="median", margins=True)
+    print(f"{table.nodule_id.nunique()} nodules; median ratio\n{medians.round(2)}")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__.splitlines()[0])

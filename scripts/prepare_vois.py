@@ -44,21 +44,15 @@ def prepare(boxes: Path, out: Path) -> int:
             raise ValueError(f"{folder}: exists already; choose another folder")
 
     fresh(out)
-    frame = load_manifest(boxes)
-    frame = (
-        frame[frame.diameter_mm.between(LOW, HIGH)].drop(columns="background", errors="ignore").reset_index(drop=True)
-    )
+    frame = load_manifest(boxes).drop(columns="background", errors="ignore")
+    frame = frame[frame.diameter_mm.between(LOW, HIGH)].reset_index(drop=True)
     if frame.empty:
         raise ValueError(f"{boxes}: no nodule of {LOW:g} to {HIGH:g} mm")
     with new_folder(out, fresh) as part:
         for i, row in tqdm(frame.iterrows(), total=len(frame), desc="boxes", mininterval=10):
-            ct = read_ct(row.image, min_slices=1)
-            mask = open_nifti(row["mask"])
-            images = {
-                "image": padded(ct.array, ct.affine, int(HU_MIN)),
-                "mask": padded(read_voxels(mask, row["mask"])[0], mask.affine, 0),
-            }
-            for column, image in images.items():
+            ct, mask = read_ct(row.image, min_slices=1), open_nifti(row["mask"])
+            lesion = padded(read_voxels(mask, row["mask"])[0], mask.affine, 0)
+            for column, image in (("image", padded(ct.array, ct.affine, int(HU_MIN))), ("mask", lesion)):
                 file = part / f"{column}s" / f"{file_name(row.nodule_id)}.nii.gz"
                 write_nifti(file, image.array, image)
                 frame.loc[i, column] = str(file.resolve())

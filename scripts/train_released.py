@@ -14,22 +14,22 @@ training in the header) and its card unet.json. Writes `results/released/`:
     displaced/tables/      of the second manifest's, in the healthy lung of the test host
 """
 
-import argparse
 import dataclasses
-import hashlib
 import json
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
+import tyro
 
 import scripts._study  # noqa: F401
 from hrldm import paths
 from hrldm.atomic import atomic, write_text
+from hrldm.cache import digest, keyed
 from hrldm.config import changed
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.released import RELEASED_UNET
@@ -37,7 +37,7 @@ from hrldm.nodules.manifest import load_manifest, write_manifest
 from hrldm.nodules.patches import Patches, load_patches, manifest_digest
 from hrldm.nodules.transplant import HOST, MAX_SLICE_MM, Host, embedded_hosts, givers, key_of, read_host, transplant
 from hrldm.train import checkpoint as ckpt
-from hrldm.train.device import device
+from hrldm.train.device import device as here
 from hrldm.train.latents import weights_digest
 from hrldm.train.ldm import load_unet, train_ldm
 from hrldm.train.loop import follow, read_history
@@ -46,10 +46,8 @@ from study.experiments import shape_patients
 from study.measure import intensity
 from study.measure.features import default_extractor, three_plane_features
 from study.measure.fidelity import separability
-from study.measure.realism import feature_table
 from study.profiles import get_profile
 from study.report import figures
-from study.report.figures_base import GREY, colour_of
 from study.report.provenance import git_state, write_provenance
 from study.report.tables import save_tables
 from study.study import Study, library_of, open_study
@@ -63,11 +61,7 @@ SETTINGS = {  # of the network and its training, over `quick`
     "histogram__weight": 0.0, "ldm__pretrain_steps": 0, "ldm__lr": 5e-4, "ldm__ema": 0.999, "latents__variants": 2, "latents__least": 1,
     "mixed_precision": "bf16",  # on a GPU, where a step takes 13 ms instead of 17 (H100); a CPU ignores it,
 }  # fmt: skip
-COPIES = {
-    "solid": 4,
-    "part-solid": 10,
-    "ground-glass": 12,
-}  # of each training nodule, half of them recast; more of the rare
+COPIES = {"solid": 4, "part-solid": 10, "ground-glass": 12}  # of each training nodule, half recast; more of the rare
 NATIVE = 5  # times that a cube stands in the training set in its own place, each time once as it is and once turned and shifted
 SNAPSHOTS = (0.2, 0.5, 0.8)  # of the steps, kept for the curve
 SAVE_EVERY, TIMED = 500, 20
@@ -110,31 +104,19 @@ def release_data(root: Path) -> Path:
             "and */ct.nii.gz with lung.nii.gz beside it to take test nodules"
         )
     known = [f[~f.patient_id.str.startswith("unknown")] for f in frames]
-    copies = "-".join(map(str, COPIES.values()))
-    digest = manifest_digest(pd.concat(known, ignore_index=True))
-    target = paths.cache_dir() / "release" / f"{digest}-{key_of(hosts)}-{copies}"
-    giving, parts = [givers(thin(frame, known)) for frame in known], []
+    target = keyed("release", manifest_digest(pd.concat(known, ignore_index=True)), key_of(hosts), COPIES)
+    giving, quick = [givers(thin(frame, known)) for frame in known], get_profile("quick")
     train = pd.concat(giving).query("split == 'train'")
-    library = library_of(load_patches(train, get_profile("quick").data.patch_mm), get_profile("quick").histogram.bins)
-    for k, frame in enumerate(giving):
-        folder = transplant(frame, hosts, target / f"transplants-{k}", COPIES, library=library)
-        parts.append(load_manifest(folder, check_images=False))
+    library = library_of(load_patches(train, quick.data.patch_mm), quick.histogram.bins)
+    folders = [
+        transplant(frame, hosts, target / f"transplants-{k}", COPIES, library=library) for k, frame in enumerate(giving)
+    ]
     cubes = known[0].assign(background=known[0].image)
     train = cubes[cubes.split == "train"]
+    parts = [load_manifest(folder, check_images=False) for folder in folders]
     parts += [train.assign(nodule_id=train.nodule_id + f"_{k}") for k in range(NATIVE)]
     parts.append(cubes[cubes.split == "val"])
-    columns = [
-        "nodule_id",
-        "patient_id",
-        "image",
-        "mask",
-        "background",
-        "subtype",
-        "diameter_mm",
-        "split",
-        HOST,
-        "source_id",
-    ]
+    columns = f"nodule_id patient_id image mask background subtype diameter_mm split {HOST} source_id".split()
     every = pd.concat(parts, ignore_index=True).reindex(columns=columns).fillna({HOST: "", "source_id": ""})
     write_manifest(every, target / "manifest.csv", overwrite=True)
     return target
@@ -147,9 +129,9 @@ def planned(study: Study, minutes: float, folder: Path) -> int:
     """Steps that fit the minutes; decided once, so that a resumed run is the same run."""
     file = folder / "plan.json"
     if not file.exists():
-        cache, folder_of_timing = study.latents("train"), folder / "timing"
         timing = changed(study.profile, ldm__steps=10**6)  # as a long run: with CUDA graphs, where there is a GPU
-        steps = train_ldm(cache, timing, study.seed, folder_of_timing / "ldm.safetensors", save_every=10**9)
+        path = folder / "timing" / "ldm.safetensors"
+        steps = train_ldm(study.latents("train"), timing, study.seed, path, save_every=10**9)
         next(steps)
         started = time.perf_counter()
         for _ in range(TIMED):
@@ -157,7 +139,7 @@ def planned(study: Study, minutes: float, folder: Path) -> int:
         float(last.metrics["inpaint"])  # a GPU has to be done
         seconds = (time.perf_counter() - started) / TIMED
         steps.close()
-        shutil.rmtree(folder_of_timing, ignore_errors=True)
+        shutil.rmtree(path.parent, ignore_errors=True)
         n = max(1, int(60 * minutes / seconds) // SAVE_EVERY) * SAVE_EVERY
         write_text(file, json.dumps({"minutes": minutes, "seconds_a_step": seconds, "steps": n}) + "\n")
         print(f"{seconds:.3f} s a step, {n} steps in {minutes:g} min", flush=True)
@@ -174,11 +156,6 @@ def with_snapshots(steps: Iterator, path: Path, total: int) -> Iterator:
         yield state
 
 
-def start_weights(file: Path | None) -> dict[str, Tensor] | None:
-    """The averaged weights of a former run to begin with."""
-    return None if file is None else {k: v.float() for k, v in ckpt.load(file)[0]["ema"].items()}
-
-
 def steps_before(file: Path | None) -> int:
     """Steps that the weights to begin with have behind them."""
     training = {} if file is None else ckpt.load_meta(file)["training"]
@@ -187,22 +164,21 @@ def steps_before(file: Path | None) -> int:
 
 def train(study: Study, minutes: float, start: Path | None) -> tuple[Study, Path]:
     """The study with its number of steps, and the finished checkpoint."""
-    begun = "fresh" if start is None else hashlib.sha256(start.read_bytes()).hexdigest()[:16]
-    folder = paths.cache_dir() / "release" / "runs" / f"{study.run_path(study.profile).parent.name}-{begun}"
-    path = folder / "ldm.safetensors"
-    profile = changed(study.profile, ldm__steps=planned(study, minutes, folder))
+    initial = None if start is None else {k: v.float() for k, v in ckpt.load(start)[0]["ema"].items()}
+    begun = initial and digest(*initial, *(v.numpy() for v in initial.values()))
+    path = keyed("release-runs", study.run_path(study.profile).parent.name, begun) / "ldm.safetensors"
+    profile = changed(study.profile, ldm__steps=planned(study, minutes, path.parent))
     study = dataclasses.replace(study, profile=profile)
     if not path.exists() or ckpt.load_meta(path)["step"] < profile.ldm.steps:
-        initial = start_weights(start)
         steps = train_ldm(study.latents("train"), profile, study.seed, path, save_every=SAVE_EVERY, initial=initial)
-        follow(with_snapshots(steps, path, profile.ldm.steps), folder, profile.ldm.steps, path, "release")
+        follow(with_snapshots(steps, path, profile.ldm.steps), path, profile.ldm.steps, "release")
     return study, path
 
 
 def generator(study: Study, path: Path, **sampling) -> Generator:
-    unet, scale, config = load_unet(path, device())
+    unet, scale, config = load_unet(path, here())
     config = dataclasses.replace(config, mixed_precision="no")
-    return Generator(study.autoencoder, unet, scale, config, changed(study.profile.sampling, **sampling), device())
+    return Generator(study.autoencoder, unet, scale, config, changed(study.profile.sampling, **sampling), here())
 
 
 # -- judged --------------------------------------------------------------------------------------------------------------
@@ -214,50 +190,34 @@ def made_for(study: Study, made_by: Generator, split: str, name: str = "") -> tu
     return truth, made_by(request_for(study, truth, background, "target"), progress=name)
 
 
-def lesions_of(name: str, truth: Patches, crops: np.ndarray) -> pd.DataFrame:
-    """`lesion_table` with each lesion's roughness over the real one's."""
-    table = intensity.lesion_table(name, crops, truth)
-    own, real = (feature_table(hu, truth.mask).inside_grain_1_share for hu in (crops, truth.hu))
-    return table.assign(roughness_ratio=(own / real).to_numpy())
+def averages(table: pd.DataFrame) -> dict[str, float]:
+    """What `judging.lesions_of` measured, over lesions."""
+    means = {"n": len(table), "jsd": table.jsd.mean(), "jsd_median": table.jsd.median()}
+    return means | {"wasserstein_hu": table.wasserstein_hu.mean(), "roughness_ratio": table.roughness_ratio.median()}
 
 
 def training_curve(study: Study, path: Path, start: Path | None) -> None:
     """Snapshots on the validation nodules; steps are counted from those of `start` on."""
     rows, before = [], steps_before(start)
-    for file in sorted((f for f in path.parent.glob("*.safetensors")), key=lambda f: ckpt.load_meta(f)["step"]):
+    for file in sorted(path.parent.glob("*.safetensors"), key=lambda f: ckpt.load_meta(f)["step"]):
         made_by = generator(study, file, steps=SAMPLING["steps"])
-        t = lesions_of("", *made_for(study, made_by, "val"))
-        rows.append(
-            {
-                "steps": before + ckpt.load_meta(file)["step"], "n": len(t), "jsd": t.jsd.mean(), "jsd_median": t.jsd.median(),
-                "wasserstein_hu": t.wasserstein_hu.mean(), "mean_error_hu": (t.mean_hu - t.truth_mean_hu).abs().median(),  # no histogram asks for lime
-                "roughness_ratio": t.roughness_ratio.median(),
-            }
-        )  # fmt: skip
+        table = judging.lesions_of("", *made_for(study, made_by, "val"))
+        rows.append({"steps": before + ckpt.load_meta(file)["step"]} | averages(table))
+        rows[-1]["mean_error_hu"] = table.mean_error_hu.median()  # no histogram asks for lime
         print(rows[-1], flush=True)
-    curve = pd.DataFrame(rows)
+    columns = "steps n jsd jsd_median wasserstein_hu mean_error_hu roughness_ratio".split()
+    curve = pd.DataFrame(rows)[columns]
     write_text(OUT / "curve.csv", curve.round(5).to_csv(index=False))
-    draw_curve(curve, read_history(path.parent), before)
-
-
-def draw_curve(curve: pd.DataFrame, loss: pd.DataFrame, before: int) -> None:
-    titles = {
-        "jsd": "JSD of HU histograms",
-        "mean_error_hu": "error of the mean, HU (median)",
-        "roughness_ratio": "roughness / real",
-    }
-    with figures.style():
-        fig, axes = figures.new_figure(1, 4, (12.6, 3.4))
-        smooth = loss.inpaint.groupby((loss.step - 1) // 100 * 100).mean()
-        axes[0, 0].plot(before + smooth.index, smooth, color=GREY)
-        axes[0, 0].set(title="training loss (Eq. 5), mean of 100", xlabel="steps")
-        for ax, (name, title) in zip(axes[0, 1:], titles.items(), strict=True):
-            ax.plot(curve.steps, curve[name], "o-", color=colour_of("hr-ldm"))
-            ax.set(title=title, xlabel="steps", ylim=(0, 1.15 * max(curve[name].max(), 1 if "/" in title else 0)))
-        fig.suptitle(
-            f"The released network on {curve.n.iloc[0]} validation nodules, left to itself; the learning rate falls to zero at the last step"
-        )
-        fig.savefig(OUT / "curve.png", dpi=130)
+    names = {
+        "inpaint": "training loss (Eq. 5), mean of 100", "jsd": "JSD of HU histograms",
+        "mean_error_hu": "error of the mean, HU (median)", "roughness_ratio": "roughness / real",
+    }  # fmt: skip
+    loss = read_history(path.parent)
+    loss = loss.groupby(before + (loss.step - 1) // 100 * 100).inpaint.mean().rename_axis("steps").reset_index()
+    shown = pd.concat([table.melt("steps") for table in (loss, curve)]).query("variable in @names")
+    said = f"The released network on {curve.n.iloc[0]} validation nodules, left to itself; the learning rate falls to zero at the last step"
+    how = {"x": "steps", "y": "value", "ylabel": "", "ylim": (0, None), "title": said}
+    figures.facets(shown.replace(names), "variable", figures.lines, **how).savefig(OUT / "curve.png", dpi=130)
 
 
 def sampling_steps(study: Study, path: Path, judged: dict[str, tuple[Study, str]]) -> None:
@@ -271,23 +231,18 @@ def sampling_steps(study: Study, path: Path, judged: dict[str, tuple[Study, str]
             for n in counts:
                 changes = (SAMPLING if matched == "imposed" else {}) | {"steps": n}
                 crops = made_for(nodules, generator(study, path, **changes), split, f"{where}, {n} steps, {matched}")[1]
-                tables[n] = lesions_of(str(n), truth, crops)
+                tables[n] = judging.lesions_of(str(n), truth, crops)
                 features[str(n)] = three_plane_features(crops, extractor)
-            auroc = (
-                separability(real, features, shape_patients(truth.frame), extractor.name, 0).set_index("system").auroc
-            )
-            for n, t in tables.items():
-                row = {
-                    "where": where, "histogram": matched, "steps": n, "n": len(t), "jsd": t.jsd.mean(),
-                    "jsd_median": t.jsd.median(), "wasserstein_hu": t.wasserstein_hu.mean(),
-                    "roughness_ratio": t.roughness_ratio.median(), "auroc": auroc[str(n)],
-                }  # fmt: skip
-                pair = pd.concat([tables[n], tables[LONG]])
+            told = separability(real, features, shape_patients(truth.frame), extractor.name, 0).set_index("system")
+            for n, table in tables.items():
+                row = {"where": where, "histogram": matched, "steps": n} | averages(table)
+                row["auroc"] = told.auroc[str(n)]
+                pair = pd.concat([table, tables[LONG]])
                 for metric in ("jsd", "wasserstein_hu") if n != LONG else ():
                     e = intensity.paired_difference(pair, str(LONG), str(n), metric, 1000, 0)
                     row |= {f"{metric}_minus_{LONG}": e.value, f"{metric}_low": e.ci_low, f"{metric}_high": e.ci_high}
                 rows.append(row)
-                print(rows[-1], flush=True)
+                print(row, flush=True)
     write_text(OUT / "steps.csv", pd.DataFrame(rows).round(5).to_csv(index=False))
 
 
@@ -346,23 +301,26 @@ def release(study: Study, path: Path, root: Path, start: Path | None, started: f
         write_provenance(folder, study.profile, judged.dataset, study.seed, judged.data_hash, wall)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--minutes", type=float, default=90.0, help="of training")
-    parser.add_argument(
-        "--start", type=Path, help="shipped weights of a former run, to go on from (hrldm/weights/unet.safetensors)"
-    )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=device(), help="must be the one there is")
-    args = parser.parse_args()
-    if args.device != device():
-        raise SystemExit(f"--device {args.device}: this machine trains on {device()}")
+def main(
+    root: tyro.conf.Positional[Path],
+    minutes: float = 90.0,
+    start: Path | None = None,
+    device: Literal["cpu", "cuda"] = here(),
+) -> None:
+    """Train, ship and judge.
+
+    Args:
+        minutes: of training.
+        start: shipped weights of a former run, to go on from (hrldm/weights/unet.safetensors).
+        device: must be the one there is.
+    """
+    if device != here():
+        raise SystemExit(f"--device {device}: this machine trains on {here()}")
     started = time.perf_counter()
-    study, path = train(
-        open_study("quick", "release", str(release_data(args.root)), 0, **SETTINGS), args.minutes, args.start
-    )
-    release(study, path, args.root, args.start, started)
+    study = open_study("quick", "release", str(release_data(root)), 0, **SETTINGS)
+    study, path = train(study, minutes, start)
+    release(study, path, root, start, started)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__.splitlines()[0])

@@ -3,32 +3,31 @@
 DATA_ROOT holds `lidc-cubes/`, `lidc-vois/` and `r01-001/`. Training CT: the right lung of LIDC-IDRI-0001 (its left lung is
 the test side of lidc-mini), R01-001, and the training patients' cubes and boxes by the committed patient split.
 `--start hrldm/weights/autoencoder.safetensors --lr 2e-4` goes on with the decoder alone: latents, and a U-Net trained on them, stay.
-Resumes from its checkpoint; validation PSNR on the validation patients' cubes goes to the log beside the linear code's.
+Resumes from its checkpoint in the cache; beside it go the losses, and the PSNR on the validation patients' cubes with the
+linear code's.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
+import tyro
 from scipy.ndimage import zoom
-from tqdm import tqdm
 
 from hrldm import paths
-from hrldm.model.autoencoder import Autoencoder, normalise_hu
+from hrldm.model.autoencoder import Autoencoder, AutoencoderConfig, normalise_hu
 from hrldm.model.perceptual import PerceptualLoss
 from hrldm.nodules.split import patient_split
 from hrldm.train import checkpoint as ckpt
-from hrldm.train.vae import train_autoencoder
+from hrldm.train.loop import StepState, follow
+from hrldm.train.vae import VaeConfig, train_autoencoder
 from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, LITE0, wheel_file
-from study.profiles import get_profile
 
+SAVE_EVERY = 250
 SHARES = {"cubes": 0.6, "vois": 0.1, "r01": 0.15, "lidc0001": 0.15}  # how often a patch comes from each source
 
 
@@ -45,12 +44,8 @@ def lidc0001_right_lung() -> np.ndarray:
     hu = read_1mm(wheel_file(*LIDC_0001_CT))
     labels = nib.as_closest_canonical(nib.load(wheel_file(*LIDC_0001_LOBES)))
     right = np.isin(np.asarray(labels.dataobj), (12, 13, 14))
-    spacing = labels.header.get_zooms()[:3]
-    lo, hi = zip(
-        *[(np.flatnonzero(right.any(axis=tuple({0, 1, 2} - {a})))[[0, -1]] * spacing[a]) for a in range(3)], strict=True
-    )
-    box = [slice(max(int(a) - 12, 0), int(b) + 12) for a, b in zip(lo, hi, strict=True)]
-    return hu[tuple(box)]
+    ends = np.argwhere(right).T * np.array(labels.header.get_zooms()[:3])[:, None]
+    return hu[tuple(slice(max(int(a) - 12, 0), int(b) + 12) for a, b in zip(ends.min(1), ends.max(1), strict=True))]
 
 
 def load_sources(root: Path, split: str) -> dict[str, list[np.ndarray]]:
@@ -68,58 +63,61 @@ def load_sources(root: Path, split: str) -> dict[str, list[np.ndarray]]:
 
 
 @torch.no_grad()
-def validate(model: Autoencoder, cubes: list[np.ndarray]) -> tuple[float, float]:
-    """Mean PSNR (dB, window of 2000 HU) of the autoencoder and of the linear code it carries."""
+def psnr_db(model: Autoencoder, cubes: list[np.ndarray]) -> tuple[float, float]:
+    """Mean PSNR (window of 2000 HU) of the autoencoder and of the linear code it carries."""
     scores = []
     for cube in cubes:
         x = normalise_hu(torch.from_numpy(cube[:48, :48, :48].astype(np.float32)))[None, None]
         pair = model.decode(model.encode(x)[0]), model.linear.decode(model.linear.analysis(x))
-        scores.append([float(-10 * ((r.clamp(0, 1) - x) ** 2).mean().log10()) for r in pair])
+        scores.append([float(-10 * ((y.clamp(0, 1) - x) ** 2).mean().log10()) for y in pair])
     return tuple(np.mean(scores, axis=0))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--adversarial-start", type=int, default=5000)
-    parser.add_argument("--latent-channels", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="shipped weights to go on from; trains their decoder alone")
-    parser.add_argument("--lr", type=float, help="learning rate; with --start a small one")
-    args = parser.parse_args()
-    profile = get_profile(
-        "quick", autoencoder__source="train", vae__steps=args.steps, vae__adversarial_start=args.adversarial_start,
-        autoencoder__latent_channels=args.latent_channels, mixed_precision="bf16", **({} if args.lr is None else {"vae__lr": args.lr}),
-    )  # fmt: skip
-    start = None if args.start is None else ckpt.load(args.start)[0]["ema"]
-    folder = paths.cache_dir() / f"shipped-autoencoder-{args.latent_channels}{'' if start is None else '-on'}"
-    folder.mkdir(parents=True, exist_ok=True)
-    train, val = load_sources(args.root, "train"), load_sources(args.root, "val")["cubes"]
+def validated(
+    steps: Iterator[StepState], probe: Autoencoder, path: Path, cubes: list[np.ndarray]
+) -> Iterator[StepState]:
+    """The training's states; the PSNR of each checkpoint goes to log.jsonl beside it."""
+    for state in steps:
+        if state.step % SAVE_EVERY == 0:
+            probe.load_state_dict(ckpt.load(path)[0]["ema"])
+            psnr, linear = psnr_db(probe, cubes)
+            line = {"step": state.step, "val_psnr_db": psnr, "linear_skip_db": linear}
+            with (path.parent / "log.jsonl").open("a") as f:
+                f.write(json.dumps(line) + "\n")
+            print(line, flush=True)
+        yield state
+
+
+def main(
+    root: tyro.conf.Positional[Path],
+    steps: int = 6000,
+    adversarial_start: int = 5000,
+    latent_channels: int = 8,
+    seed: int = 0,
+    start: Path | None = None,
+    lr: float = VaeConfig.lr,
+) -> None:
+    """Train, and validate each checkpoint.
+
+    Args:
+        start: shipped weights to go on from; trains their decoder alone.
+        lr: learning rate; with --start a small one.
+    """
+    architecture = AutoencoderConfig(source="train", latent_channels=latent_channels)
+    config = VaeConfig(steps=steps, adversarial_start=adversarial_start, lr=lr)
+    known = None if start is None else ckpt.load(start)[0]["ema"]
+    on = "" if start is None else "-on"
+    path = paths.cache_dir() / f"shipped-autoencoder-{latent_channels}{on}" / "last.safetensors"
+    train, val = load_sources(root, "train"), load_sources(root, "val")["cubes"]
     volumes = [v for name in SHARES for v in train[name]]
     weights = [SHARES[name] / len(train[name]) for name in SHARES for _ in train[name]]
     print({k: len(v) for k, v in train.items()}, "validation cubes:", len(val), flush=True)
-    perceptual = PerceptualLoss(wheel_file(*LITE0))
-    probe, path, started = Autoencoder(profile.autoencoder), folder / "last.safetensors", time.time()
-    steps = train_autoencoder(
-        volumes, weights, profile.autoencoder, profile.vae, args.seed, path, perceptual, save_every=250, start=start,
-        mixed_precision=profile.mixed_precision,
+    states = train_autoencoder(
+        volumes, weights, architecture, config, seed, path, PerceptualLoss(wheel_file(*LITE0)),
+        save_every=SAVE_EVERY, start=known, mixed_precision="bf16",
     )  # fmt: skip
-    for state in (bar := tqdm(steps, total=profile.vae.steps, mininterval=30)):
-        bar.set_postfix({k: f"{v:.4f}" for k, v in state.metrics.items()}, refresh=False)
-        if state.step % 250 == 0:
-            probe.load_state_dict(ckpt.load(path)[0]["ema"])
-            psnr, linear = validate(probe, val)
-            line = {
-                "step": state.step,
-                "seconds": round(time.time() - started),
-                "val_psnr_db": psnr,
-                "linear_skip_db": linear,
-            }
-            with (folder / "log.jsonl").open("a") as f:
-                f.write(json.dumps(line | {k: float(v) for k, v in state.metrics.items()}) + "\n")
-            print(line, flush=True)
+    follow(validated(states, Autoencoder(architecture), path, val), path, config.steps, "autoencoder")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__.splitlines()[0])

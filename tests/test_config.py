@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from hrldm.config import changed, digest, from_header, with_settings
+from hrldm.cache import digest
+from hrldm.config import changed, from_header, with_settings
 from hrldm.train.config import Stage2
 from study.profiles import get_profile
 

@@ -18,9 +18,10 @@ What the network predicts (the sampler and Eq. 6 always use eps_hat):
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -51,6 +52,7 @@ class SamplingConfig:
     match_rounds: int = 1  # times per such step, since decoding undoes part of it; the second change is doubled
 
 
+Known = TypeVar("Known")
 Draw = Callable[[], Tensor]  # noise shaped like z
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (z (B, c, ...), t (B,)) -> predicted noise (or velocity, for rflow)
 
@@ -128,8 +130,7 @@ def blend(m: Float[Tensor, "b 1 d h w"], lesion: Tensor, background: Tensor) -> 
     return m * lesion + (1 - m) * background
 
 
-@dataclass(frozen=True)
-class Background:
+class Background(NamedTuple):
     """Whether the latent outside M is noised like the lesion; see the module's docstring."""
 
     noised_in_training: bool
@@ -139,20 +140,16 @@ class Background:
 BACKGROUNDS = {"clean": Background(False, False), "noised": Background(True, True), "paper": Background(False, True)}
 
 
-def background_rule(name: str) -> Background:
-    """The rule of that name.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    if name not in BACKGROUNDS:
-        raise ValueError(f"unknown background rule {name!r}; choose one of {', '.join(BACKGROUNDS)}")
-    return BACKGROUNDS[name]
+def _known(what: str, name: str, table: Mapping[str, Known]) -> Known:
+    """The entry of that name; ValueError if there is none."""
+    if name not in table:
+        raise ValueError(f"unknown {what} {name!r}; choose one of {', '.join(table)}")
+    return table[name]
 
 
 def noisy_input(z0: Tensor, z_t: Tensor, m: Tensor, background: str) -> Tensor:
     """What the network sees in training: Eq. 4, or z_t itself for the `noised` rule."""
-    return z_t if background_rule(background).noised_in_training else blend(m, z_t, z0)
+    return z_t if _known("background rule", background, BACKGROUNDS).noised_in_training else blend(m, z_t, z0)
 
 
 def flow_input(z0: Tensor, eps: Tensor, t: Tensor, timesteps: int) -> tuple[Tensor, Tensor]:
@@ -250,12 +247,10 @@ def inpaint(
     Raises:
         ValueError: unknown sampler or background, no steps, or ddpm with fewer steps than the schedule has.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
+    solver = _known("sampler", sampler, SAMPLERS)(schedule)
     if not 1 <= steps <= schedule.timesteps:
         raise ValueError(f"sampling steps must lie in 1..{schedule.timesteps}, got {steps}")
-    noised = background_rule(background).noised_in_sampling
-    solver = SAMPLERS[sampler](schedule)
+    noised = _known("background rule", background, BACKGROUNDS).noised_in_sampling
     times = solver.times(steps)
     z = randn_like(z_bg, generators)  # line 5
     z = z if noised else blend(m, z, z_bg)

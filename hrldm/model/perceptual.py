@@ -108,31 +108,21 @@ class EfficientNetLite0(nn.Module):
         """Stays in evaluation mode whatever the caller's trainer does: batch statistics must never change."""
         return super().train(False)
 
-    def feature_maps(self, images: Tensor, taps: tuple[int, ...] = TAPS) -> list[Tensor]:
-        """Outputs of the blocks `taps` for grey images (B, 1, H, W) in [0, 1]; a list of (B, C_l, H_l, W_l)."""
-        return self._run(images, taps)[0]
-
     def forward(self, images: Tensor) -> Tensor:
         """Pooled features (B, 1280) of grey images (B, 1, H, W) in [0, 1]."""
-        x = self._run(images, ())[1]
+        x = self.feature_maps(images, (len(self.blocks) - 1,))[0]
         return F.relu6(self.bn1(self.conv_head(x))).mean(dim=(-2, -1))
 
-    def _run(self, images: Tensor, taps: tuple[int, ...]) -> tuple[list[Tensor], Tensor]:
+    def feature_maps(self, images: Tensor, taps: tuple[int, ...] = TAPS) -> list[Tensor]:
+        """Outputs of the blocks `taps` for grey images (B, 1, H, W) in [0, 1]; a list of (B, C_l, H_l, W_l)."""
         x = ((images * 255.0 - 127.0) / 128.0).expand(-1, 3, -1, -1)  # the Lite models' own normalisation
         x = F.relu6(self.bn0(self.conv_stem(x)))
         maps = []
-        last = max(taps, default=len(self.blocks) - 1)
-        for i, block in enumerate(self.blocks[: last + 1]):
+        for i, block in enumerate(self.blocks[: max(taps) + 1]):
             x = block(x)
             if i in taps:
                 maps.append(x)
-        return maps, x
-
-
-def plane_slices(volume: Tensor, axis: int, index: Tensor) -> Tensor:
-    """Slices `index` (S,) of (B, 1, D, H, W) across spatial `axis` 0..2, as images (B*S, 1, rows, columns)."""
-    picked = volume.index_select(axis + 2, index).movedim(axis + 2, 1)  # (B, S, 1, rows, columns)
-    return picked.flatten(0, 1)
+        return maps
 
 
 class PerceptualLoss(nn.Module):
@@ -142,15 +132,12 @@ class PerceptualLoss(nn.Module):
         weights_file: see :class:`EfficientNetLite0`.
         n_slices: slices per plane and volume.
         scale: enlargement of each slice before the network, whose stem halves it; 2 keeps 1 mm detail in the first map.
-        taps: blocks compared.
     """
 
-    def __init__(
-        self, weights_file: str | Path, n_slices: int = 2, scale: float = 2.0, taps: tuple[int, ...] = TAPS
-    ) -> None:
+    def __init__(self, weights_file: str | Path, n_slices: int = 2, scale: float = 2.0) -> None:
         super().__init__()
         self.net = EfficientNetLite0(weights_file)
-        self.n_slices, self.scale, self.taps = n_slices, scale, taps
+        self.n_slices, self.scale = n_slices, scale
 
     def forward(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Scalar distance, differentiable in `x`; `y` is taken as the target (no gradient).
@@ -169,12 +156,12 @@ class PerceptualLoss(nn.Module):
         total = x.new_zeros((), dtype=torch.float32)
         for axis in range(3):
             index = self._slices(x.shape[axis + 2], generator).to(x.device)
-            maps_x = self._maps(plane_slices(x, axis, index))
+            maps_x = self._maps(x, axis, index)
             with torch.no_grad():
-                maps_y = self._maps(plane_slices(y, axis, index))
+                maps_y = self._maps(y, axis, index)
             for a, b in zip(maps_x, maps_y, strict=True):
                 total = total + (unit(a) - unit(b)).square().sum(dim=1).mean()
-        return total / (3 * len(self.taps))
+        return total / (3 * len(TAPS))
 
     def _slices(self, length: int, generator: torch.Generator | None) -> Tensor:
         count = min(self.n_slices, length)
@@ -182,11 +169,12 @@ class PerceptualLoss(nn.Module):
             return torch.randperm(length, generator=generator)[:count]
         return ((torch.arange(count) + 0.5) * length / count).long()
 
-    def _maps(self, images: Tensor) -> list[Tensor]:
-        images = images.float()
+    def _maps(self, volume: Tensor, axis: int, index: Tensor) -> list[Tensor]:
+        """Feature maps of the slices `index` (S,) of (B, 1, D, H, W) across spatial `axis` 0..2."""
+        images = volume.index_select(axis + 2, index).movedim(axis + 2, 1).flatten(0, 1).float()
         if self.scale != 1:
             images = F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        return self.net.feature_maps(images, self.taps)
+        return self.net.feature_maps(images)
 
 
 def unit(features: Tensor, eps: float = 1e-6) -> Tensor:

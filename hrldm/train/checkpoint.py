@@ -31,7 +31,7 @@ def save(path: Path, groups: Mapping[str, Mapping[str, Tensor]], meta: Mapping) 
     except OSError as error:
         raise CheckpointError(error.strerror) from error
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: could not be written ({error}); free disk space and run again") from error
+        raise CheckpointError(f"{path}: cannot be written ({error}); free disk space and run again") from error
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> tuple[dict[str, dict[str, Tensor]], dict]:
@@ -104,6 +104,6 @@ class Ema:
             self.shadow[key].copy_(state[key])
 
 
-def polynomial_lr(base: float, step: int, total: int, power: float) -> float:
-    """Polynomial decay to zero (Section 5)."""
-    return base * (1 - min(step, total) / total) ** power
+def learning_rate(base: float, step: int, total: int, power: float, warm_up: int) -> float:
+    """Polynomial decay to zero (Section 5) after a linear rise over `warm_up` steps."""
+    return base * (1 - min(step, total) / total) ** power * min(1.0, (step + 1) / warm_up)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from hrldm.config import digest
 from hrldm.model.diffusion import DiffusionConfig
 from hrldm.model.histogram import HistogramConfig
 from hrldm.model.unet import UnetConfig
@@ -35,10 +34,6 @@ class Stage2:
     ldm: LdmConfig = field(default_factory=LdmConfig)
     mixed_precision: str = "no"  # no | bf16, on a GPU only
 
-    def parts(self) -> tuple:
-        """The parts in order, those of a profile that are Stage II's."""
-        return tuple(getattr(self, f.name) for f in fields(Stage2))
-
-    def stage2_digest(self) -> str:
-        """Cache key of what a U-Net is trained by."""
-        return digest(*self.parts())
+    def stage2(self) -> Stage2:
+        """These parts alone: what the cache keys of a U-Net and the headers of checkpoints take of a profile."""
+        return Stage2(**{f.name: getattr(self, f.name) for f in fields(Stage2)})

@@ -10,9 +10,6 @@ complete.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hrldm import paths
+from hrldm.cache import atomic_folder, keyed
 from hrldm.model.autoencoder import FACTOR, Autoencoder, normalise_hu
 from hrldm.model.diffusion import blend
 from hrldm.model.unet import UnetConfig, latent_masks
@@ -32,6 +29,7 @@ from hrldm.nodules.histograms import hu_histogram
 from hrldm.nodules.patches import Patches
 from hrldm.nodules.template import template
 
+VERSION = 3  # raise when the same crops and settings would give other latents; part of cache keys
 SHIFT = 4  # mm, largest shift of an augmented variant
 TEMPLATE_SEED = 11  # keeps the templates' random fields independent of the variants' augmentation
 
@@ -184,50 +182,48 @@ def build_latents(
     if room < (2 * SHIFT if variants > 1 else 0):
         raise ValueError(f"crops of {patches.hu.shape[1]} mm leave no room for shifted {size} mm variants")
     background = patches.hu if background is None else background
-    settings = {"size": size, "variants": variants, "seed": seed, "bins": bins, "templates": templates, "version": 2}
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for array in (patches.hu, patches.mask, background):
-        key.update(np.ascontiguousarray(array).data)
-    folder = paths.cache_dir() / "latents" / f"{weights_digest(model)}-{key.hexdigest()[:16]}"
+    settings = (size, variants, seed, bins, templates)
+    folder = keyed("latents", VERSION, weights_digest(model), *settings, patches.hu, patches.mask, background)
     histograms = lesion_histograms(patches, bins)
     if not folder.exists():
-        _encode_all(model, patches, background, histograms if templates else None, size, variants, seed, device, folder)
+        asked = histograms if templates else None
+        with atomic_folder(folder) as part:
+            _encode_all(part, model, patches, background, asked, size, variants, seed, device)
     arrays = {f.stem: np.load(f, mmap_mode="r") for f in folder.glob("*.npy")}
     scale = 1.0 / float(np.sqrt(np.mean(np.asarray(arrays["mean"], np.float64) ** 2)))
     return LatentCache(**arrays, histogram=histograms, subtype=patches.subtype, scale=scale)
 
 
-def _encode_all(model, patches, background, histograms, size, variants, seed, device, folder: Path) -> None:
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    part.mkdir(parents=True, exist_ok=True)
+def _encode_all(
+    part: Path,
+    model: Autoencoder,
+    patches: Patches,
+    background: np.ndarray,
+    histograms: np.ndarray | None,
+    size: int,
+    variants: int,
+    seed: int,
+    device: torch.device | str,
+) -> None:
+    """Fill the folder `part` with the arrays of a `LatentCache`; templates where `histograms` (N, B) are given."""
     n, d = len(patches), size // FACTOR
     shape = (n, variants, model.latent_channels, d, d, d)
     names = ["mean", "std"] + ([] if histograms is None else ["template"])
     out = {k: np.lib.format.open_memmap(part / f"{k}.npy", "w+", np.float32, shape) for k in names}
     masks = np.lib.format.open_memmap(part / "mask.npy", "w+", bool, (n, variants, size, size, size))
     for i in tqdm(range(n), desc="latents", mininterval=10):
-        crops = np.empty((variants, 3, size, size, size), np.int16)
-        for v in range(variants):
-            rng = np.random.default_rng((seed, i, v)) if v else None
-            voxels = np.stack([patches.hu[i], background[i], patches.mask[i]])
-            crops[v] = _variant(voxels, size, rng)
-            masks[i, v] = crops[v, 2]
-        mean, std = encode_patches(model, crops[:, 0], device)
-        if not np.array_equal(crops[:, 0], crops[:, 1]):
-            behind, m = encode_patches(model, crops[:, 1], device)[0], latent_masks(mask_tensor(masks[i]))[0]
+        voxels = np.stack([patches.hu[i], background[i], patches.mask[i]]).astype(np.int16)
+        rngs = [np.random.default_rng((seed, i, v)) if v else None for v in range(variants)]
+        hu, clean, masks[i] = np.stack([_variant(voxels, size, rng) for rng in rngs], axis=1)
+        mean, std = encode_patches(model, hu, device)
+        if not np.array_equal(hu, clean):
+            behind, m = encode_patches(model, clean, device)[0], latent_masks(mask_tensor(masks[i]))[0]
             mean = blend(m, mean, behind)
         out["mean"][i], out["std"][i] = mean.numpy(), std.numpy()
         if histograms is not None:
-            filled = [
-                template(b, m, histograms[i], np.random.default_rng((seed, TEMPLATE_SEED, i, v)))
-                for v, (b, m) in enumerate(zip(crops[:, 1], masks[i], strict=True))
-            ]
+            rngs = [np.random.default_rng((seed, TEMPLATE_SEED, i, v)) for v in range(variants)]
+            filled = [template(b, m, histograms[i], rng) for b, m, rng in zip(clean, masks[i], rngs, strict=True)]
             out["template"][i] = encode_patches(model, np.stack(filled), device)[0].numpy()
-    del out, masks
-    try:
-        os.replace(part, folder)
-    except OSError:  # another process was first; its cache is the same
-        shutil.rmtree(part)
 
 
 def _variant(voxels: np.ndarray, size: int, rng: np.random.Generator | None) -> np.ndarray:

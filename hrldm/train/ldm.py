@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
+from hrldm.cache import digest
 from hrldm.config import from_header
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.diffusion import DiffusionConfig, Schedule, noisy_input, training_pair
@@ -96,7 +97,21 @@ def train_ldm(
     batches, l_hist = Batches(cache, config, device), None
     if config.histogram.weight > 0 and config.diffusion.objective == "ddpm":
         l_hist = HistogramTerm(autoencoder, batches.groups, cache.scale, config)
-    loop = _loop(network, l_hist, cache, config, seed, path, accelerator, save_every)
+    meta = {
+        "stage": STAGE, "digest": digest(config.stage2()), "seed": seed, "n": len(cache), "scale": cache.scale,
+        "latent_channels": network.latent_channels, "config": asdict(config.stage2()),
+    }  # fmt: skip
+    if l_hist is not None:
+        meta |= {"hist_lo": l_hist.lo.tolist(), "hist_hi": l_hist.hi.tolist()}
+    adam = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], config.ldm.lr, fused=True)
+    loop = Loop(
+        path, meta, {"model": network}, {"optimizer": adam}, identity=("stage", "digest", "seed", "n"),
+        total=config.ldm.steps, ema=config.ldm.ema, save_every=save_every, accelerator=accelerator,
+        lr=lambda step: ckpt.learning_rate(config.ldm.lr, step, config.ldm.steps, config.ldm.lr_power, WARM_UP),
+    )  # fmt: skip
+    # another autoencoder's, or other crops
+    if not math.isclose(loop.meta.get("scale", 0.0), cache.scale, rel_tol=1e-6):
+        raise ckpt.CheckpointError(f"{path}: made of other latents; choose another folder or delete it")
     model = _graphs(loop, batches, schedule) or loop.modules["model"]
 
     for _, rng in loop:  # Algorithm 1, line by line
@@ -139,43 +154,10 @@ def _network(
     return network
 
 
-def _loop(
-    network: ConditionalUNet,
-    l_hist: HistogramTerm | None,
-    cache: LatentCache,
-    config: Stage2,
-    seed: int,
-    path: Path,
-    accelerator: Accelerator,
-    save_every: int,
-) -> Loop:
-    parts = {f.name: getattr(config, f.name) for f in fields(Stage2)}
-    meta = {
-        "stage": STAGE, "digest": config.stage2_digest(), "seed": seed, "n": len(cache), "scale": cache.scale,
-        "latent_channels": network.latent_channels, "config": asdict(Stage2(**parts)),
-    }  # fmt: skip
-    if l_hist is not None:
-        meta |= {"hist_lo": l_hist.lo.tolist(), "hist_hi": l_hist.hi.tolist()}
-    adam = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], config.ldm.lr, fused=True)
-
-    def lr(step: int) -> float:
-        falling = ckpt.polynomial_lr(config.ldm.lr, step, config.ldm.steps, config.ldm.lr_power)
-        return falling * min(1.0, (step + 1) / WARM_UP)
-
-    loop = Loop(
-        path, meta, {"model": network}, {"optimizer": adam}, identity=("stage", "digest", "seed", "n"),
-        total=config.ldm.steps, ema=config.ldm.ema, lr=lr, save_every=save_every, accelerator=accelerator,
-    )  # fmt: skip
-    # another autoencoder's, or other crops
-    if not math.isclose(loop.meta.get("scale", 0.0), cache.scale, rel_tol=1e-6):
-        raise ckpt.CheckpointError(f"{path}: made of other latents; choose another folder or delete it")
-    return loop
-
-
 def _graphs(loop: Loop, batches: Batches, schedule: Schedule) -> Callable[..., Tensor] | None:
     """The network as CUDA graphs, one per window side; None if they would not pay off."""
-    accelerator, config = loop.accelerator, batches.config
-    if accelerator.device.type != "cuda" or accelerator.num_processes > 1 or loop.left < GRAPHED_FROM:
+    accelerator, config, left = loop.accelerator, batches.config, loop.total - loop.meta["step"]
+    if accelerator.device.type != "cuda" or accelerator.num_processes > 1 or left < GRAPHED_FROM:
         return None
     examples = [network_inputs(batches.of(g, 0), schedule, config.diffusion)[2] for g in batches.groups]
     return graphed(loop.modules["model"], examples, config.mixed_precision)

@@ -26,25 +26,21 @@ def fit_linear(
     if config.histogram.vector:
         linear.mean_histogram.copy_(torch.from_numpy(cache.histogram.mean(0)))
     sums = [[0.0, 0.0] for _ in KNOTS]
-    for group, rows in (
-        (g, rows)
-        for g in windowed(cache, config.unet, config.histogram.template, device, keys)
-        for rows in torch.arange(len(g)).split(BATCH)
-    ):
-        batch = group.take(rows.to(device), config.unet.mask_detail)
-        noise = [
-            np.random.default_rng((seed, *key)).standard_normal(batch["z0"].shape[1:], np.float32)
-            for key in group.index[rows].tolist()
-        ]
-        eps = torch.from_numpy(np.stack(noise)).to(device)
-        m, masks = batch["m"], batch["condition"]
-        histogram = batch["histogram"] if config.histogram.vector else linear.mean_histogram.expand(len(rows), -1)
-        for k, time in enumerate(linear.times):
-            t = torch.full((len(rows),), round(float(time)), device=device)
-            z_t, target = training_pair(schedule, batch["z0"], eps, t, d.objective, d.prediction)
-            x = linear.rows(noisy_input(batch["z0"], z_t, m, d.background), masks, batch["subtype"], histogram)
-            y = target.permute(0, 2, 3, 4, 1)[m[:, 0] > 0]
-            sums[k][0] += (x.T @ x).double()
-            sums[k][1] += (x.T @ y).double()
+    for group in windowed(cache, config.unet, config.histogram.template, device, keys):
+        for rows in torch.arange(len(group)).split(BATCH):
+            batch = group.take(rows.to(device), config.unet.mask_detail)
+            draws = (np.random.default_rng((seed, *key)) for key in group.index[rows].tolist())
+            noise = [rng.standard_normal(batch["z0"].shape[1:], np.float32) for rng in draws]
+            eps = torch.from_numpy(np.stack(noise)).to(device)
+            given = batch["condition"], batch["subtype"], batch["histogram"]
+            if not config.histogram.vector:
+                given = *given[:2], linear.mean_histogram.expand(len(rows), -1)
+            for k, time in enumerate(linear.times):
+                t = torch.full((len(rows),), round(float(time)), device=device)
+                z_t, target = training_pair(schedule, batch["z0"], eps, t, d.objective, d.prediction)
+                x = linear.rows(noisy_input(batch["z0"], z_t, batch["m"], d.background), *given)
+                y = target.permute(0, 2, 3, 4, 1)[batch["m"][:, 0] > 0]
+                sums[k][0] += (x.T @ x).double()
+                sums[k][1] += (x.T @ y).double()
     for k, (gram, moments) in enumerate(sums):
         linear.solve(k, gram, moments)

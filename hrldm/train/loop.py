@@ -36,7 +36,6 @@ class StepState:
     """What a training step returns to its caller. Metrics may be tensors that the device is still computing."""
 
     step: int  # steps done, 1-based
-    total: int
     metrics: dict[str, Tensor]
 
 
@@ -85,11 +84,6 @@ class Loop:
         self.ema.shadow = {k: v.to(accelerator.device) for k, v in self.ema.shadow.items()}
         self.check_every = 1 if accelerator.device.type == "cpu" else CHECK_EVERY
 
-    @property
-    def left(self) -> int:
-        """Steps still to do."""
-        return self.total - self.meta["step"]
-
     def __iter__(self) -> Iterator[tuple[int, np.random.Generator]]:
         """Each step's number, from 0, and its random generator."""
         seed, rank = self.meta["seed"], self.accelerator.process_index
@@ -110,9 +104,8 @@ class Loop:
             return
         bad = [name for name, value in losses.items() if not torch.isfinite(value.detach()).all()]
         if bad:
-            kept = (
-                f"the last checkpoint, {self.path}, is kept" if self.path.exists() else "no checkpoint was written yet"
-            )
+            kept = f"the last checkpoint, {self.path}, is kept"
+            kept = kept if self.path.exists() else "no checkpoint was written yet"
             raise DivergedError(
                 f"training diverged at step {self.step + 1}: {' and '.join(bad)} is not a number; {kept}. "
                 f"Lower the learning rate (now {self.lr(self.step):.3g}) or set mixed_precision to 'no'"
@@ -136,26 +129,26 @@ class Loop:
             if done < self.total:  # nobody resumes a finished run
                 groups |= {k: ckpt.optimizer_tensors(o.optimizer) for k, o in self.optimizers.items()}
             ckpt.save(self.path, groups, self.meta | {"step": done})
-        return StepState(done, self.total, {k: v.detach() for k, v in losses.items()})
+        return StepState(done, {k: v.detach() for k, v in losses.items()})
 
     @property
     def _due(self) -> bool:
         return (self.step + 1) % self.save_every == 0 or self.step + 1 == self.total
 
 
-def follow(steps: Iterator[StepState], folder: Path, total: int, path: Path, label: str) -> pd.DataFrame:
-    """Run a training to its end with a progress bar; append its losses to `folder`/history.jsonl and return them."""
-    folder.mkdir(parents=True, exist_ok=True)
+def follow(steps: Iterator[StepState], path: Path, total: int, label: str) -> pd.DataFrame:
+    """Run a training of `path` to its end with a progress bar; append its losses to history.jsonl beside it, return them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     done = ckpt.load_meta(path)["step"] if path.exists() else 0
     lines, started = [], time.perf_counter()
-    with (folder / "history.jsonl").open("a") as f:
+    with (path.parent / "history.jsonl").open("a") as f:
         for state in tqdm(steps, total=total, initial=done, desc=label, mininterval=15):
             lines.append({"step": state.step, "seconds": time.perf_counter() - started} | state.metrics)
             if len(lines) == 50 or state.step == total:
                 f.writelines(json.dumps({k: float(v) for k, v in line.items()}) + "\n" for line in lines)
                 f.flush()
                 lines = []
-    return read_history(folder)
+    return read_history(path.parent)
 
 
 def read_history(folder: Path) -> pd.DataFrame:

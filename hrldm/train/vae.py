@@ -17,7 +17,7 @@ from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
-from hrldm.config import digest
+from hrldm.cache import digest
 from hrldm.model.autoencoder import Autoencoder, AutoencoderConfig, kl_divergence, normalise_hu
 from hrldm.nodules.augmentation import sample_patches
 from hrldm.train import checkpoint as ckpt
@@ -27,7 +27,8 @@ from hrldm.train.loop import Loop, StepState
 
 STAGE = "autoencoder"
 VERSION = 1  # raise when the same settings and crops would give other weights; part of cache keys
-EMA, WARM_UP = 0.999, 50  # decay; steps
+EMA, POWER, WARM_UP = 0.999, 0.9, 50  # decay of the average; of the learning rate; steps
+LINEAR_CODE_SEED = 7  # keeps the patches of the linear code apart from those of the steps
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,6 @@ def discriminator() -> nn.Module:
     return PatchDiscriminator(
         spatial_dims=3, num_layers_d=2, channels=16, in_channels=1, out_channels=1, norm="INSTANCE"
     )
-
-
-def fit_linear_code(model: Autoencoder, volumes: Sequence[np.ndarray], weights: Sequence[float], seed: int) -> None:
-    """Start the linear skip at the principal components of the training patches."""
-    if model.linear is not None:
-        patches = sample_patches(volumes, weights, 32, 256, np.random.default_rng((seed, 7)))
-        model.linear.fit(normalise_hu(torch.from_numpy(patches)))
 
 
 def train_autoencoder(
@@ -84,16 +78,27 @@ def train_autoencoder(
     accelerator = accelerator or Accelerator(cpu=device() == "cpu")
     torch.manual_seed(seed)
     model, critic = Autoencoder(architecture), discriminator()
-    if start is None:
-        fit_linear_code(model, volumes, weights, seed)
-    else:
+    meta = {"stage": STAGE, "digest": digest(architecture, config), "seed": seed, "architecture": asdict(architecture)}
+    if start is not None:
         model.load_state_dict(start)
         for part in model.encoding_parts:
             part.requires_grad_(False)
+        meta["start"] = weights_digest(model)
+    elif model.linear is not None:  # it starts at the principal components of the training patches
+        patches = sample_patches(volumes, weights, 32, 256, np.random.default_rng((seed, LINEAR_CODE_SEED)))
+        model.linear.fit(normalise_hu(torch.from_numpy(patches)))
     adversarial = PatchAdversarialLoss(criterion="least_squares")
     if perceptual is not None:
         perceptual.to(accelerator.device)
-    loop = _loop(model, critic, config, seed, path, accelerator, save_every, start is not None)
+    optimizers = {
+        "opt_g": torch.optim.Adam(_parameters(model), config.lr),
+        "opt_d": torch.optim.Adam([{"params": critic.parameters(), "scale": 0.5}], config.lr),
+    }
+    loop = Loop(
+        path, meta, {"model": model, "critic": critic}, optimizers, identity=tuple(k for k in meta if k != "architecture"),
+        total=config.steps, ema=EMA, save_every=save_every, accelerator=accelerator,
+        lr=lambda step: ckpt.learning_rate(config.lr, step, config.steps, POWER, WARM_UP),
+    )  # fmt: skip
     model, critic = loop.modules["model"], loop.modules["critic"]
 
     for step, rng in loop:
@@ -125,33 +130,10 @@ def train_autoencoder(
         yield loop.done(losses)
 
 
-def _loop(
-    model: Autoencoder,
-    critic: nn.Module,
-    config: VaeConfig,
-    seed: int,
-    path: Path,
-    accelerator: Accelerator,
-    save_every: int,
-    goes_on: bool,
-) -> Loop:
-    linear = [] if model.linear is None else list(model.linear.parameters())
+def _parameters(model: Autoencoder) -> list[dict]:
+    """What is trained, in groups; the linear code starts at its optimum: a tenth of the rate keeps it near while the network
+    learns the rest."""
+    linear = set() if model.linear is None else {id(p) for p in model.linear.parameters()}
     trained = [p for p in model.parameters() if p.requires_grad]
-    # the linear code starts at its optimum: a tenth of the rate keeps it near while the network learns the rest
-    groups = [{"params": [p for p in trained if all(p is not q for q in linear)], "scale": 1.0}]
-    groups += [{"params": [p for p in trained if any(p is q for q in linear)], "scale": 0.1}] if linear else []
-    optimizers = {
-        "opt_g": torch.optim.Adam(groups, config.lr),
-        "opt_d": torch.optim.Adam([{"params": critic.parameters(), "scale": 0.5}], config.lr),
-    }
-    meta = {"stage": STAGE, "digest": digest(model.config, config), "seed": seed, "architecture": asdict(model.config)}
-    meta |= {"start": weights_digest(model)} if goes_on else {}
-
-    def lr(step: int) -> float:
-        return ckpt.polynomial_lr(config.lr, step, config.steps, 0.9) * min(1.0, (step + 1) / WARM_UP)
-
-    return Loop(
-        path, meta, {"model": model, "critic": critic}, optimizers,
-        identity=tuple(k for k in ("stage", "digest", "seed", "start") if k in meta),
-        total=config.steps, ema=EMA, lr=lr, save_every=save_every, accelerator=accelerator,
-    )  # fmt: skip
+    groups = [{"params": [p for p in trained if id(p) not in linear], "scale": 1.0}]
+    return groups + ([{"params": [p for p in trained if id(p) in linear], "scale": 0.1}] if linear else [])

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from hrldm import paths
 from hrldm.config import SUBTYPES
 from hrldm.insertion.generator import Request
 from hrldm.nodules.manifest import UNIT
@@ -249,5 +248,4 @@ def run_overview(runs: list[RunResult]) -> pd.DataFrame:
 def _run(
     study: Study, jobs: list[Job], real: ClassifierData, synthetic: ClassifierData | None, test: ClassifierData
 ) -> list[RunResult]:
-    cache = paths.cache_dir() / "classifiers"
-    return run_jobs(jobs, real, synthetic, test, study.profile, study.seed, cache, device=device())
+    return run_jobs(jobs, real, synthetic, test, study.profile, study.seed, device=device())

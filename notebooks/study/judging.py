@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hrldm import paths
+from hrldm.cache import keyed
 from hrldm.config import SUBTYPES
 from hrldm.insertion.generator import Request
 from hrldm.insertion.released import released
@@ -101,6 +101,12 @@ def judge(
     return tables
 
 
+def lesions_of(name: str, truth: Patches, crops: np.ndarray) -> pd.DataFrame:
+    """`lesion_table` with each lesion's roughness over the real one's."""
+    own, real = (feature_table(hu, truth.mask).inside_grain_1_share for hu in (crops, truth.hu))
+    return intensity.lesion_table(name, crops, truth).assign(roughness_ratio=(own / real).to_numpy())
+
+
 def _roughness(crops: Mapping[str, np.ndarray], truth: Patches) -> pd.DataFrame:
     """Median over lesions of the SD beyond a Gaussian of 1 mm, over the lesion's SD: system, roughness, of_real, n."""
     values = {s: feature_table(hu, truth.mask)["inside_grain_1_share"].median() for s, hu in crops.items()}
@@ -141,8 +147,8 @@ def displaced(study: Study, split: str, host: Host) -> tuple[Study, Patches]:
             f"{study.root}: no nodule of split {split!r} can be transplanted (thin slices, whole, 5-30 mm)"
         )
     host = replace(host, splits=("test",))
-    key = f"{manifest_digest(nodules)}-{key_of([host])}-s{study.seed}"
-    moved = open_nodules(transplant(nodules, [host], paths.cache_dir() / "transplants" / key, seed=study.seed), "all")
+    folder = keyed("transplants", manifest_digest(nodules), key_of([host]), study.seed)
+    moved = open_nodules(transplant(nodules, [host], folder, seed=study.seed), "all")
     moved = replace(moved, seed=study.seed, frame=moved.frame.assign(split=split))
     own = nodules.set_index("nodule_id").loc[moved.split(split).source_id].reset_index()
     return replace(moved, dataset=f"{study.dataset} in {host.patient_id}"), load_patches(

@@ -19,7 +19,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hrldm import paths
-from hrldm.config import changed, digest
+from hrldm.cache import keyed
+from hrldm.config import changed
 from hrldm.insertion.generator import Generator
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.perceptual import PerceptualLoss
@@ -186,14 +187,9 @@ class Study:
         return embedded.unet()[0]
 
     def run_path(self, profile: Profile, start: ConditionalUNet | None = None) -> Path:
-        parts = [
-            digest(*profile.parts(), profile.data.patch_mm),
-            self.data_hash,
-            weights_digest(self.autoencoder),
-            f"v{LDM_VERSION}",
-        ]
-        parts += [weights_digest(start)] if start is not None else []
-        return paths.cache_dir() / "runs" / f"{'-'.join(parts)}-s{self.seed}" / "ldm.safetensors"
+        begun = None if start is None else weights_digest(start)
+        parts = (profile.stage2(), profile.data.patch_mm, self.data_hash, weights_digest(self.autoencoder), begun)
+        return keyed("runs", LDM_VERSION, *parts, self.seed) / "ldm.safetensors"
 
     @functools.cached_property
     def _library(self) -> pd.DataFrame:
@@ -286,7 +282,7 @@ def checked_manifest(root: Path) -> pd.DataFrame:
         ValueError: see `load_manifest`.
     """
     frame = load_manifest(root, check_images=False)
-    stamp = paths.cache_dir() / "checked" / manifest_digest(frame, _files(frame))
+    stamp = keyed("checked", manifest_digest(frame, _files(frame)))
     if not stamp.exists():
         load_manifest(root)
         stamp.parent.mkdir(exist_ok=True)
@@ -313,15 +309,14 @@ def obtain_autoencoder(study: Study) -> Autoencoder:
 
 def fit_autoencoder(study: Study, profile: Profile) -> tuple[Path, pd.DataFrame]:
     """Train Stage I on the study's training crops (resumable); checkpoint path and loss history."""
-    key = digest(profile.autoencoder, profile.vae, profile.mixed_precision, profile.data.patch_mm)
-    folder = paths.cache_dir() / "runs" / f"ae-{key}-{study.data_hash}-s{study.seed}-v{VAE_VERSION}"
-    path = folder / "autoencoder.safetensors"
+    settings = (profile.autoencoder, profile.vae, profile.mixed_precision, profile.data.patch_mm)
+    path = keyed("runs", VAE_VERSION, *settings, study.data_hash, study.seed) / "autoencoder.safetensors"
     crops = study.patches("train", 64 if study.dataset == "lidc-mini" else profile.data.patch_mm).hu
     steps = train_autoencoder(
         list(crops), np.ones(len(crops)), profile.autoencoder, profile.vae, study.seed, path,
         PerceptualLoss(wheel_file(*LITE0)), mixed_precision=profile.mixed_precision,
     )  # fmt: skip
-    return path, follow(steps, folder, profile.vae.steps, path, "autoencoder")
+    return path, follow(steps, path, profile.vae.steps, "autoencoder")
 
 
 def fit_ldm(study: Study, profile: Profile, path: Path, start: ConditionalUNet | None = None) -> pd.DataFrame:
@@ -332,4 +327,4 @@ def fit_ldm(study: Study, profile: Profile, path: Path, start: ConditionalUNet |
     initial = None if start is None else start.state_dict()
     steps = train_ldm(cache, profile, study.seed, path, study.autoencoder, initial=initial)
     label = f"{profile.diffusion.objective} lambda={profile.histogram.weight:g}"
-    return follow(steps, path.parent, profile.ldm.steps, path, label)
+    return follow(steps, path, profile.ldm.steps, label)

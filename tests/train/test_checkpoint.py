@@ -36,7 +36,7 @@ def test_full_disk_leaves_the_old_checkpoint_and_no_litter(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(*((ckpt, "save_file") if when == "writing" else (atomic.os, "fsync")), full)
-    with pytest.raises(ckpt.CheckpointError, match=r"c\.safetensors: could not be written .*free "):
+    with pytest.raises(ckpt.CheckpointError, match=r"c\.safetensors: cannot be written .*free "):
         ckpt.save(path, GROUPS, META | {"step": 5})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
@@ -109,6 +109,7 @@ def test_ema_is_the_recursion_with_warm_up():
     assert follow.shadow["weight"].eq(1).all()
 
 
-def test_polynomial_learning_rate():
-    assert [ckpt.polynomial_lr(2.0, s, 4, 1.0) for s in (0, 1, 4, 9)] == [2.0, 1.5, 0.0, 0.0]
-    assert ckpt.polynomial_lr(1.0, 1, 2, 2.0) == 0.25
+def test_learning_rate_rises_then_falls_by_its_polynomial():
+    assert [ckpt.learning_rate(2.0, s, 4, 1.0, 1) for s in (0, 1, 4, 9)] == [2.0, 1.5, 0.0, 0.0]
+    assert ckpt.learning_rate(1.0, 1, 2, 2.0, 1) == 0.25
+    assert [ckpt.learning_rate(1.0, s, 100, 0.0, 4) for s in (0, 1, 3, 9)] == [0.25, 0.5, 1.0, 1.0]

@@ -91,7 +91,7 @@ def test_killed_encoding_leaves_nothing_that_passes_for_whole(monkeypatch):
     monkeypatch.setattr(latents, "encode_patches", dies)
     with pytest.raises(KeyboardInterrupt):
         build()
-    assert all(f.name.endswith(".part") for f in folders())
+    assert not folders()
     monkeypatch.setattr(latents, "encode_patches", real)
     cache = build()
     assert np.abs(cache.mean).reshape(4, -1).max(1).all()

@@ -149,5 +149,5 @@ def test_paper_autoencoder_makes_one_step(tmp_path):
     steps.close()
     assert set(state.metrics) == {"l1", "kl", "perceptual", "adversarial", "discriminator"}
     assert np.isfinite(list(state.metrics.values())).all()
-    assert state.total == 280 * 58000
+    assert p.vae.steps == 280 * 58000
     assert p.autoencoder.channels == (64, 128, 256) and p.autoencoder.latent_channels == 4

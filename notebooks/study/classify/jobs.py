@@ -7,29 +7,40 @@ its weights start. Folds are made by patient on train + validation. Two rules th
 - where fewer synthetic nodules exist than the balance asks for they are reused in turn (augmentation makes them
   differ); `RunResult.n_synthetic` and `n_synthetic_unique` say how often.
 
-With `equal_steps` (default) an epoch is one pass over as many nodules as the fold's real training set holds, for every
-arm: otherwise a balanced arm also gets twice the updates, and one with 10 % of the data a tenth. False = the paper's
-plain epochs.
+An epoch is one pass over as many nodules as the fold's real training set holds, for every arm: with plain epochs a balanced
+arm would also get twice the updates, and one with 10 % of the data a tenth.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
+from hrldm.cache import digest
+from hrldm.config import SUBTYPES
 from study.profiles import Profile
 
 logger = logging.getLogger(__name__)
 REAL_ONLY, REAL_SYNTH = "Real only", "Real + Synth"  # Table 3
 CLINICAL, PROPORTIONAL, FULL = "Clinical (n%)", "Clinical (n%) + Synth (n%)", "Clinical (n%) + Synth (100%)"  # Fig. 7
 SCRATCH, IMBALANCED, BALANCED = "scratch", "subtype-imbalanced", "subtype-balanced"  # Fig. 8
-N_SUBTYPES = 3
+NOTHING = np.empty(0, int)
+
+
+class Stream(IntEnum):
+    """What is drawn: each from a generator of its own, seeded by (seed, fold, stream)."""
+
+    FILL = 1  # the synthetic nodules that fill the subtypes up
+    WHOLE = 2  # the whole synthetic set of Fig. 7
+    CLINICAL = 3  # the share of the real nodules that is kept
+    PART = 4  # the share of the synthetic set that is kept
+    TRAINING = 5  # a classifier's first weights and batches
 
 
 @dataclass(frozen=True)
@@ -64,10 +75,7 @@ class ClassifierData:
 
     def digest(self) -> str:
         """Hash of what a training can depend on."""
-        h = hashlib.blake2b(digest_size=16)
-        for a in (self.crops, self.labels):
-            h.update(f"{a.shape}{a.dtype}".encode() + np.ascontiguousarray(a).data)
-        return h.hexdigest()
+        return digest(self.crops, self.labels)
 
 
 def centre_crop(crops: np.ndarray, side: int) -> np.ndarray:
@@ -100,7 +108,7 @@ class Job:
     synthetic: np.ndarray
     validation: np.ndarray
     retention: float = 1.0
-    n_classes: int = N_SUBTYPES
+    n_classes: int = len(SUBTYPES)
     steps: int | None = None  # updates per epoch, None = one pass
     init: Path | None = None  # finished run whose weights to start from
 
@@ -131,7 +139,7 @@ def draw(pool: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     if n > 0 and len(pool) == 0:
         raise ValueError(f"{n} synthetic nodules are needed of a subtype of which none exists; synthesise some first")
     passes = [rng.permutation(pool) for _ in range(-(-n // max(len(pool), 1)))]
-    return np.concatenate(passes)[:n] if passes else np.empty(0, int)
+    return np.concatenate([NOTHING, *passes])[:n]
 
 
 def retain(labels: np.ndarray, index: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
@@ -143,83 +151,78 @@ def retain(labels: np.ndarray, index: np.ndarray, fraction: float, rng: np.rando
     return np.sort(np.concatenate(kept))
 
 
-def subtype_jobs(
-    real: ClassifierData, synthetic: ClassifierData, profile: Profile, seed: int, equal_steps: bool = True
-) -> list[Job]:
+def subtype_jobs(real: ClassifierData, synthetic: ClassifierData, profile: Profile, seed: int) -> list[Job]:
     """Table 3: each fold with its real nodules only, and with all subtypes filled up to the largest by synthetic.
 
     A subtype without synthetic nodules stays as it is; `RunResult.n_synthetic` says how many were added.
     """
     jobs = []
-    for fold, (train, val) in enumerate(patient_folds(real, profile.downstream.folds, seed)):
-        pools = _pools(real, synthetic, val)
-        counts = np.bincount(real.labels[train], minlength=N_SUBTYPES)
-        rng = np.random.default_rng((seed, fold, 1))
-        fill = _drawn(pools, counts.max() - counts, rng)
-        steps = _steps(len(train), profile) if equal_steps else None
-        jobs.append(Job(REAL_ONLY, fold, train, np.empty(0, int), val, steps=steps))
-        jobs.append(Job(REAL_SYNTH, fold, train, fill, val, steps=steps))
+    for fold, train, val, steps in _folds(real, profile, seed):
+        counts = np.bincount(real.labels[train], minlength=len(SUBTYPES))
+        fill = _drawn(real, synthetic, val, counts.max() - counts, np.random.default_rng((seed, fold, Stream.FILL)))
+        jobs += [
+            Job(arm, fold, train, own, val, steps=steps) for arm, own in ((REAL_ONLY, NOTHING), (REAL_SYNTH, fill))
+        ]
     return jobs
 
 
-def scarcity_jobs(
-    real: ClassifierData, synthetic: ClassifierData, profile: Profile, seed: int, equal_steps: bool = True
-) -> list[Job]:
+def scarcity_jobs(real: ClassifierData, synthetic: ClassifierData, profile: Profile, seed: int) -> list[Job]:
     """Fig. 7: retention x arm. The whole synthetic set (Synth 100 %) has as many of each subtype as the fold's largest.
 
     Retained subsets are nested and stratified by subtype; the validation fold stays whole in every cell. With nothing
     retained only Clinical (0%) + Synth (100%) can be trained: the other two arms have no job there.
     """
     jobs = []
-    for fold, (train, val) in enumerate(
-        patient_folds(real, profile.downstream.folds, seed)[: profile.downstream.scarcity_folds]
-    ):
-        pools = _pools(real, synthetic, val)
-        most = np.bincount(real.labels[train]).max()
-        rng = np.random.default_rng((seed, fold, 2))
-        whole = _drawn(pools, [most] * N_SUBTYPES, rng)
-        whole_labels = synthetic.labels[whole]
-        steps = _steps(len(train), profile) if equal_steps else None
+    for fold, train, val, steps in list(_folds(real, profile, seed))[: profile.downstream.scarcity_folds]:
+        most = [np.bincount(real.labels[train]).max()] * len(SUBTYPES)
+        whole = _drawn(real, synthetic, val, most, np.random.default_rng((seed, fold, Stream.WHOLE)))
         for share in profile.downstream.retention:
-            clinical = retain(real.labels, train, share, np.random.default_rng((seed, fold, 3)))
-            part = whole[retain(whole_labels, np.arange(len(whole)), share, np.random.default_rng((seed, fold, 4)))]
-            arms = {CLINICAL: part[:0], PROPORTIONAL: part} if share > 0 else {}
-            for arm, added in (arms | {FULL: np.sort(whole)}).items():
+            clinical = retain(real.labels, train, share, np.random.default_rng((seed, fold, Stream.CLINICAL)))
+            rng = np.random.default_rng((seed, fold, Stream.PART))
+            part = whole[retain(synthetic.labels[whole], np.arange(len(whole)), share, rng)]
+            arms = {CLINICAL: NOTHING, PROPORTIONAL: part} if share > 0 else {}
+            for arm, added in (arms | {FULL: whole}).items():
                 if len(clinical) + len(added) > 1:  # one nodule trains nothing
                     jobs.append(Job(arm, fold, clinical, np.sort(added), val, share, steps=steps))
     return jobs
 
 
 def malignancy_jobs(
-    real: ClassifierData, weights: Mapping[tuple[str, int], Path], profile: Profile, seed: int, equal_steps: bool = True
+    real: ClassifierData, weights: Mapping[tuple[str, int], Path], profile: Profile, seed: int
 ) -> list[Job]:
     """Fig. 8: malignant or benign from three initialisations, each fold from the subtype run of the same number.
 
     `real` holds malignancy labels (see `malignancy_data`); `weights` are the files of the subtype runs by (arm, fold):
     ``{(run.arm, run.fold): run.weights for run in runs}``.
+
+    Raises:
+        ValueError: a subtype run that is not among `weights`.
     """
     jobs = []
-    for fold, (train, val) in enumerate(patient_folds(real, profile.downstream.folds, seed)):
-        steps = _steps(len(train), profile) if equal_steps else None
+    for fold, train, val, steps in _folds(real, profile, seed):
         for arm, source in ((SCRATCH, None), (IMBALANCED, REAL_ONLY), (BALANCED, REAL_SYNTH)):
             if source is not None and (source, fold) not in weights:
                 raise ValueError(f"no subtype run {source!r} of fold {fold}; run the jobs of `subtype_jobs` first")
             init = weights.get((source, fold))
-            jobs.append(Job(arm, fold, train, np.empty(0, int), val, n_classes=2, steps=steps, init=init))
+            jobs.append(Job(arm, fold, train, NOTHING, val, n_classes=2, steps=steps, init=init))
     return jobs
 
 
-def _pools(real: ClassifierData, synthetic: ClassifierData, validation: np.ndarray) -> list[np.ndarray]:
-    """Indices of the synthetic nodules of each subtype that owe nothing to the validation fold."""
+def _folds(real: ClassifierData, profile: Profile, seed: int) -> Iterator[tuple[int, np.ndarray, np.ndarray, int]]:
+    """Each fold's number, training and validation indices, and updates per epoch."""
+    for fold, (train, val) in enumerate(patient_folds(real, profile.downstream.folds, seed)):
+        yield fold, train, val, max(1, -(-len(train) // profile.classifier.batch))
+
+
+def _drawn(
+    real: ClassifierData,
+    synthetic: ClassifierData,
+    validation: np.ndarray,
+    wanted: Sequence[int],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """So many synthetic nodules of each subtype that has any, of those that owe nothing to the validation fold."""
     usable = ~np.isin(synthetic.groups, real.groups[validation])
-    return [np.flatnonzero(usable & (synthetic.labels == k)) for k in range(N_SUBTYPES)]
-
-
-def _drawn(pools: list[np.ndarray], wanted: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """So many of each pool that is not empty, one after the other."""
+    pools = [np.flatnonzero(usable & (synthetic.labels == k)) for k in range(len(SUBTYPES))]
     drawn = [draw(pool, n, rng) for pool, n in zip(pools, wanted, strict=True) if len(pool)]
-    return np.concatenate([np.empty(0, int), *drawn])
-
-
-def _steps(n: int, profile: Profile) -> int:
-    return max(1, -(-n // profile.classifier.batch))
+    return np.concatenate([NOTHING, *drawn])

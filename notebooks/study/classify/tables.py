@@ -1,4 +1,4 @@
-"""From the runs of `classification` to Table 3 and Figs. 6-8: AUROC, AUPRC, their intervals and tests.
+"""From the `runs` to Table 3 and Figs. 6-8: AUROC, AUPRC, their intervals and tests.
 
 Each run gives scores s (n,) for a class against the rest, labels y in {0, 1} and nodule weights w (1 = every nodule
 once; in a bootstrap, how often its patient was drawn). With nodules grouped by equal score,
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from hrldm.config import SIZE_BINS_MM, SUBTYPES
 from study.classify.jobs import (
@@ -36,7 +37,14 @@ from study.measure.statistics import auroc, holm, mann_whitney, patient_weights,
 
 def auprc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Average precision, same arguments as `auroc`; NaN for a single class, though precision alone would exist."""
-    pos, neg = _grouped(labels, scores, weights)
+    labels = np.asarray(labels, bool)
+    weights = np.ones((1, len(labels))) if weights is None else np.atleast_2d(weights)
+    if len(labels) == 0:
+        return np.full(len(weights), np.nan)
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(np.asarray(scores)[order]) > 0])  # of nodules with equal scores
+    labels, weights = labels[order], weights[:, order]
+    pos, neg = (np.add.reduceat(weights * chosen, starts, axis=1) for chosen in (labels, ~labels))
     above_pos, above = (np.cumsum(a[:, ::-1], axis=1)[:, ::-1] for a in (pos, pos + neg))
     with np.errstate(invalid="ignore"):
         precision = np.where(above > 0, above_pos / above, 0.0)
@@ -45,6 +53,7 @@ def auprc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = N
 
 
 METRICS: dict[str, Callable[..., np.ndarray]] = {"auroc": auroc, "auprc": auprc}
+GRID = np.linspace(0, 1, 101)  # of the curves
 
 
 def subtype_table(results: Sequence[RunResult], test: ClassifierData, n_boot: int, seed: int) -> pd.DataFrame:
@@ -60,14 +69,16 @@ def subtype_table(results: Sequence[RunResult], test: ClassifierData, n_boot: in
         for size in SIZE_BINS_MM:
             inside = _in_bin(test, size)
             for k, subtype in enumerate(SUBTYPES):
-                per_arm = {arm: _per_run(results, arm, test, k, metric, inside) for arm in (REAL_ONLY, REAL_SYNTH)}
-                boot = {arm: _bootstrap(results, arm, test, k, metric, inside, weights) for arm in per_arm}
-                for arm, values in per_arm.items():
+                arms = {a: _measured(results, a, test, k, metric, inside, weights) for a in (REAL_ONLY, REAL_SYNTH)}
+                first, first_boot = arms[REAL_ONLY]
+                for arm, (values, boot) in arms.items():
                     row = {"metric": metric, "size_mm": size_name(size), "subtype": subtype, "arm": arm}
-                    row |= _mean_sd(values) | {"n_patients": len(set(test.groups[inside].tolist()))}
-                    tested = arm == REAL_SYNTH and not np.isnan(row["mean"]) and len(per_arm[REAL_ONLY]) > 0
-                    row["p_mann_whitney"] = mann_whitney(per_arm[REAL_ONLY], values) if tested else np.nan
-                    row["p_bootstrap"] = two_sided_p(boot[REAL_SYNTH] - boot[REAL_ONLY]) if tested else np.nan
+                    valid = values[~np.isnan(values)]
+                    row |= {"mean": _mean(values), "sd": float(valid.std(ddof=1)) if len(valid) > 1 else np.nan}
+                    row |= {"n_runs": len(values), "n_patients": len(set(test.groups[inside].tolist()))}
+                    tested = arm == REAL_SYNTH and len(valid) > 0 and len(first) > 0
+                    row["p_mann_whitney"] = mann_whitney(first, values) if tested else np.nan
+                    row["p_bootstrap"] = two_sided_p(boot - first_boot) if tested else np.nan
                     rows.append(row)
     table = pd.DataFrame(rows)
     tested = table["p_bootstrap"].notna()
@@ -102,18 +113,16 @@ def malignancy_table(results: Sequence[RunResult], test: ClassifierData, n_boot:
     rows = []
     for arm in (SCRATCH, IMBALANCED, BALANCED):
         row = _mean_interval(results, arm, test, 1, "auroc", weights)
-        row = {"arm": arm, "auroc": row.pop("mean")} | row
-        rows.append(row | {"n_patients": len(set(test.groups.tolist()))})
-    return pd.DataFrame(rows)
+        rows.append({"arm": arm} | row | {"n_patients": len(set(test.groups.tolist()))})
+    return pd.DataFrame(rows).rename(columns={"mean": "auroc"})
 
 
-def pr_curves(results: Sequence[RunResult], test: ClassifierData, n_points: int = 101) -> pd.DataFrame:
+def pr_curves(results: Sequence[RunResult], test: ClassifierData) -> pd.DataFrame:
     """Fig. 6: subtype, arm, size_mm, recall, precision, sd, prevalence; precision at a recall, mean and SD over runs.
 
     Precision at recall r is that of the highest threshold reaching r. Cells of a single class are left out.
     """
-    recall = np.linspace(0, 1, n_points)[1:]
-    rows = []
+    recall, rows = GRID[1:], []
     for k, subtype in enumerate(SUBTYPES):
         for arm in (REAL_ONLY, REAL_SYNTH):
             for size in SIZE_BINS_MM:
@@ -128,7 +137,7 @@ def pr_curves(results: Sequence[RunResult], test: ClassifierData, n_points: int 
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=columns)
 
 
-def roc_curves(results: Sequence[RunResult], test: ClassifierData, n_points: int = 101) -> pd.DataFrame:
+def roc_curves(results: Sequence[RunResult], test: ClassifierData) -> pd.DataFrame:
     """Fig. 8: arm, fpr, tpr, sd; true-positive rate at a false-positive rate, mean and SD over runs.
 
     Test nodules of a single class have no curve.
@@ -136,12 +145,12 @@ def roc_curves(results: Sequence[RunResult], test: ClassifierData, n_points: int
     labels = test.labels == 1
     if labels.all() or not labels.any():
         results = []
-    fpr = np.linspace(0, 1, n_points)
     rows = []
     for arm in (SCRATCH, IMBALANCED, BALANCED):
-        curves = [_tpr_at(labels, r.probabilities[:, 1], fpr) for r in results if r.arm == arm]
+        runs = [roc_curve(labels, r.probabilities[:, 1], drop_intermediate=False) for r in results if r.arm == arm]
+        curves = [np.interp(GRID, fpr, tpr) for fpr, tpr, _ in runs]
         if curves:
-            rows.append(pd.DataFrame({"arm": arm, "fpr": fpr, "tpr": np.mean(curves, 0), "sd": np.std(curves, 0)}))
+            rows.append(pd.DataFrame({"arm": arm, "fpr": GRID, "tpr": np.mean(curves, 0), "sd": np.std(curves, 0)}))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["arm", "fpr", "tpr", "sd"])
 
 
@@ -156,27 +165,7 @@ def _in_bin(test: ClassifierData, size: tuple[float, float]) -> np.ndarray:
     return (d >= size[0]) & ((d < size[1]) | ((size == SIZE_BINS_MM[-1]) & (d == size[1])))
 
 
-def _grouped(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Positive and negative weight (B, G) of each of the G distinct scores, ascending."""
-    labels = np.asarray(labels, bool)
-    weights = np.ones((1, len(labels))) if weights is None else np.atleast_2d(weights)
-    if len(labels) == 0:
-        return np.zeros((len(weights), 1)), np.zeros((len(weights), 1))
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(np.asarray(scores)[order]) > 0])
-    ordered, w = labels[order], weights[:, order]
-    return np.add.reduceat(w * ordered, starts, axis=1), np.add.reduceat(w * ~ordered, starts, axis=1)
-
-
-def _per_run(
-    results: Sequence[RunResult], arm: str, test: ClassifierData, k: int, metric: str, inside: np.ndarray
-) -> np.ndarray:
-    """The metric of class k against the rest, one value a run."""
-    labels = test.labels[inside] == k
-    return np.array([METRICS[metric](labels, r.probabilities[inside, k])[0] for r in results if r.arm == arm])
-
-
-def _bootstrap(
+def _measured(
     results: Sequence[RunResult],
     arm: str,
     test: ClassifierData,
@@ -184,36 +173,32 @@ def _bootstrap(
     metric: str,
     inside: np.ndarray,
     weights: np.ndarray,
-) -> np.ndarray:
-    """(B,) mean over runs of the metric in each resample; NaN where the resample holds a single class."""
-    labels, w = test.labels[inside] == k, weights[:, inside]
-    runs = [METRICS[metric](labels, r.probabilities[inside, k], w) for r in results if r.arm == arm]
-    return np.mean(runs, axis=0) if runs else np.full(len(weights), np.nan)
+) -> tuple[np.ndarray, np.ndarray]:
+    """The metric of class k against the rest: one value a run, and (B,) its mean over runs in each resample.
 
-
-def _mean_sd(values: np.ndarray) -> dict[str, float]:
-    valid = values[~np.isnan(values)]
-    sd = float(valid.std(ddof=1)) if len(valid) > 1 else np.nan
-    return {"mean": float(valid.mean()) if len(valid) else np.nan, "sd": sd, "n_runs": len(values)}
+    NaN where a resample holds a single class, or there is no run.
+    """
+    labels, weights = test.labels[inside] == k, weights[:, inside]
+    runs = [(labels, r.probabilities[inside, k]) for r in results if r.arm == arm]
+    values = np.array([METRICS[metric](*run)[0] for run in runs])
+    draws = [METRICS[metric](*run, weights) for run in runs]
+    return values, np.mean(draws, axis=0) if draws else np.full(len(weights), np.nan)
 
 
 def _mean_interval(
     results: Sequence[RunResult], arm: str, test: ClassifierData, k: int, metric: str, weights: np.ndarray
 ) -> dict[str, float]:
-    everyone = np.ones(len(test), bool)
-    values = _per_run(results, arm, test, k, metric, everyone)
-    boot = _bootstrap(results, arm, test, k, metric, everyone, weights)
-    low, high = percentile_interval(boot)
-    return {"mean": _mean_sd(values)["mean"], "ci_low": low, "ci_high": high, "n_runs": len(values)}
+    values, draws = _measured(results, arm, test, k, metric, np.ones(len(test), bool), weights)
+    low, high = percentile_interval(draws)
+    return {"mean": _mean(values), "ci_low": low, "ci_high": high, "n_runs": len(values)}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of what could be computed; NaN if nothing could."""
+    valid = values[~np.isnan(values)]
+    return float(valid.mean()) if len(valid) else np.nan
 
 
 def _precision_at(labels: np.ndarray, scores: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    pos, neg = (a[0, ::-1] for a in _grouped(labels, scores, None))
-    tp, fp = np.cumsum(pos), np.cumsum(neg)
-    first = np.searchsorted(tp, recall * max(tp[-1], 1) - 1e-9)
-    return (tp / np.maximum(tp + fp, 1))[np.minimum(first, len(tp) - 1)]
-
-
-def _tpr_at(labels: np.ndarray, scores: np.ndarray, fpr: np.ndarray) -> np.ndarray:
-    pos, neg = (np.r_[0, np.cumsum(a[0, ::-1])] for a in _grouped(labels, scores, None))
-    return np.interp(fpr, neg / neg[-1], pos / pos[-1])
+    precision, reached, _ = precision_recall_curve(labels, scores)
+    return precision[::-1][np.searchsorted(reached[::-1], recall - 1e-9)]

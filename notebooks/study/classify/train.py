@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from hrldm.model.autoencoder import normalise_hu
 from hrldm.nodules.augmentation import CUBE_SYMMETRIES, cube_symmetry
 from hrldm.train import checkpoint as ckpt
+from study.profiles import ClassifierConfig
 
 # init_features, growth_rate, block_config of MONAI's DenseNet
 ARCHITECTURES: dict[str, dict] = {
@@ -42,7 +43,6 @@ class EpochState:
     """What an epoch leaves for its caller."""
 
     epoch: int  # epochs done, 1-based
-    total: int
     model: nn.Module  # as it is now
     best: dict[str, Tensor]  # weights of the best epoch so far
     history: list[dict[str, float]] = field(repr=False)  # epoch, train_loss, val_loss
@@ -80,13 +80,9 @@ def train_classifier(
     labels: np.ndarray,
     val_crops: np.ndarray,
     val_labels: np.ndarray,
+    config: ClassifierConfig,
     *,
-    arch: str,
     n_classes: int,
-    epochs: int,
-    batch: int,
-    lr: float,
-    patience: int,
     seed: int,
     steps_per_epoch: int | None = None,
     init: Mapping[str, Tensor] | None = None,
@@ -107,9 +103,9 @@ def train_classifier(
     """
     _check(crops, labels, n_classes, "training", 2)
     _check(val_crops, val_labels, n_classes, "validation", 1)
-    model = build_classifier(arch, n_classes, seed, init).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    batch = min(batch, len(crops))
+    model = build_classifier(config.arch, n_classes, seed, init).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    batch = min(config.batch, len(crops))
     steps = steps_per_epoch or max(1, len(crops) // batch)
     target, val_target = (torch.tensor(np.asarray(a, np.int64)) for a in (labels, val_labels))
     history: list[dict[str, float]] = []
@@ -119,11 +115,13 @@ def train_classifier(
         model.load_state_dict(groups["model"])
         ckpt.restore_optimizer(optimizer, groups["optimizer"])
         best, history = {k: v.cpu() for k, v in groups["best"].items()}, meta["history"]
-        yield EpochState(len(history), epochs, model, best, history)
-    while len(history) < epochs and not _exhausted(history, patience):
+        yield EpochState(len(history), model, best, history)
+    while len(history) < config.epochs and not (history and len(history) - best_epoch(history) >= config.patience):
         epoch = len(history)
-        rng = _generator(seed, epoch)
-        order = _order(len(crops), steps * batch, rng)
+        state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
+        rng = torch.Generator().manual_seed(int(state >> np.uint64(1)))
+        passes = [torch.randperm(len(crops), generator=rng) for _ in range(math.ceil(steps * batch / len(crops)))]
+        order = torch.cat(passes)[: steps * batch]
         model.train()
         losses = []
         for chosen in order.split(batch):
@@ -138,25 +136,20 @@ def train_classifier(
         train_loss = torch.stack(losses).mean().item()
         val_loss = F.cross_entropy(_logits(model, val_crops, 2 * batch), val_target).item()
         if not math.isfinite(train_loss + val_loss):
-            raise ValueError(
-                f"classifier diverged in epoch {epoch + 1} (loss {train_loss}); lower `classifier.lr` ({lr})"
-            )
+            said = f"classifier diverged in epoch {epoch + 1} (loss {train_loss})"
+            raise ValueError(f"{said}; lower `classifier.lr` ({config.lr})")
         if val_loss < min((h["val_loss"] for h in history), default=math.inf):
             best = _copy(model)
         history = [*history, {"epoch": epoch + 1, "train_loss": train_loss, "val_loss": val_loss}]
         if checkpoint is not None:
             groups = {"model": model.state_dict(), "best": best, "optimizer": ckpt.optimizer_tensors(optimizer)}
             ckpt.save(checkpoint, groups, {"history": history})
-        yield EpochState(epoch + 1, epochs, model, best, history)
+        yield EpochState(epoch + 1, model, best, history)
 
 
 def best_epoch(history: list[dict[str, float]]) -> int:
     """The 1-based epoch of the lowest validation loss, the first of equals."""
     return 1 + int(np.argmin([h["val_loss"] for h in history]))
-
-
-def _exhausted(history: list[dict[str, float]], patience: int) -> bool:
-    return bool(history) and len(history) - best_epoch(history) >= patience
 
 
 def _check(crops: np.ndarray, labels: np.ndarray, n_classes: int, what: str, least: int) -> None:
@@ -168,17 +161,6 @@ def _check(crops: np.ndarray, labels: np.ndarray, n_classes: int, what: str, lea
         raise ValueError(f"{len(crops)} {what} crops with {len(labels)} labels; at least {least} of each are needed")
     if labels.min() < 0 or labels.max() >= n_classes:
         raise ValueError(f"{what} labels {sorted(set(labels.tolist()))} do not fit {n_classes} classes")
-
-
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
-
-
-def _order(n: int, length: int, rng: torch.Generator) -> Tensor:
-    """Indices (length,): as many shuffled passes over 0..n-1 as it takes."""
-    passes = [torch.randperm(n, generator=rng) for _ in range(math.ceil(length / n))]
-    return torch.cat(passes)[:length]
 
 
 def _prepare(crops: np.ndarray, chosen: Tensor, device: str | torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from hrldm import paths
 from hrldm.atomic import write_text
-from hrldm.config import digest
+from hrldm.cache import digest
 from hrldm.train.config import Stage2
 
 NAME = "provenance.json"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 
-from hrldm import paths
 from hrldm.atomic import atomic
-from hrldm.config import digest
+from hrldm.cache import keyed
 from hrldm.insertion.generator import Request
 from hrldm.nodules.patches import Patches
 from hrldm.train.latents import lesion_histograms, weights_digest
@@ -58,12 +56,9 @@ def synthesise(study: Study, system: str, request: Request, truth: Patches) -> n
     if system not in SYSTEMS:
         raise ValueError(f"unknown system {system!r}; choose one of {', '.join(SYSTEMS)}")
     p = study.profile
-    settings = digest(*p.parts(), p.sampling, p.data.patch_mm)
-    h = hashlib.sha256(f"{VERSION} {system} {settings} {study.data_hash} {study.seed}".encode())
-    h.update(weights_digest(study.autoencoder).encode())
-    for array in (request.background, request.mask, request.subtype, request.histogram, request.seeds):
-        h.update(np.ascontiguousarray(array).data)
-    file = paths.cache_dir() / "synthetic" / f"{system}-{h.hexdigest()[:16]}.npy"
+    settings = (p.stage2(), p.sampling, p.data.patch_mm, study.data_hash, study.seed, weights_digest(study.autoencoder))
+    asked = (getattr(request, f.name) for f in fields(request))
+    file = keyed("synthetic", VERSION, system, *settings, *asked, suffix=".npy")
     if not file.exists():
         made = np.rint(SYSTEMS[system](study, request, truth.hu)).clip(-1024, 3071).astype(np.int16)
         with atomic(file) as part:

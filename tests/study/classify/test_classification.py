@@ -57,9 +57,18 @@ def sets():
 
 @pytest.fixture(scope="module")
 def subtype_runs(sets, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("runs")
-    jobs = jb.subtype_jobs(sets[0], sets[1], PROFILE, 0)
-    return cache, jobs, cl.run_jobs(jobs, *sets, PROFILE, 0, cache, n_jobs=1, progress=False)
+    cache, jobs = tmp_path_factory.mktemp("runs"), jb.subtype_jobs(sets[0], sets[1], PROFILE, 0)
+    return cache, jobs, run_in(cache, jobs, *sets)
+
+
+def run_in(cache: Path, jobs: list[jb.Job], *sets, profile=PROFILE, n_jobs: int = 1) -> list[cl.RunResult]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HRLDM_CACHE", str(cache))
+        return cl.run_jobs(jobs, *sets, profile, 0, n_jobs=n_jobs)
+
+
+def key(job: jb.Job, test="c", profile=PROFILE, seed=0) -> str:
+    return cl.run_file(job, "a", "b", test, profile, seed, "cpu").stem
 
 
 def fake_run(arm, probabilities, retention=1.0, fold=0) -> cl.RunResult:
@@ -138,7 +147,7 @@ def test_scarcity_has_no_run_without_training_data(sets):
 
 def test_equal_runs_of_two_figures_share_a_key(sets):
     def keys(jobs):
-        return {(j.arm, j.retention, j.fold): cl._key(j, ["a", "b", "c"], PROFILE, 0, "cpu") for j in jobs}
+        return {(j.arm, j.retention, j.fold): key(j) for j in jobs}
 
     subtype = keys(jb.subtype_jobs(sets[0], sets[1], PROFILE, 0))
     scarcity = keys(jb.scarcity_jobs(sets[0], sets[1], PROFILE, 0))
@@ -151,14 +160,12 @@ def test_patient_leaks_are_refused(sets, tmp_path):
     real, synthetic, test = sets
     jobs = jb.subtype_jobs(real, synthetic, PROFILE, 0)
     with pytest.raises(ValueError, match="are in the real training data"):
-        cl.run_jobs(
-            jobs, real, synthetic, replace(test, groups=np.resize(real.groups, len(test))), PROFILE, 0, tmp_path
-        )
+        run_in(tmp_path, jobs, real, synthetic, replace(test, groups=np.resize(real.groups, len(test))))
     with pytest.raises(ValueError, match="synthetic training data"):
         shared = replace(synthetic, groups=np.resize(test.groups, len(synthetic)))
-        cl.run_jobs(jobs, real, shared, test, PROFILE, 0, tmp_path)
+        run_in(tmp_path, jobs, real, shared, test)
     with pytest.raises(ValueError, match="may only train"):
-        cl.run_jobs(jobs, real, synthetic, synthetic, PROFILE, 0, tmp_path)
+        run_in(tmp_path, jobs, real, synthetic, synthetic)
     assert not list(tmp_path.iterdir())
 
 
@@ -192,7 +199,7 @@ def test_malignancy_leaves_out_the_indeterminate(sets):
 
 def test_runs_are_cached(sets, subtype_runs):
     cache, jobs, first = subtype_runs
-    again = cl.run_jobs(jobs, *sets, PROFILE, 0, cache, n_jobs=1, progress=False)
+    again = run_in(cache, jobs, *sets)
     assert all(r.seconds == 0 for r in again)
     assert all(r.seconds > 0 for r in first)
     assert all(np.array_equal(a.probabilities, b.probabilities) for a, b in zip(first, again, strict=True))
@@ -203,17 +210,16 @@ def test_runs_are_cached(sets, subtype_runs):
 @pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_workers(sets, subtype_runs, tmp_path):
     _, jobs, first = subtype_runs
-    parallel = cl.run_jobs(jobs[:2], *sets, PROFILE, 0, tmp_path, n_jobs=2, progress=False)
+    parallel = run_in(tmp_path, jobs[:2], *sets, n_jobs=2)
     assert all(np.array_equal(a.probabilities, b.probabilities) for a, b in zip(first[:2], parallel, strict=True))
 
 
 def test_other_data_or_settings_are_other_runs(sets, subtype_runs):
     _, jobs, _ = subtype_runs
-    key = cl._key(jobs[1], ["a", "b", "c"], PROFILE, 0, "cpu")
-    assert key != cl._key(jobs[1], ["a", "b", "x"], PROFILE, 0, "cpu")
-    assert key != cl._key(jobs[1], ["a", "b", "c"], changed(PROFILE, classifier__lr=0.5), 0, "cpu")
-    assert key != cl._key(jobs[1], ["a", "b", "c"], PROFILE, 1, "cpu")
-    assert key == cl._key(jobs[1], ["a", "b", "c"], changed(PROFILE, ldm__lr=0.5, name="other"), 0, "cpu")
+    same, job = key(jobs[1]), jobs[1]
+    others = ({"test": "x"}, {"profile": changed(PROFILE, classifier__lr=0.5)}, {"seed": 1})
+    assert same not in {key(job, **other) for other in others}
+    assert same == key(job, profile=changed(PROFILE, ldm__lr=0.5, name="other"))
     other = replace(sets[0], crops=sets[0].crops + np.int16(1))
     assert other.digest() != sets[0].digest()
 
@@ -227,7 +233,7 @@ def test_malignancy_starts_from_the_subtype_runs(sets, subtype_runs):
     assert {(j.arm, j.init is None) for j in jobs} == {(jb.SCRATCH, True), (jb.IMBALANCED, False), (jb.BALANCED, False)}
     mal_test = jb.malignancy_data(test, np.resize([1.0, 5.0], len(test)))
     mal = jb.malignancy_data(real, ratings)
-    results = cl.run_jobs(jobs, mal, None, mal_test, PROFILE, 0, cache, n_jobs=1, progress=False)
+    results = run_in(cache, jobs, mal, None, mal_test)
     table = tables.malignancy_table(results, mal_test, 50, 0)
     assert table.columns.tolist() == ["arm", "auroc", "ci_low", "ci_high", "n_runs", "n_patients"]
     assert table.arm.tolist() == [jb.SCRATCH, jb.IMBALANCED, jb.BALANCED]
@@ -247,20 +253,23 @@ from test_classification import *
 sets = data(), data((6, 3, 3), seed=1, prefix="s", synthetic=True), data((6, 6, 6), seed=2, prefix="t")
 profile = changed(PROFILE, classifier__epochs=5)
 jobs = jb.subtype_jobs(sets[0], sets[1], profile, 0)[:1]
-cl.run_jobs(jobs, *sets, profile, 0, Path({str(tmp_path / "a")!r}), n_jobs=1)
+run_in(Path({str(tmp_path / "a")!r}), jobs, *sets, profile=profile)
 """
     with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
-        while not list((tmp_path / "a").glob("[!.]*.epoch")) and process.poll() is None and time.monotonic() < deadline:
+        while (
+            not list(tmp_path.glob("a/classifiers/[!.]*.epoch"))
+            and process.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.002)
         process.kill()
-    assert list((tmp_path / "a").glob("[!.]*.epoch")), "killed too late to be a test"
+    assert list(tmp_path.glob("a/classifiers/[!.]*.epoch")), "killed too late to be a test"
     jobs = jb.subtype_jobs(sets[0], sets[1], profile, 0)[:1]
-    resumed = cl.run_jobs(jobs, *sets, profile, 0, tmp_path / "a", n_jobs=1, progress=False)[0]
-    whole = cl.run_jobs(jobs, *sets, profile, 0, tmp_path / "b", n_jobs=1, progress=False)[0]
+    resumed, whole = (run_in(tmp_path / name, jobs, *sets, profile=profile)[0] for name in "ab")
     assert np.array_equal(resumed.probabilities, whole.probabilities)
     assert json.dumps(resumed.history) == json.dumps(whole.history)
-    assert not list((tmp_path / "a").glob("*.epoch"))
+    assert not list(tmp_path.glob("a/classifiers/*.epoch"))
 
 
 # -- metrics and tables ------------------------------------------------------------------------------------------------

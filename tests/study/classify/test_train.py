@@ -15,8 +15,7 @@ from study.classify.train import (
     predict_proba,
     train_classifier,
 )
-
-SETTINGS = {"arch": "densenet-tiny", "n_classes": 3, "batch": 6, "lr": 3e-3, "patience": 100, "seed": 3}
+from study.profiles import ClassifierConfig
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +41,13 @@ def blobs(n: int, seed: int, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
     return crops, labels
 
 
-def run(crops, labels, val, epochs, **changes):
-    return deque(train_classifier(crops, labels, *val, epochs=epochs, **(SETTINGS | changes)), maxlen=1)[0]
+def train(crops, labels, val, epochs, *, arch="densenet-tiny", batch=6, patience=100, seed=3, **how):
+    config = ClassifierConfig(arch, epochs, batch, 3e-3, patience)
+    return train_classifier(crops, labels, *val, config, n_classes=3, seed=seed, **how)
+
+
+def run(*args, **how):
+    return deque(train(*args, **how), maxlen=1)[0]
 
 
 def test_the_48_symmetries_are_the_group_of_the_cube():
@@ -91,10 +95,10 @@ def test_resumed_run_equals_uninterrupted(tmp_path):
     val = blobs(6, 1)
     whole = run(crops, labels, val, 4, steps_per_epoch=3)
     file = tmp_path / "half.epoch"
-    killed = train_classifier(crops, labels, *val, epochs=4, steps_per_epoch=3, checkpoint=file, **SETTINGS)
+    killed = train(crops, labels, val, 4, steps_per_epoch=3, checkpoint=file)
     next(killed), next(killed)
     killed.close()
-    resumed = list(train_classifier(crops, labels, *val, epochs=4, steps_per_epoch=3, checkpoint=file, **SETTINGS))
+    resumed = list(train(crops, labels, val, 4, steps_per_epoch=3, checkpoint=file))
     assert [s.epoch for s in resumed] == [2, 3, 4]
     assert resumed[-1].history == whole.history
     state = whole.model.state_dict()
@@ -105,7 +109,7 @@ def test_resumed_run_equals_uninterrupted(tmp_path):
 def test_patience_stops_and_keeps_the_best_epoch():
     crops, labels = blobs(12, 0)
     val = (blobs(6, 1)[0], (blobs(6, 1)[1] + 1) % 3)  # wrong labels: fitting the training crops makes validation worse
-    states = list(train_classifier(crops, labels, *val, epochs=40, **(SETTINGS | {"patience": 2, "batch": 12})))
+    states = list(train(crops, labels, val, 40, patience=2, batch=12))
     history = states[-1].history
     assert len(states) < 40
     assert len(states) - best_epoch(history) == 2

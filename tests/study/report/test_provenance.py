@@ -3,7 +3,7 @@
 import json
 from concurrent.futures import ProcessPoolExecutor
 
-from hrldm.config import digest
+from hrldm.cache import digest
 from study.profiles import get_profile
 from study.report import provenance
 from study.report.provenance import read_provenance, write_provenance
