@@ -307,7 +307,7 @@ def edits(draw) -> tuple[str, object]:
 
 @fuzz(
     150,
-    (("PixelSpacing", "0.7\\-0.7"), None),  # mirrored
+    *((("PixelSpacing", value), None) for value in ("0.7\\-0.7", "0.7\\0.9")),  # mirrored; of two sizes
     (("Rows", 8), None),  # half of each slice
     (("Rows", 17), None),  # a row of nothing
     *((edit, None) for edit in (("Columns", 9), ("BitsAllocated", 8), ("BitsStored", 15), ("HighBit", 15))),
