@@ -11,12 +11,10 @@ import functools
 import logging
 import os
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from hrldm import paths
 from hrldm.cache import keyed
@@ -41,9 +39,6 @@ from hrldm.train.vae import VERSION as VAE_VERSION
 from hrldm.train.vae import train_autoencoder
 from hrldm.wheels import LITE0, wheel_file
 from study.profiles import Profile, get_profile
-from study.report.figures import save_figure
-from study.report.provenance import PACKAGES, write_provenance
-from study.report.tables import SEMI_SYNTHETIC, drop_table, save_table
 
 logger = logging.getLogger(__name__)
 SYMMETRIES = 48  # of a cube
@@ -69,42 +64,6 @@ class Study:
             lidc_mini.data_hash(self.root)
             if self.dataset == "lidc-mini"
             else manifest_digest(self.frame, _files(self.frame))
-        )
-
-    @property
-    def label(self) -> str:
-        """What its nodules are, for titles."""
-        return f"semi-synthetic ({paths.EMBEDDED})" if self.dataset == paths.EMBEDDED else self.dataset
-
-    def _repr_markdown_(self) -> str:
-        """The line below a notebook's title."""
-        p, kind = self.profile, SEMI_SYNTHETIC if self.dataset == paths.EMBEDDED else "Real nodules."
-        counts = self.frame.split.value_counts()
-        nodules = ", ".join(f"{counts[s]} {s}" for s in ("train", "val", "test") if s in counts)
-        versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-        changes = f" with `{p.settings}`" if p.settings else ""
-        return (
-            f"**{kind}**\n\nProfile `{p.name}`{changes}, seed {self.seed}, nodules: {nodules}; {device()}, {versions}."
-        )
-
-    def show(self, fig: Figure, name: str) -> Figure:
-        """Save a figure below `results`; a cell that ends with this call displays it."""
-        save_figure(fig, self.results, name)
-        return fig
-
-    def save(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Save a table and its Markdown view below `results`."""
-        save_table(table, self.results, name)
-        return table
-
-    def drop(self, name: str) -> None:
-        """Remove a table that a former run left and this one cannot make."""
-        drop_table(self.results, name)
-
-    def finish(self) -> str:
-        """Record what this run depended on."""
-        return (
-            f"recorded in {write_provenance(self.results, self.profile, self.dataset, self.seed, self.data_hash).name}"
         )
 
     def split(self, name: str) -> pd.DataFrame:

@@ -7,14 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot as plt
 
 from hrldm.model.autoencoder import MAISI, Autoencoder
 from hrldm.nodules.patches import Patches
 from hrldm.train import autoencoders
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.loop import read_history
+from study import notebook
 from study import study as runs
 from study.profiles import get_profile
+from study.report.provenance import read_provenance
 from tests import tiny
 
 
@@ -300,3 +303,18 @@ def test_a_seed_that_no_library_takes_is_refused_before_any_work(tmp_path, monke
     for seed in (-1, 2**32):
         with pytest.raises(ValueError, match="give a whole number from 0"):
             runs.open_study("smoke", "mine", str(root), seed)
+
+
+def test_a_notebooks_study_says_what_it_is_saves_and_records(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("HRLDM_RESULTS", str(tmp_path / "results"))
+    opened = notebook.open_study(study.profile, "mine", str(study.root), settings="")
+    said = opened._repr_markdown_()
+    assert opened.label == "mine" and "Real nodules" in said and "6 train, 3 test" in said and "torch" in said
+    table = pd.DataFrame({"split": ["train"], "n": [6]})
+    assert opened.save(table, "counts") is table and (opened.results / "tables" / "counts.csv").exists()
+    opened.drop("counts")
+    assert not (opened.results / "tables" / "counts.csv").exists()
+    fig = opened.show(plt.figure(), "empty")
+    assert isinstance(fig, plt.Figure) and (opened.results / "figures" / "empty.png").exists()
+    assert opened.finish() == "recorded in provenance.json" and read_provenance(opened.results)["dataset"] == "mine"
+    assert type(opened.with_seed(1)) is type(opened)
