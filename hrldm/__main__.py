@@ -70,8 +70,8 @@ class Options:
         """The released networks, sampled as asked for."""
         from hrldm.insertion.released import released
 
-        steps = {} if self.steps is None else {"sampling__steps": self.steps}
-        matching = {} if self.matching else {"sampling__match_t_max": None}
+        steps = {} if self.steps is None else {"steps": self.steps}
+        matching = {} if self.matching else {"match_t_max": None}
         return released(on=self.device, grain=self.grain, **steps, **matching)
 
     def file(self) -> dict:
@@ -177,7 +177,7 @@ def _as_options(text: str) -> str:
     """Replace the argument names in a library message (overwrite=True) by command-line options (--overwrite)."""
 
     def option(found: re.Match) -> str:
-        name = {"sampling__match_t_max": "matching", "on": "device"}.get(found[1], found[1])
+        name = {"match_t_max": "matching", "on": "device"}.get(found[1], found[1])
         value = "" if found[2] in ("True", "...") else " " + found[2].strip("'")
         return f"--{name.replace('_', '-')}{value}"
 

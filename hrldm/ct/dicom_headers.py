@@ -82,8 +82,9 @@ def one_series(found: list[Slice], path: Path, series_uid: str | None) -> list[S
     """The slices of the only CT series of the scan at `path`, or of `series_uid`; scouts and other modalities are left out."""
     series: dict[str, list[Slice]] = {}
     for file, header in found:
-        # dose reports and screenshots labelled CT have no position in space
-        in_space = header.get("SOPClassUID") in _CT_STORAGE or _has_numbers(header, "ImagePositionPatient", 3)
+        # dose reports and screenshots labelled CT have no position in space; a slice whose class is damaged names it twice
+        classes = header.get("SOPClassUID"), header.file_meta.get("MediaStorageSOPClassUID")
+        in_space = any(c in _CT_STORAGE for c in classes) or _has_numbers(header, "ImagePositionPatient", 3)
         if header.Modality == "CT" and "LOCALIZER" not in (header.get("ImageType") or []) and in_space:
             series.setdefault(str(header.SeriesInstanceUID), []).append((file, header))
     if not series:

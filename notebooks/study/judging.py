@@ -162,7 +162,7 @@ def judge_released(
     """`judge` texture without training and the released network on a split: left to itself, with the histogram imposed, and
     with grain as well (`released`, what `insert` ships). native: see `judge`."""
     generators = {
-        "hr-ldm": released(on=on, sampling__match_t_max=None, grain=False),
+        "hr-ldm": released(on=on, match_t_max=None, grain=False),
         "hr-ldm-matched": released(on=on, grain=False),
         "released": released(on=on),
     }

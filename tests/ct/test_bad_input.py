@@ -120,14 +120,14 @@ def series(folder: Path, n: int = 24, shift: float = 0.0) -> list[Path]:
 
 
 def change(*files: Path, **tags) -> None:
-    """Set tags of DICOM files; None deletes."""
+    """Set tags of DICOM files, or of their file meta; None deletes."""
     for file in files:
         d = pydicom.dcmread(file)
         for key, value in tags.items():
             if value is None:
                 delattr(d, key)
             else:
-                setattr(d, key, value)
+                setattr(d.file_meta if key.startswith("MediaStorage") else d, key, value)
         d.save_as(file)
 
 
@@ -141,6 +141,7 @@ TAGS = {  # tags of slice 5, words
     "no slope": ({"RescaleSlope": None}, ("lacks a usable RescaleSlope", "not HU", AGAIN)),
     "no intercept": ({"RescaleIntercept": None}, ("lacks a usable RescaleIntercept", "not HU", AGAIN)),
     "no position": ({"ImagePositionPatient": None}, ("lacks a usable ImagePositionPatient", AGAIN)),
+    "no position, and of no class": ({"SOPClassUID": "1.2.9", "ImagePositionPatient": None}, ("lacks a usable ImagePositionPatient",)),
     "no orientation": ({"ImageOrientationPatient": None}, ("lacks a usable ImageOrientationPatient", AGAIN)),
     "no spacing": ({"PixelSpacing": None}, ("lacks a usable PixelSpacing", AGAIN)),
     "orientation not unit": ({"ImageOrientationPatient": [1, 0, 0, 0, 2, 0]}, ("lacks a usable ImageOrientationPatient",)),
@@ -212,7 +213,8 @@ def test_links_to_slices_that_are_not_there(tmp_path):
             read_ct(tmp_path / "s")
 
 
-REPORT = {"SOPClassUID": SecondaryCaptureImageStorage, "ImagePositionPatient": None}
+CAPTURE = dict.fromkeys(("SOPClassUID", "MediaStorageSOPClassUID"), SecondaryCaptureImageStorage)
+REPORT = CAPTURE | {"ImagePositionPatient": None}
 STRANGERS = {  # files beside the slices that call themselves CT
     "dose report in the same series": REPORT,
     "dose report in its own series": REPORT | {"SeriesInstanceUID": "7.7"},
@@ -228,7 +230,7 @@ def test_a_report_or_scout_that_calls_itself_ct_is_no_slice(tmp_path, case):
 
 
 def test_an_export_that_calls_every_slice_a_screenshot_is_read(tmp_path):
-    change(*series(tmp_path / "s"), SOPClassUID=SecondaryCaptureImageStorage)
+    change(*series(tmp_path / "s"), **CAPTURE)
     assert read_ct(tmp_path / "s").shape == (18, 16, 24)
 
 

@@ -1,5 +1,6 @@
 """Whole command lines: what they make and say; any others end with a result or a sentence, and never with a traceback."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -99,6 +100,17 @@ def test_hints_name_the_options_of_the_command_line(call, nifti, tmp_path):
 def test_the_seed_is_for_rows_of_a_plan_without_one(tmp_path):
     (tmp_path / "plan.csv").write_text("subtype\nsolid\nsolid\n")
     assert cli.Options(plan=tmp_path / "plan.csv").wishes(Wish(seed=4)) == copies(Wish(seed=4), 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [({}, {}), ({"steps": 7}, {"steps": 7}), ({"matching": False}, {"match_t_max": None}),
+     ({"steps": 2, "matching": False, "grain": False}, {"steps": 2, "match_t_max": None})],
+)  # fmt: skip
+def test_options_of_sampling_reach_the_released_networks(options, changes):
+    made, shipped = cli.Options(device="cpu", **options).generator(), released.released(on="cpu")
+    assert made.sampling == dataclasses.replace(shipped.sampling, **changes)
+    assert made.grain == options.get("grain", True)
 
 
 @pytest.mark.parametrize(
