@@ -15,6 +15,7 @@ from torch import nn
 
 from hrldm.config import SUBTYPES
 from hrldm.insertion.generator import Generator
+from hrldm.insertion.released import sampled
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.unet import ConditionalUNet
 from hrldm.nodules.histograms import quantiles
@@ -185,3 +186,10 @@ class PaintingGenerator:
             n = int(request.mask[k].sum())
             out[k][request.mask[k]] = np.random.default_rng(int(seed)).permutation(quantiles(request.histogram[k], n))
         return out
+
+
+def painting(on: str | None = None, grain: bool = True, **sampling) -> PaintingGenerator:
+    """Stands for `released`: a generator that paints; a misspelt field of the sampling is its ValueError."""
+    generator = PaintingGenerator()
+    generator.sampling = sampled(generator.sampling, **sampling)
+    return generator

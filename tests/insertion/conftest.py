@@ -39,10 +39,15 @@ def nifti(tmp_path, chest):
 @pytest.fixture
 def call(monkeypatch, capsys):
     """A function that runs a command line, with a generator that paints, and returns its status, output and errors."""
+
     painting = tiny.PaintingGenerator()
 
     def _call(*arguments, generator=painting):
-        monkeypatch.setattr("hrldm.insertion.released.released", lambda **changes: generator)
+        def made_by(**asked):
+            tiny.painting(**asked)  # a misspelt one is an error
+            return generator
+
+        monkeypatch.setattr("hrldm.insertion.released.released", made_by)
         monkeypatch.setattr(sys, "argv", ["hrldm", *map(str, arguments)])
         return cli.main(), *capsys.readouterr()
 

@@ -43,13 +43,6 @@ def test_the_command_line_inserts_and_says_what_came(call, nifti, tmp_path):
     assert len(json.loads((tmp_path / "many" / "a" / "record.json").read_text())["nodules"]) == 2
 
 
-def test_what_the_generator_is_asked_for(monkeypatch):
-    monkeypatch.setattr(released, "released", lambda **asked: asked)
-    assert cli.Options().generator() == {"on": None, "grain": True}
-    other = cli.Options(steps=3, matching=False, grain=False, device="cpu").generator()
-    assert other == {"on": "cpu", "grain": False, "sampling__steps": 3, "sampling__match_t_max": None}
-
-
 def test_a_record_makes_the_same_again_and_what_is_otherwise_is_said(call, nifti, tmp_path, caplog):
     wish = ("--subtype", "part-solid", "--diameter", 14, "--core", 6, "--count", 2)
     call("insert", nifti, tmp_path / "a", *wish, "--seed", 5, "--retries", 0)
@@ -192,12 +185,7 @@ def place(tmp_path_factory):
 @example(line=["batch", "folder", "folder"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_command_line_ends_with_a_result_or_a_sentence(place, monkeypatch, capsys, line):
-    def painting(on, grain, **sampling):
-        generator = tiny.PaintingGenerator()
-        generator.sampling = released.sampled(generator.sampling, **sampling)
-        return generator
-
-    monkeypatch.setattr(released, "released", painting)
+    monkeypatch.setattr(released, "released", tiny.painting)
     monkeypatch.setattr(sys, "argv", ["hrldm", *line])
     monkeypatch.chdir(place)
     kept = {name: (place / name).read_bytes() for name in ("ct.nii.gz", "lungs.nii.gz", "folder/one.nii.gz", "noise")}

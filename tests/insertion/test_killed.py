@@ -30,7 +30,7 @@ def start(*arguments) -> int:
     try:
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, 1), os.dup2(devnull, 2)
-        released.released = lambda **changes: tiny.PaintingGenerator()
+        released.released = tiny.painting
         sys.argv = ["hrldm", *map(str, arguments)]
         status = cli.main()
     finally:

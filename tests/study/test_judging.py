@@ -72,7 +72,7 @@ def test_the_summary_is_what_the_tables_say(tables):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    monkeypatch.setattr(judging, "released", lambda **_: tiny.PaintingGenerator())
+    monkeypatch.setattr(judging, "released", tiny.painting)
     monkeypatch.setattr(judging, "default_extractor", lambda: EXTRACTOR)
 
     def _call(*arguments):
