@@ -6,6 +6,7 @@ anything ran).
 """
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -14,7 +15,6 @@ import threading
 import time
 from pathlib import Path
 
-import nbformat
 import papermill
 import psutil
 from traitlets.config import Config
@@ -71,20 +71,21 @@ def check_parameters(notebook: Path) -> None:
 
 def with_last_bars(text: str) -> str:
     """An executed notebook whose progress bars leave one line, what stands there in the end."""
-    notebook = nbformat.reads(text, as_version=4)
-    for cell in notebook.cells:
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
         merged = []
         for output in cell.get("outputs", []):
-            if merged and output.output_type == "stream" and output.get("name") == merged[-1].get("name"):
-                merged[-1].text += output.text
+            said = "".join(output["text"]) if output["output_type"] == "stream" else None
+            if said is not None and merged and merged[-1].get("name") == output["name"]:
+                merged[-1]["text"] += said
             else:
-                merged.append(output)
+                merged.append(output if said is None else output | {"text": said})
         for output in merged:
-            if output.output_type == "stream":
-                output.text = re.sub(r"[^\n]*\r(?!\n)", "", output.text)
+            if output["output_type"] == "stream":
+                output["text"] = re.sub(r"[^\n]*\r(?!\n)", "", output["text"])
         if merged:
-            cell.outputs = merged
-    return nbformat.writes(notebook) + "\n"
+            cell["outputs"] = merged
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
 def run(notebook: Path, out: Path, **parameters) -> float:
