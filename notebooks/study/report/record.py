@@ -49,6 +49,11 @@ shipped less easily, in three of the four paired differences inside.
 
 {{released/displaced/tables: realism}}
 
+Forty unselected ones of each subtype in healthy places, looked at one by one (ground-glass: five nodules, each asked for eight
+histograms). Left to itself: 3 solid ones with a darker middle, no mottled one, no part-solid or ground-glass one that failed. As shipped, where
+the darkest HU asked for must lie somewhere: 2 solid ones with a ring or mottle, 3 times the same part-solid one with a dark spot at its
+edge, 4 ground-glass ones with dark holes.
+
 ### Is the grain right?
 
 Power in the middle of the largest third of the lesions, median, to be held against the first row: the autoencoder takes the finest
