@@ -59,14 +59,14 @@ def with_settings(config: Config, text: str) -> Config:
         for part in parts:
             owner = getattr(owner, part, None)
         if not dataclasses.is_dataclass(owner) or name not in {f.name for f in dataclasses.fields(owner)}:
-            raise ValueError(f"unknown setting {path!r}; {_known(config if not parts else owner or config)}")
+            known = owner if dataclasses.is_dataclass(owner) else config
+            raise ValueError(f"unknown setting {path!r}; {_known(known)}")
         changes[path.replace(".", "__")] = _value(value, typing.get_type_hints(type(owner))[name], path)
     return changed(config, **changes)
 
 
 def _known(config: object) -> str:
-    owner = config if dataclasses.is_dataclass(config) else None
-    return "known are " + ", ".join(f.name for f in dataclasses.fields(owner)) if owner else "no such part"
+    return "known are " + ", ".join(f.name for f in dataclasses.fields(config))
 
 
 def _value(text: str, wanted: type, path: str) -> object:

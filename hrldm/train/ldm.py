@@ -97,9 +97,10 @@ def train_ldm(
     batches, l_hist = Batches(cache, config, device), None
     if config.histogram.weight > 0 and config.diffusion.objective == "ddpm":
         l_hist = HistogramTerm(autoencoder, batches.groups, cache.scale, config)
+    settings = config.stage2()
     meta = {
-        "stage": STAGE, "digest": digest(config.stage2()), "seed": seed, "n": len(cache), "scale": cache.scale,
-        "latent_channels": network.latent_channels, "config": asdict(config.stage2()),
+        "stage": STAGE, "digest": digest(settings), "seed": seed, "n": len(cache), "scale": cache.scale,
+        "latent_channels": network.latent_channels, "config": asdict(settings),
     }  # fmt: skip
     if l_hist is not None:
         meta |= {"hist_lo": l_hist.lo.tolist(), "hist_hi": l_hist.hi.tolist()}

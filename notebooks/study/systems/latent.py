@@ -15,9 +15,8 @@ CHANGES: dict[str, dict] = {  # in the order of the tables
     "maisi-ddpm": {"histogram__weight": 0.0},  # Table 1: "MAISI-DDPM (no L_hist)"
     "hr-ldm": {},
     "hr-ldm-template": {"histogram__template": True},  # the histogram as a picture too (ours)
-    "hr-ldm-matched": {
-        "sampling__match_t_max": 300
-    },  # the same network; the histogram is imposed while sampling (ours)
+    # the same network; the histogram is imposed while sampling (ours)
+    "hr-ldm-matched": {"sampling__match_t_max": 300},
 }
 
 
