@@ -26,12 +26,12 @@ class Options:
 
     Attributes:
         count:    number of such nodules in a CT, each with its own seed
-        plan:     CSV of nodules instead, one per row (columns subtype, diameter_mm, lobe, location, at, histogram,
-            spiculation, core_mm, mask, seed; blank: the default, for seed one per row), or the record.json of an earlier
-            insertion to repeat
+        plan:     CSV of nodules instead, one per row (columns subtype, diameter_mm, lobe, location, at, base, histogram,
+            mean_hu, sd_hu, spiculation, core_mm, mask, seed; blank: the default, for seed one per row), or the record.json
+            of an earlier insertion to repeat
         steps:    sampling steps; default: those of the released model
-        matching: impose the requested histogram while sampling; --no-matching leaves it to the network
-        grain:    give the nodule the grain of its surroundings, which the autoencoder smooths away
+        matching: impose the requested histogram on the voxels that are written; --no-matching leaves it to the network
+        grain:    give the nodule the noise of the scan around it
         device:   cpu or cuda; default: the GPU if available
         retries:  how often a nodule that misses its target is retried
         private:  strip or keep private DICOM tags
@@ -71,12 +71,12 @@ class Options:
         from hrldm.insertion.released import released
 
         steps = {} if self.steps is None else {"steps": self.steps}
-        matching = {} if self.matching else {"match_t_max": None}
-        return released(on=self.device, grain=self.grain, **steps, **matching)
+        return released(on=self.device, **steps)
 
     def file(self) -> dict:
         """Those that `insert_file` takes."""
-        return {"retries": self.retries, "private": self.private, "format": self.format}
+        names = ("retries", "private", "format", "matching", "grain")
+        return {name: getattr(self, name) for name in names}
 
 
 def insert(
@@ -177,11 +177,11 @@ def _as_options(text: str) -> str:
     """Replace the argument names in a library message (overwrite=True) by command-line options (--overwrite)."""
 
     def option(found: re.Match) -> str:
-        name = {"match_t_max": "matching", "on": "device"}.get(found[1], found[1])
+        name = {"on": "device"}.get(found[1], found[1])
         value = "" if found[2] in ("True", "...") else " " + found[2].strip("'")
         return f"--{name.replace('_', '-')}{value}"
 
-    names = "overwrite|retries|lungs|match_t_max|steps|on|series_uid|format"
+    names = "overwrite|retries|lungs|steps|on|series_uid|format"
     return re.sub(rf"(?<![^ (])({names})=(\.\.\.|'?[\w.+-]+'?)", option, text)
 
 

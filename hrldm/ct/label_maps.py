@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage, signal
+from scipy import fft, ndimage
 
-from hrldm.ct.geometry import reach, sample, to_world, voxel_size
+from hrldm.ct.geometry import grid_gap, reach, sample, to_world, voxel_size
 from hrldm.ct.nifti import open_nifti, read_voxels
 from hrldm.ct.volume import CT
 
@@ -28,7 +28,34 @@ MOVED_BY, MOVED_MM = 0.1, 10.0  # least gain in share, and distance, for a map t
 WRONG_SIDE_MM = 20.0
 NEAR_LUNG_MM = 20.0
 LESION_HU = (-700.0, 250.0)  # plausible mean of a known lesion outside the lung labels
-COARSE_MM = 6.0
+COARSE_MM = 8.0
+STRAIGHT = 0.01  # voxels that two grids may be turned against each other and still count as parallel
+
+
+def sampled(
+    array: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target_affine: np.ndarray,
+    order: int = 1, outside: float | None = None,
+) -> np.ndarray:  # fmt: skip
+    """`geometry.sample` with order 0 or 1, five times as fast where the grids are parallel: one axis after the other."""
+    matrix = np.linalg.inv(affine) @ target_affine
+    scale, shift = np.diagonal(matrix)[:3], matrix[:3, 3]
+    if np.abs(matrix[:3, :3] - np.diag(scale)).max() * max(shape) > STRAIGHT:
+        return sample(array, affine, shape, target_affine, order, outside)
+    if outside is not None:
+        array, shift = np.pad(array, 1, constant_values=outside), shift + 1
+    for axis in range(3):
+        last = array.shape[axis] - 1
+        at = np.clip(scale[axis] * np.arange(shape[axis]) + shift[axis], 0, last)
+        if order == 0:
+            array = array.take(np.floor(at + 0.5).astype(int), axis)
+            continue
+        low = at.astype(int)
+        weight = np.expand_dims((at - low).astype(np.float32), [a for a in range(3) if a != axis])
+        array, step = (array.take(i, axis).astype(np.float32, copy=False) for i in (low, np.minimum(low + 1, last)))
+        step -= array
+        step *= weight
+        array += step
+    return array
 
 
 def read_beside(path: str | Path, ct: CT) -> tuple[np.ndarray, np.ndarray]:
@@ -73,12 +100,15 @@ def read_map(path: str | Path, ct: CT, own: np.ndarray, own_affine: np.ndarray) 
     first, last = min(LOBE_NAMES), max(LOBE_NAMES) + max(NUMBERINGS.values())
     if values.max() == 5 and not np.isin(values, (1, 2)).any() and np.isin(values, (3, 4)).any():
         values = np.isin(values, (3, 4))  # LUNA16: 3 and 4 are the lungs, 5 the trachea
-    values = np.where((values >= first) & (values <= last), values, values > 0).astype(np.uint8)
-    numbering = None
-    if (values > 1).any():
+    numbered, numbering = (values >= first) & (values <= last), None
+    if numbered.any():
+        values = (values * numbered).astype(np.uint8)
         numbering = _numbering(sample(values, affine, own.shape, own_affine, order=0, outside=0), own, own_affine)
         values = _lobes(values, numbering)
-    labels = sample(values, affine, ct.shape, ct.affine, order=0, outside=0)
+    else:
+        values = (values > 0).view(np.uint8)
+    same = values.shape == ct.shape and grid_gap(affine, ct.affine, ct.shape) < ct.spacing.min() / 2
+    labels = values if same else sampled(values, affine, ct.shape, ct.affine, order=0, outside=0)
     if not labels.any():
         raise ValueError(f"{path}: no lung voxel within {ct.source or 'the CT'}; it belongs to another scan")
     return labels, numbering
@@ -86,8 +116,8 @@ def read_map(path: str | Path, ct: CT, own: np.ndarray, own_affine: np.ndarray) 
 
 def _lobes(values: np.ndarray, numbering: str) -> np.ndarray:
     """Our lobe numbers where `values` are the lobes of this numbering, else 0."""
-    ours = values.astype(np.int16) - NUMBERINGS[numbering]
-    return np.where(np.isin(ours, list(LOBE_NAMES)), ours, 0).astype(np.uint8)
+    ours = values - np.uint8(NUMBERINGS[numbering])  # 0 becomes 253, no lobe either
+    return ours * ((ours >= min(LOBE_NAMES)) & (ours <= max(LOBE_NAMES)))
 
 
 def _numbering(values: np.ndarray, own: np.ndarray, affine: np.ndarray) -> str:
@@ -141,7 +171,11 @@ def _turned(mask: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
 
 def _moved(map_: np.ndarray, own: np.ndarray, affine: np.ndarray) -> tuple[float, str]:
     """Share after the best-fitting shift of at least `MOVED_MM`, and its description."""
-    fit = signal.fftconvolve(own.astype(np.float32), map_[::-1, ::-1, ::-1].astype(np.float32))
+    # the correlation, as scipy.signal's, which takes a second to import
+    shape = [n + m - 1 for n, m in zip(own.shape, map_.shape, strict=True)]
+    size = [fft.next_fast_len(n, real=True) for n in shape]
+    product = fft.rfftn(own.astype(np.float32), size) * fft.rfftn(map_[::-1, ::-1, ::-1].astype(np.float32), size)
+    fit = fft.irfftn(product, size)[tuple(slice(n) for n in shape)]
     shift = (np.indices(fit.shape).reshape(3, -1).T - np.array(map_.shape) + 1) @ affine[:3, :3].T
     fit = np.where(np.linalg.norm(shift, axis=1) >= MOVED_MM, fit.ravel(), 0)
     k = int(fit.argmax())

@@ -16,15 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from scipy import ndimage
 
-from hrldm.ct.geometry import head_foot, resample, sample, to_world
-from hrldm.ct.label_maps import check_map, read_map
+from hrldm.ct.geometry import head_foot, reach, shifted, to_world
+from hrldm.ct.label_maps import check_map, read_map, sampled
 from hrldm.ct.volume import CT, write_nifti
 
 logger = logging.getLogger(__name__)
 TISSUE_HU = -400.0  # lung and air below, tissue above
-GRID_MM = 2.0  # the threshold method works on this grid
+GRID_MM, CHECK_MM = 2.0, 4.0  # the threshold method works on this grid; to check a map, a coarser one does
 CLOSING_MM = 8.0  # fills in vessels and pleural nodules up to about twice this size
 LEAST_ML = 400.0  # anything smaller is not even one lung
 SMALLER_LUNG = 0.15  # of the larger lung: smaller pieces are bowel gas or the trachea
@@ -45,14 +46,14 @@ def lung_labels(ct: CT, path: str | Path | None = None) -> tuple[np.ndarray, str
         ValueError: no lungs in the scan, or a map of another CT; the message says what to do.
     """
     if path is None and not shutil.which("TotalSegmentator"):
-        labels = threshold_lungs(ct).astype(np.uint8)
+        labels = threshold_lungs(ct).view(np.uint8)
         _check_lung(ct, labels, "threshold")
         return labels, "threshold"
     with total_segmentator(ct) if path is None else contextlib.nullcontext(path) as file:
         try:
-            own, affine = _own_lungs(ct)
+            own, affine = _own_lungs(ct, CHECK_MM)
         except ValueError:  # a scan cropped so that the lungs join the air outside: all dark voxels
-            own, affine = resample(ct.array, ct.affine, GRID_MM)
+            own, affine = _resampled(ct, CHECK_MM)
             own = own < TISSUE_HU
         labels, numbering = read_map(file, ct, own, affine)
         _check_lung(ct, labels, str(file))
@@ -67,19 +68,41 @@ def threshold_lungs(ct: CT) -> np.ndarray:
     Raises:
         ValueError: no region of at least `LEAST_ML` ml.
     """
-    closed, affine = _own_lungs(ct, alone=True)
-    return sample(closed.astype(np.float32), affine, ct.shape, ct.affine, order=1, outside=0.0) > 0.5
+    closed, affine = _own_lungs(ct, GRID_MM, alone=True)
+    box = ndimage.find_objects(closed.view(np.uint8))[0]
+    ends = [s.start - 1 for s in box], [s.stop for s in box]
+    first, last = reach(np.linalg.inv(ct.affine) @ affine, *ends)
+    low, high = np.maximum(np.floor(first), 0).astype(int), np.minimum(np.ceil(last).astype(int) + 1, ct.shape)
+    lungs = np.zeros(ct.shape, bool)
+    here = lungs[tuple(slice(*ends) for ends in zip(low, high, strict=True))]
+    here[:] = sampled(closed, affine, here.shape, shifted(ct.affine, low), outside=0) > 0.5
+    return lungs
 
 
-def _own_lungs(ct: CT, alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """`threshold_lungs` on a grid of `GRID_MM` along the CT's axes, and its affine. alone: no lung map is given."""
-    hu, affine = resample(ct.array, ct.affine, GRID_MM)
+def depth_mm(inside: np.ndarray) -> np.ndarray:
+    """Distance (x, y, z) float32 of each inside voxel to the nearest outside one; as scipy's, three times as fast."""
+    outside = sitk.GetImageFromArray((~inside).astype(np.uint8))
+    distance = sitk.SignedMaurerDistanceMap(outside, insideIsPositive=False, squaredDistance=False)
+    return sitk.GetArrayFromImage(distance).clip(0)
+
+
+def _resampled(ct: CT, spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    """`geometry.resample` of the CT, faster."""
+    scale, size = spacing / ct.spacing, np.array(ct.shape)
+    shape = np.maximum(1, np.rint(size / scale)).astype(int)
+    affine = shifted(ct.affine, (size - 1) / 2 - scale * (shape - 1) / 2) @ np.diag([*scale, 1.0])
+    return sampled(ct.array, ct.affine, tuple(shape), affine), affine
+
+
+def _own_lungs(ct: CT, grid_mm: float, alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """`threshold_lungs` on a grid of `grid_mm` along the CT's axes, and its affine. alone: no lung map is given."""
+    hu, affine = _resampled(ct, grid_mm)
     regions, n = ndimage.label(hu < TISSUE_HU)
     # the air around the patient reaches the sides; at head and foot, a scan may cut the lungs
     across = np.moveaxis(regions, head_foot(affine), -1)
     at_edge = np.union1d(across[[0, -1]], across[:, [0, -1]])
     at_edge = at_edge[at_edge > 0]
-    ml = np.bincount(regions.ravel(), minlength=n + 1) * GRID_MM**3 / 1000
+    ml = np.bincount(regions.ravel(), minlength=n + 1) * grid_mm**3 / 1000
     inside = ml.copy()
     inside[[0, *at_edge]] = 0
     largest = inside.max()
@@ -88,10 +111,10 @@ def _own_lungs(ct: CT, alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
             f"{ct.source or 'CT'}: no lungs found (the largest dark region inside the body has {largest:.0f} ml, a lung at "
             f"least {LEAST_ML:.0f}); give a chest CT, or its lung mask"
         )
-    lungs = np.isin(regions, np.flatnonzero(inside >= SMALLER_LUNG * largest))
+    lungs = (inside >= SMALLER_LUNG * largest)[regions]
     if alone:  # the edge of the image may cut the other lung, which then cannot be told from the air around the patient
         span = to_world(affine, np.argwhere(lungs))[:, 0]
-        for k in at_edge[ml[at_edge] >= SMALLER_LUNG * lungs.sum() * GRID_MM**3 / 1000]:
+        for k in at_edge[ml[at_edge] >= SMALLER_LUNG * lungs.sum() * grid_mm**3 / 1000]:
             region = np.argwhere(regions == k)
             beside = not span.min() < to_world(affine, region.mean(0))[0] < span.max()  # a mattress lies below
             if beside and (mean := float(hu[tuple(region.T)].mean())) > LUNG_HU:
@@ -99,11 +122,12 @@ def _own_lungs(ct: CT, alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
                     "%s: %.0f ml of the density of lung (mean %.0f HU) are cut by the edge of the image and not taken for "
                     "lung; give a lung mask to have nodules there", ct.source or "CT", ml[k], mean,
                 )  # fmt: skip
-    margin = int(np.ceil(CLOSING_MM / GRID_MM)) + 1
-    padded = np.pad(lungs, margin)
-    grown = ndimage.distance_transform_edt(~padded) * GRID_MM <= CLOSING_MM
-    closed = ndimage.distance_transform_edt(grown) * GRID_MM > CLOSING_MM
-    return ndimage.binary_fill_holes(closed | padded)[(slice(margin, -margin),) * 3], affine
+    box, margin = ndimage.find_objects(lungs.view(np.uint8))[0], int(np.ceil(CLOSING_MM / grid_mm)) + 1
+    padded = np.pad(lungs[box], margin)
+    grown = depth_mm(~padded) * grid_mm <= CLOSING_MM
+    closed = depth_mm(grown) * grid_mm > CLOSING_MM
+    lungs[box] = ndimage.binary_fill_holes(closed | padded)[(slice(margin, -margin),) * 3]
+    return lungs, affine
 
 
 @contextlib.contextmanager
@@ -126,9 +150,11 @@ def total_segmentator(ct: CT) -> Iterator[Path]:
 
 def _check_lung(ct: CT, labels: np.ndarray, source: str) -> None:
     """Raise ValueError for labels that cannot be the lungs of this CT."""
-    inside = labels > 0
-    ml = float(inside.sum()) * float(np.prod(ct.spacing)) / 1000
-    mean = float(np.clip(ct.array[inside], -1024, 400).mean()) if inside.any() else 0.0
+    step = np.maximum(1, GRID_MM // ct.spacing).astype(int)
+    every = tuple(slice(None, None, n) for n in step)
+    inside = labels[every] > 0
+    ml = float(inside.sum()) * float(np.prod(ct.spacing * step)) / 1000
+    mean = float(np.clip(ct.array[every][inside], -1024, 400).mean()) if inside.any() else 0.0
     low, high = LUNG_MEAN_HU
     if ml < LEAST_ML or not low <= mean <= high:
         raise ValueError(

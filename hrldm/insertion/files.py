@@ -1,8 +1,8 @@
 """Insertion from disk to disk: one CT into a folder of results.
 
 The results of one CT appear together, once all are written: `ct.nii.gz` (or `.nii`, as the input) with the input's
-affine, header and dtype, `mask.nii.gz` (k for the k-th nodule), `record.json`, and for a DICOM input the derived series
-in `dicom/`.
+affine, header and dtype, `mask.nii.gz` (k for the k-th nodule), where a nodule has a solid core `core.nii.gz` (1 lesion,
+2 core: as a wish's `mask` takes it), `record.json`, and for a DICOM input the derived series in `dicom/`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from hrldm.atomic import new_folder, write_text
 from hrldm.ct.dicom_write import PRIVATE, check_source, write_series
 from hrldm.ct.label_maps import read_avoided
@@ -30,7 +32,7 @@ from hrldm.insertion.wish import Wish
 
 logger = logging.getLogger(__name__)
 FORMATS = ("same", "nifti")
-_WRITTEN = re.compile(r"ct\.nii(\.gz)?|mask\.nii\.gz|record\.json|dicom/\d+\.dcm")  # what `insert_file` writes
+_WRITTEN = re.compile(r"ct\.nii(\.gz)?|(mask|core)\.nii\.gz|record\.json|dicom/\d+\.dcm")  # what `insert_file` writes
 
 
 def insert_file(
@@ -45,6 +47,8 @@ def insert_file(
     private: str = "strip",
     series_uid: str | None = None,
     format: str = "same",
+    matching: bool = True,
+    grain: bool = True,
     algorithm: Callable[..., Inserted] = insert,
 ) -> dict:
     """Read a CT, insert the wishes, write the folder `out`; returns the record.
@@ -56,6 +60,7 @@ def insert_file(
         overwrite: replace a folder that an earlier insertion wrote
         private:   strip or keep private DICOM tags
         format:    "same": a DICOM source also gives a derived DICOM series; "nifti": NIfTI only
+        matching, grain: see `hrldm.insertion.finish.finished`
         algorithm: another function with `insert`'s arguments, to use instead; the record then names it
 
     Raises:
@@ -79,14 +84,17 @@ def insert_file(
         known = None if avoid is None else read_avoided(avoid, ct, labels)
         files = {name: stamp(file) for name, file in inputs(path, wishes, lungs, avoid).items()}
         with _memory():
-            made = algorithm(ct, wishes, generator, labels, known, retries)
-        asked = asked_for(generator, lungs, avoid, retries, private, format)
+            made = algorithm(ct, wishes, generator, labels, known, retries, matching=matching, grain=grain)
+        asked = asked_for(generator, lungs, avoid, retries, private, format, matching, grain)
         if algorithm is not insert:
             asked["algorithm"] = algorithm.__name__
         record = record_of(ct, made, generator, found) | asked | {"files": files, "nodules": made.records}
         suffix = ".nii" if str(path).endswith(".nii") else ".nii.gz"
         write_nifti(part / f"ct{suffix}", made.stored, ct)
         write_nifti(part / "mask.nii.gz", made.mask, CT(made.mask, ct.affine))
+        if made.core.any():
+            parts = (made.mask > 0).astype(np.uint8) + made.core
+            write_nifti(part / "core.nii.gz", parts, CT(parts, ct.affine))
         if derive:
             key = hashlib.sha256(json.dumps(record["nodules"], sort_keys=True).encode()).hexdigest()
             write_series(path, made.stored, part / "dicom", key, private, series_uid)
@@ -143,8 +151,6 @@ def check_request(
         raise ValueError("nothing to insert: the plan is empty")
     if lungs is None and any(w.lobe for w in wishes) and not shutil.which("TotalSegmentator"):
         raise ValueError("a lobe is asked for, and nothing here tells lobes; give a TotalSegmentator map (lungs=...)")
-    if generator.sampling.match_t_max is None and any(w.cored for w in wishes):
-        raise ValueError("a solid core is made by imposing its histogram while sampling; ask for that, or for no core")
 
 
 def described(wishes: Sequence[Wish], record: dict) -> str:

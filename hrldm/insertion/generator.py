@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hrldm.insertion.blend import feather
-from hrldm.insertion.grain import grain_like, residual_of, with_grain
+from hrldm.insertion.blend import feathered
 from hrldm.insertion.matching import CORE_HU, GAIN, core_lead, match_latents
 from hrldm.model.autoencoder import Autoencoder, denormalise_hu
 from hrldm.model.diffusion import SamplingConfig, Schedule, inpaint
@@ -22,9 +21,8 @@ from hrldm.train.config import Stage2
 from hrldm.train.device import autocast
 from hrldm.train.latents import encode_patches, mask_tensor
 
-GRAIN_SEED, TEMPLATE_SEED = 17, 19  # keep their randomness apart from the sampler's
+TEMPLATE_SEED = 19  # keeps its randomness apart from the sampler's
 DECODED = 2  # crops decoded at once: more do not fit a CPU's cache
-FEATHER_MM = 1.0  # sigma of the fall-off around the lesion
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +65,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Generator:
-    """A trained system: autoencoder, U-Net, the latent scale and settings of its training, and how to sample.
-
-    grain: give lesions the grain of their surroundings, which the autoencoder smooths away (`grain_like`); our option
-    """
+    """A trained system: autoencoder, U-Net, the latent scale and settings of its training, and how to sample."""
 
     autoencoder: Autoencoder
     unet: ConditionalUNet
@@ -78,27 +73,26 @@ class Generator:
     config: Stage2
     sampling: SamplingConfig
     device: str = "cpu"
-    grain: bool = False
 
     @torch.no_grad()
     def __call__(self, request: Request, batch: int = 8, paste: bool = True, progress: str = "") -> np.ndarray:
-        """HU crops (N, D, D, D) float32: the decoded lesion feathered into the background (or the plain decoding).
+        """HU crops (N, D, D, D) float32: the decoded lesion feathered into the background.
 
-        With grain, each lesion is decoded in its window only, and the background elsewhere.
+        paste: False gives each lesion's window as decoded, and the background elsewhere
 
         Raises:
-            ValueError: a crop whose side is not a multiple of 4, or a core without histogram matching.
+            ValueError: a crop whose side is not a multiple of 4, or a core that neither a template nor matching makes.
         """
-        if request.core is not None and request.core.any() and self.sampling.match_t_max is None:
+        picture = self.config.histogram.template
+        if request.core is not None and request.core.any() and self.sampling.match_t_max is None and not picture:
             raise ValueError("a solid core is made by imposing its histogram while sampling; give match_t_max=...")
         groups = by_side(self._windows(request))
         batches = [rows[i : i + batch] for rows in groups for i in range(0, len(rows), batch)]
         decoded = np.empty(request.background.shape, np.float32)
         for rows in tqdm(batches, desc=progress, mininterval=10, disable=not progress):
             asked = request[rows]
-            z_bg = self._encoded(asked.background)
-            z = self._inpainted(asked, z_bg)
-            decoded[rows] = self._grained(asked, z, self._decoded(z_bg)) if self.grain else self._decoded(z)
+            z = self._inpainted(asked, self._encoded(asked.background))
+            decoded[rows] = self._decoded(z) if paste else self._decoded_windows(asked, z)
         return feathered(request.background, decoded, request.mask) if paste else decoded
 
     def _encoded(self, hu: np.ndarray) -> torch.Tensor:
@@ -109,15 +103,12 @@ class Generator:
         """HU crops of scaled latents."""
         return decoded_hu(self.autoencoder, z / self.scale)
 
-    def _grained(self, request: Request, z: torch.Tensor, plain: np.ndarray) -> np.ndarray:
-        """HU crops of lesions with windows of one side, with their backgrounds' grain; `plain`: backgrounds decoded."""
-        windows, out = self._windows(request), plain.copy()
+    def _decoded_windows(self, request: Request, z: torch.Tensor) -> np.ndarray:
+        """The backgrounds with the windows of their lesions, which have one side, decoded."""
+        windows, out = self._windows(request), request.background.astype(np.float32)
         lesions = self._decoded(torch.stack([x[w.latent] for x, w in zip(z, windows, strict=True)]))
-        for i, (seed, window) in enumerate(zip(request.seeds, windows, strict=True)):
-            out[i][window.voxels] = lesions[i]
-            residual, around = residual_of(request.background[i], plain[i], request.mask[i])
-            grain = grain_like(residual, around, np.random.default_rng((GRAIN_SEED, int(seed))))
-            out[i] = with_grain(out[i], grain, request.mask[i])
+        for crop, window, lesion in zip(out, windows, lesions, strict=True):
+            crop[window.voxels] = lesion
         return out
 
     @torch.no_grad()
@@ -219,15 +210,6 @@ def _filled(z: torch.Tensor, windows: torch.Tensor, cuts: list[tuple]) -> torch.
     for whole, part, cut in zip(z, windows, cuts, strict=True):
         whole[cut] = part
     return z
-
-
-def feathered(background: np.ndarray, lesion_hu: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Paste lesions (N, D, D, D) into their backgrounds; voxels beyond the feather are the background's own."""
-    out = background.astype(np.float32)
-    for i in range(len(out)):
-        w = feather(mask[i], FEATHER_MM, 1.0)
-        out[i] = np.where(w > 0, (1 - w) * out[i] + w * lesion_hu[i], out[i])
-    return out
 
 
 def decoded_hu(autoencoder: Autoencoder, z: torch.Tensor) -> np.ndarray:

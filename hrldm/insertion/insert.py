@@ -1,13 +1,12 @@
 """Insert nodules into a CT and change nothing else: place each wish, generate its lesion, blend it into the CT.
 
-All work is done on a 1 mm crop around each lesion, so time grows with the number of nodules, not with the CT. The
-lesions of one call are denoised together; each is measured (`quality`) and retried with other noise if it misses its
-target.
+The network works on a 1 mm crop around each lesion, so time grows with the number of nodules, not with the CT. The
+lesions of one call are denoised together. Each is then made part of its scan (`finish`) and measured on the voxels that
+are written (`quality`); it is retried with other noise if it misses its target.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +16,9 @@ import numpy as np
 from hrldm.config import SUBTYPES
 from hrldm.ct.geometry import crop_affine, equivalent_diameter, sample
 from hrldm.ct.label_maps import LOBE_NAMES
-from hrldm.ct.nifti import scaled
 from hrldm.ct.volume import CT
-from hrldm.insertion.blend import MARGIN_SIGMAS, blended, mask_on_grid
-from hrldm.insertion.generator import FEATHER_MM, Generator, Request, feathered
+from hrldm.insertion.finish import LEAST_VOXELS, Finished, finished, holds
+from hrldm.insertion.generator import Generator, Request
 from hrldm.insertion.place import LungSpace, Nodule, place_nodule
 from hrldm.insertion.quality import assess, faults
 from hrldm.insertion.wish import Wish
@@ -29,6 +27,7 @@ from hrldm.nodules.shapes import ShapeLibrary, load_shapes
 logger = logging.getLogger(__name__)
 MOST_RETRIES = 100
 CROP_MM, STEP_MM = 40, 8  # the crop's least side, and its increment
+CONTEXT_MM = 8  # of lung about a lesion in its crop: what the network's window holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +36,13 @@ class Inserted:
 
     stored:  (X, Y, Z) values that replace the CT's own, same dtype
     mask:    (X, Y, Z) uint8 (uint16 from 256 nodules on), k for voxels of the k-th nodule
+    core:    (X, Y, Z) bool, voxels of solid cores
     records: one dict per nodule, JSON-able
     """
 
     stored: np.ndarray
     mask: np.ndarray
+    core: np.ndarray
     records: list[dict]
 
 
@@ -53,12 +54,15 @@ def insert(
     avoid: np.ndarray | None = None,
     retries: int = 2,
     library: ShapeLibrary | None = None,
+    matching: bool = True,
+    grain: bool = True,
 ) -> Inserted:
     """Put nodules into a CT.
 
     labels:  (X, Y, Z) lungs or lobes on the CT's grid, see `lungs.lung_labels`
     avoid:   (X, Y, Z) bool, voxels that no nodule may touch
     retries: how often a nodule that misses its target is retried with other noise; the best is kept
+    matching, grain: see `finished`
 
     Raises:
         ValueError: no position for a nodule (with the reasons), a position outside the lungs, a lobe that the labels do
@@ -70,22 +74,31 @@ def insert(
     nodules = [place_nodule(space, wish, library, i) for i, wish in enumerate(wishes, start=1)]
     if space.report.tried:  # no search if every position was given
         logger.info("places: %s", space.report)
+    for k, nodule in enumerate(nodules, start=1):
+        if not holds(size := equivalent_diameter(nodule.mask.sum()), ct.spacing):
+            logger.warning(
+                "nodule %d: %.1f mm in voxels of up to %.1f mm mixes with the lung around it; its histogram holds from %.0f mm on",
+                k, size, ct.spacing.max(), LEAST_VOXELS * ct.spacing.max(),
+            )  # fmt: skip
     request, crops = requested(ct, nodules)
-    made, found, tries = _made(generator, request, retries)
+    keep = np.zeros(ct.shape, bool) if avoid is None else np.array(avoid, bool)
+    made = _made(ct, generator, request, crops, keep, retries, {"matching": matching, "grain": grain})
 
-    stored = ct.stored.copy(order="K")
-    array = stored if ct.array is ct.stored else ct.array.copy(order="K")
-    now = dataclasses.replace(ct, array=array, stored=stored)
+    stored, core = ct.stored.copy(order="K"), np.zeros(ct.shape, bool)
     mask, records = np.zeros(ct.shape, np.min_scalar_type(len(nodules))), []
-    for k, (nodule, affine) in enumerate(zip(nodules, crops, strict=True)):
-        box, values = blended(now, made[k], affine, request.mask[k], FEATHER_MM)
-        stored[box] = values
-        if array is not stored:
-            array[box] = scaled(values, ct.slope, ct.inter)
-        box, lesion = mask_on_grid(request.mask[k], affine, ct)
-        mask[box][lesion] = k + 1
-        records.append(nodule_record(nodule, request.mask[k], found[k], int(request.seeds[k]), tries[k]))
-    return Inserted(stored, mask, records)
+    for k, (nodule, (lesion, found, seed, tries)) in enumerate(zip(nodules, made, strict=True), start=1):
+        changed = lesion.lesion | (lesion.stored != ct.stored[lesion.box]) & (mask[lesion.box] == 0)
+        stored[lesion.box][changed] = lesion.stored[changed]
+        mask[lesion.box][lesion.lesion] = k
+        core[lesion.box][lesion.core] = True
+        scan = {
+            "psf_mm": [round(float(sd), 3) for sd in lesion.psf_mm],
+            "noise_hu": round(lesion.noise_hu, 2),
+            "reach_mm": round(lesion.reach_mm, 2),
+            "holds_histogram": lesion.held,
+        }
+        records.append(nodule_record(nodule, found, seed, tries) | {"scan": scan})
+    return Inserted(stored, mask, core, records)
 
 
 def check_retries(retries: int) -> None:
@@ -98,9 +111,8 @@ def check_retries(retries: int) -> None:
 
 
 def _side(mask: np.ndarray) -> int:
-    """Side of the crop that holds a lesion, its feather and one more latent voxel."""
-    offset = np.abs(np.argwhere(mask) - np.array(mask.shape) // 2).max()
-    need = 2 * (offset + int(np.ceil(MARGIN_SIGMAS * FEATHER_MM)) + 4) + 1
+    """Side of the crop that holds a lesion and its context."""
+    need = 2 * (np.abs(np.argwhere(mask) - np.array(mask.shape) // 2).max() + CONTEXT_MM) + 1
     return max(CROP_MM, -(-need // STEP_MM) * STEP_MM)
 
 
@@ -127,31 +139,37 @@ def _centred(mask: np.ndarray, side: int) -> np.ndarray:
     return out
 
 
-def _made(generator: Generator, request: Request, retries: int) -> tuple[np.ndarray, list[dict], np.ndarray]:
-    """The decoded crops, the `assess` results, and the number of tries. `request.seeds` become the kept lesions'."""
-    made = np.empty(request.background.shape, np.float32)
-    found: list[dict] = [{} for _ in range(len(request))]
-    tries, open_ = np.zeros(len(request), int), np.arange(len(request))
+def _made(
+    ct: CT,
+    generator: Generator,
+    request: Request,
+    crops: Sequence[np.ndarray],
+    keep: np.ndarray,
+    retries: int,
+    how: dict[str, bool],
+) -> list[tuple[Finished, dict, int, int]]:
+    """The best try of each lesion, with what `assess` found, its noise seed, and the number of tries."""
+    best: list = [None] * len(request)
+    open_ = np.arange(len(request))
     for attempt in range(retries + 1):
         asked = request[open_]
         if attempt:
             asked.seeds[:] = [np.random.SeedSequence((int(s), attempt)).generate_state(1)[0] for s in asked.seeds]
-        decoded = generator(asked, paste=False)
-        crops = feathered(asked.background, decoded, asked.mask)
-        for row, i in enumerate(open_):
+        for row, (i, hu) in enumerate(zip(open_, generator(asked, paste=False), strict=True)):
             core = None if asked.core is None else asked.core[row]
-            now = assess(asked.background[row], crops[row], asked.mask[row], asked.histogram[row], core)
-            tries[i] += 1
-            if not found[i] or now["jsd"] < found[i]["jsd"]:
-                made[i], found[i] = decoded[row], now | {"seed": int(asked.seeds[row])}
-        open_ = np.array([i for i in open_ if faults(found[i])], int)
+            seed, histogram = int(asked.seeds[row]), asked.histogram[row]
+            lesion = finished(ct, hu, asked.mask[row], crops[i], histogram, seed, core, keep, **how)
+            found = assess(lesion.before, lesion.after, lesion.lesion, ct.spacing, histogram, lesion.core)
+            better = best[i] is None or found["jsd"] < best[i][1]["jsd"]
+            best[i] = *((lesion, found, seed) if better else best[i][:3]), attempt + 1
+        # other noise does not help where the grid is too coarse
+        open_ = np.array([i for i in open_ if best[i][0].held and faults(best[i][1])], int)
         if not len(open_):
             break
-    request.seeds[:] = [f.pop("seed") for f in found]
-    return made, found, tries
+    return best
 
 
-def nodule_record(nodule: Nodule, mask: np.ndarray, found: dict, noise_seed: int, tries: int) -> dict:
+def nodule_record(nodule: Nodule, found: dict, noise_seed: int, tries: int) -> dict:
     """What reproduces and describes one nodule."""
     missed = faults(found)
     if missed:
@@ -160,14 +178,15 @@ def nodule_record(nodule: Nodule, mask: np.ndarray, found: dict, noise_seed: int
         "wish": nodule.wish.given(),
         "centre_ras_mm": [round(float(x), 2) for x in nodule.centre_mm],
         "lobe": LOBE_NAMES.get(nodule.lobe, "lung"),
-        "volume_mm3": int(mask.sum()),
-        "diameter_mm": round(equivalent_diameter(mask.sum()), 2),
+        "volume_mm3": int(nodule.mask.sum()),
+        "diameter_mm": round(equivalent_diameter(nodule.mask.sum()), 2),
         **({} if nodule.core is None else {"core_mm3": int(nodule.core.sum())}),
+        **({"base": nodule.chosen["base"]} if "base" in nodule.chosen else {}),
         "shape": nodule.chosen["shape"],
         "histogram_source": nodule.chosen["histogram"],
         "requested_histogram": [round(float(x), 6) for x in nodule.histogram],
         "noise_seed": noise_seed,
-        "times_made": int(tries),
+        "times_made": tries,
         "quality": {k: round(v, 4) for k, v in found.items()},
         "missed": missed,
     }

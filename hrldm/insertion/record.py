@@ -31,6 +31,8 @@ def asked_for(
     retries: int = 2,
     private: str = "strip",
     format: str = "same",
+    matching: bool = True,
+    grain: bool = True,
 ) -> dict:
     """What a record says of the request besides the wishes."""
     how = generator.sampling
@@ -42,6 +44,8 @@ def asked_for(
             "retries": retries,
             "private": private,
             "format": format,
+            "matching": matching,
+            "grain": grain,
         },
         "weights": {"autoencoder": weights_digest(generator.autoencoder), "unet": weights_digest(generator.unet)},
         "sampling": {
@@ -50,7 +54,6 @@ def asked_for(
             "background": generator.config.diffusion.background,
             "match_t_max": how.match_t_max,
             "match_rounds": how.match_rounds,
-            "grain": generator.grain,
         },
     }
 
@@ -63,7 +66,7 @@ def inputs(
     named |= {
         f"{part} of {k}": getattr(w, part) for k, w in enumerate(wishes, start=1) for part in ("histogram", "mask")
     }
-    return {name: Path(file) for name, file in named.items() if file is not None}
+    return {name: Path(file) for name, file in named.items() if isinstance(file, str | os.PathLike)}
 
 
 def stamp(file: Path) -> dict:
@@ -127,7 +130,8 @@ def made_of(out: Path, wishes: Sequence[Wish], asked: dict, files: dict[str, Pat
         wanted = json.loads(json.dumps([w.given() for w in wishes]))
         for wish in [*wanted, *(nodule["wish"] for nodule in old["nodules"])]:
             for name in ("histogram", "mask"):  # files may move: their hashes are compared instead
-                wish.pop(name, None)
+                if isinstance(wish.get(name), str):
+                    del wish[name]
         return (
             [nodule["wish"] for nodule in old["nodules"]] == wanted
             and (out / "mask.nii.gz").is_file()

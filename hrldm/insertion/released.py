@@ -24,14 +24,15 @@ def released(
     unet: Path = RELEASED_UNET,
     autoencoder: Path = SHIPPED_AUTOENCODER,
     on: str | None = None,
-    grain: bool = True,
+    match_t_max: int | None = None,
     **sampling,
 ) -> Generator:
     """The generator with the released weights (or other files written by `scripts/train_released.py`).
 
     on:       cpu or cuda; None takes the GPU if available
-    grain:    give lesions the grain of their surroundings
-    sampling: fields of `SamplingConfig` to change, for example ``match_t_max=None`` or ``steps=50``
+    match_t_max: impose the histogram while sampling, too, from this t on (the card's figures: 400); `insert` imposes it on
+        the voxels that are written
+    sampling: other fields of `SamplingConfig` to change, for example ``steps=50``
 
     Raises:
         CheckpointError: a file is missing or corrupt (its weights differ from the card beside it), or the U-Net was
@@ -49,10 +50,10 @@ def released(
     model = load_autoencoder(autoencoder).eval().requires_grad_(False)
     _check_card(autoencoder, model)
     ckpt.require(meta, unet, autoencoder=weights_digest(model))
-    how = sampled(from_header(SamplingConfig, meta["sampling"]), **sampling)
+    how = sampled(from_header(SamplingConfig, meta["sampling"]), match_t_max=match_t_max, **sampling)
     net, scale, config = load_unet(unet, on)
     _check_card(unet, net)
-    return Generator(model.to(on), net, scale, config, how, on, grain)
+    return Generator(model.to(on), net, scale, config, how, on)
 
 
 def sampled(how: SamplingConfig, **changes) -> SamplingConfig:

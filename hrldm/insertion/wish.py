@@ -28,7 +28,9 @@ MOST = 10_000  # nodules in one CT; lungs hold fewer
 SMALLEST_MM, LARGEST_MM = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]
 Subtype = Literal[*SUBTYPES]
 Lobe = Literal["LUL", "LLL", "RUL", "RML", "RLL"]  # as in `hrldm.ct.label_maps`
-Location = Literal["inner", "subpleural"]  # as in `hrldm.nodules.positions`
+Location = Literal["inner", "subpleural"]  # as in `hrldm.nodules.positions`, and so is
+Base = Literal["narrow", "broad"]
+LIMITS = {"mean_hu": (HIST_HU_MIN, HIST_HU_MAX), "sd_hu": (10.0, 400.0)}
 
 
 def _read_as(kind) -> object:
@@ -46,10 +48,15 @@ class Wish:
         lobe:        target lobe; needs a lobe map (--lungs with a TotalSegmentator map, or TotalSegmentator installed)
         location:    inner, or at the pleura; not together with `at`
         at:          centre "x,y,z" in RAS mm instead of a random position
-        histogram:   text file with 40 numbers, the requested HU histogram over -1000..400; default: a real one of that
-            subtype and size
+        base:        how a subpleural nodule touches the pleura: narrow, a small contact; broad, cut by it, the contact's
+            diameter at least 0.6 of the nodule's; default: drawn
+        histogram:   text file with 40 numbers (in Python: the numbers), the requested HU histogram over -1000..400;
+            default: one like a real one of that subtype and size
+        mean_hu:     mean of the histogram, which is moved there
+        sd_hu:       standard deviation of the histogram, which is stretched to it
         spiculation: 1 (none) to 5 (marked)
-        core_mm:     diameter in mm (sphere of equal volume) of a part-solid nodule's solid core
+        core_mm:     diameter in mm (sphere of equal volume) of a part-solid nodule's solid core, 0 for none; default: the
+            histogram's share of solid tissue
         mask:        NIfTI mask of the lesion on this CT (1 lesion, 2 solid core) instead of shape, size and position
         seed:        random seed of shape, position, histogram and noise
 
@@ -62,7 +69,10 @@ class Wish:
     lobe: Lobe | None = None
     location: Location = "inner"
     at: Annotated[tuple[float, float, float] | None, _read_as(str)] = None
-    histogram: Annotated[str | None, _read_as(Path)] = None
+    base: Base | None = None
+    histogram: Annotated[str | tuple[float, ...] | None, _read_as(Path)] = None
+    mean_hu: float | None = None
+    sd_hu: float | None = None
     spiculation: float | None = None
     core_mm: Annotated[float | None, tyro.conf.arg(name="core")] = None
     mask: Annotated[str | None, _read_as(Path)] = None
@@ -70,9 +80,9 @@ class Wish:
 
     def __post_init__(self) -> None:
         self._plain()
-        for name, kind in (("subtype", Subtype), ("lobe", Lobe), ("location", Location)):
+        for name, kind in (("subtype", Subtype), ("lobe", Lobe), ("location", Location), ("base", Base)):
             value, known = getattr(self, name), get_args(kind)
-            if value not in known and (name != "lobe" or value is not None):
+            if value not in known and (name not in ("lobe", "base") or value is not None):
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(known)}")
         if not SMALLEST_MM <= self.diameter_mm <= LARGEST_MM:
             raise ValueError(
@@ -82,13 +92,19 @@ class Wish:
             raise ValueError(f"at = {self.at}: give three numbers x,y,z in RAS mm")
         if self.spiculation is not None and not 1 <= self.spiculation <= 5:
             raise ValueError(f"spiculation is a rating 1 (none) to 5 (marked), not {self.spiculation:g}")
-        if self.core_mm is not None and (self.subtype != "part-solid" or not 2 <= self.core_mm < self.diameter_mm):
+        for name, (low, high) in LIMITS.items():
+            if (value := getattr(self, name)) is not None and not low <= value <= high:
+                raise ValueError(f"{name} {value:g}: give {low:g} to {high:g}")
+        if self.core_mm and (self.subtype != "part-solid" or not 2 <= self.core_mm < self.diameter_mm):
             raise ValueError(
-                f"a solid core of {self.core_mm:g} mm: part-solid nodules have one, of at least 2 mm and below the nodule's "
-                f"own diameter (here {self.subtype}, {self.diameter_mm:g} mm)"
+                f"a solid core of {self.core_mm:g} mm: part-solid nodules have one, of at least 2 mm (or 0, for none) and "
+                f"below the nodule's own diameter (here {self.subtype}, {self.diameter_mm:g} mm)"
             )
+        if self.base is not None and self.location != "subpleural":
+            raise ValueError(f"a {self.base} base: nodules at the pleura have one; give location=subpleural, too")
         if self.mask is not None:
-            beside = ("mask", "subtype", "histogram", "seed")
+            beside = {"mask", "subtype", "histogram", "mean_hu", "sd_hu", "seed"}
+            beside |= {"core_mm"} if self.core_mm == 0 else set()
             if taken := [name.removesuffix("_mm") for name in self.said() if name not in beside]:
                 raise ValueError(f"a mask of the lesion says its shape and place; leave out {', '.join(taken)}")
             if self.cored and self.subtype != "part-solid":
@@ -102,9 +118,10 @@ class Wish:
 
     def _plain(self) -> None:
         """Convert text, NumPy numbers, arrays and paths to plain numbers, tuples and text, which a record can hold."""
-        number, file = (float, "a number"), (os.fspath, "a file's path")
+        number = (float, "a number")
         kinds = {
-            "diameter_mm": number, "spiculation": number, "core_mm": number, "histogram": file, "mask": file,
+            "diameter_mm": number, "spiculation": number, "core_mm": number, "mean_hu": number, "sd_hu": number,
+            "histogram": (_file_or_numbers, "a file's path, or numbers"), "mask": (os.fspath, "a file's path"),
             "seed": (_whole, "a whole number"), "at": (point, "three numbers x,y,z in RAS mm"),
         }  # fmt: skip
         for name, (kind, wanted) in kinds.items():
@@ -116,9 +133,9 @@ class Wish:
 
     @property
     def cored(self) -> bool:
-        """Whether a solid core is requested."""
+        """Whether a solid core of its own size or shape is requested."""
         if self.mask is None:
-            return self.core_mm is not None
+            return bool(self.core_mm)
         from hrldm.ct.nifti import open_nifti, read_voxels  # slow
 
         return bool(read_voxels(open_nifti(self.mask), self.mask)[1].max().round() == 2)
@@ -142,25 +159,31 @@ def _whole(value: object) -> int:
     return int(value.removesuffix(".0")) if isinstance(value, str) else operator.index(value)
 
 
+def _file_or_numbers(histogram: object) -> str | tuple[float, ...]:
+    return os.fspath(histogram) if isinstance(histogram, str | os.PathLike) else tuple(float(x) for x in histogram)
+
+
 def point(at: str | Sequence[float]) -> tuple[float, ...]:
     """Numbers from "x,y,z" or "x y z", or from numbers."""
     return tuple(float(x) for x in (at.replace(",", " ").split() if isinstance(at, str) else at))
 
 
-def read_histogram(path: str | Path, bins: int = 40) -> np.ndarray:
-    """HU histogram (bins,) of sum 1 from a text file of `bins` numbers, the shares of equal bins over -1000..400 HU.
+def read_histogram(given: str | Path | Sequence[float], bins: int = 40) -> np.ndarray:
+    """HU histogram (bins,) of sum 1 from `bins` numbers or a text file of them, the shares of equal bins over -1000..400 HU.
 
     Raises:
         ValueError: unreadable, wrong count, negative, not finite or empty.
     """
+    in_file = isinstance(given, str | os.PathLike)
+    name = given if in_file else "histogram"
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        values = np.array([float(x) for x in text.replace(",", " ").split()])
+        numbers = Path(given).read_text(encoding="utf-8-sig").replace(",", " ").split() if in_file else given
+        values = np.array([float(x) for x in numbers])
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a histogram ({error}); give a text file of {bins} numbers") from error
+        raise ValueError(f"{name}: not a histogram ({error}); give a text file of {bins} numbers") from error
     if values.shape != (bins,) or not np.isfinite(values).all() or (values < 0).any() or not 0 < values.sum() < np.inf:
         raise ValueError(
-            f"{path}: {values.size} numbers; a histogram has {bins} that are not negative, the shares of equal bins over "
+            f"{name}: {values.size} numbers; a histogram has {bins} that are not negative, the shares of equal bins over "
             f"{HIST_HU_MIN:g}..{HIST_HU_MAX:g} HU"
         )
     return values / values.sum()

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import brentq
 from scipy.spatial.distance import jensenshannon
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
@@ -20,6 +22,9 @@ SOLID_HU = -300.0  # solid tissue lies above
 MIN_NODULES = 8  # cells of a table with fewer real nodules borrow from their neighbours
 FLOOR_REACH = 12  # mm around a position, where the lung sets how dark a lesion may be
 DARKER = 0.02  # largest share of a histogram below that floor
+LEVELS = 10_000  # of a quantile function, when two are mixed
+NEIGHBOURS = 4  # nearest histograms, of which one is mixed in
+BRIGHTEST = 4  # candidates left at least where a ceiling is asked for
 
 
 def bin_centres(bins: int) -> np.ndarray:
@@ -83,6 +88,41 @@ def with_solid_share(histogram: np.ndarray, share: float) -> np.ndarray:
     return np.where(solid, histogram * (share / above), histogram * ((1 - share) / below))
 
 
+def with_moments(histogram: np.ndarray, mean_hu: float | None = None, sd_hu: float | None = None) -> np.ndarray:
+    """The histogram (B,) shifted and stretched to a mean and SD (HU) as `histogram_moments` gives them.
+
+    Values beyond -1000..400 HU fall into the first and the last bin. None keeps the histogram's own.
+
+    Raises:
+        ValueError: out of reach; the message says what can be reached.
+    """
+    if mean_hu is None and sd_hu is None:
+        return histogram
+    edges = np.linspace(HIST_HU_MIN, HIST_HU_MAX, len(histogram) + 1)
+    cdf = np.concatenate([[0.0], np.cumsum(histogram)]) / np.cumsum(histogram)[-1]  # ends at 1 exactly
+    own_mean, own_sd = histogram_moments(histogram)
+    mean, sd = own_mean if mean_hu is None else mean_hu, own_sd if sd_hu is None else sd_hu
+    if not edges[1] <= mean <= edges[-2]:
+        raise ValueError(f"a histogram of mean {mean:g} HU: it can be {edges[1]:g} to {edges[-2]:g} HU")
+
+    def moved(stretch: float, shift: float) -> np.ndarray:
+        """Histogram of stretch * value + shift."""
+        below = np.interp((edges - shift) / stretch, edges, cdf)
+        return np.diff(below[1:-1], prepend=0.0, append=1.0)
+
+    def of_mean(log_stretch: float) -> np.ndarray:
+        """Histogram stretched, and shifted to the mean; its SD grows with the stretch."""
+        stretch = np.exp(log_stretch)
+        least, most = HIST_HU_MIN - stretch * HIST_HU_MAX, HIST_HU_MAX - stretch * HIST_HU_MIN
+        return moved(stretch, brentq(lambda shift: histogram_moments(moved(stretch, shift))[0] - mean, least, most))
+
+    narrow, wide = np.log(1e-3), np.log(1e3)
+    least, most = edges[1] - edges[0], histogram_moments(of_mean(wide))[1]
+    if not least <= sd <= most:
+        raise ValueError(f"a histogram of SD {sd:g} HU at mean {mean:g} HU: it can be {least:g} to {most:.0f} HU there")
+    return of_mean(brentq(lambda stretch: histogram_moments(of_mean(stretch))[1] - sd, narrow, wide, xtol=1e-9))
+
+
 # -- real ones ---------------------------------------------------------------------------------------------------------
 
 
@@ -123,6 +163,21 @@ def lung_floor(hu: np.ndarray, around: np.ndarray | None = None) -> float:
     return float(np.percentile(seen, 25)) - 30 if seen.size else -np.inf
 
 
+def _candidates(table: pd.DataFrame, subtype: str, diameter_mm: float, floor_hu: float) -> pd.DataFrame:
+    """The rows that `choose_histogram` chooses from."""
+    table = table[table.subtype == subtype]
+    if table.empty:
+        raise ValueError(f"no histogram of subtype {subtype!r}; choose one of {', '.join(SUBTYPES)}")
+    bins = bins_of(table)
+    lower_edges = np.linspace(HIST_HU_MIN, HIST_HU_MAX, bins.shape[1], endpoint=False)
+    below = bins.loc[:, lower_edges < floor_hu].sum(axis=1)
+    same = table[(table.size_bin == size_bin(diameter_mm)) & (below <= DARKER)]
+    if len(same) < MIN_NODULES:
+        gap = (np.log(table.diameter_mm) - np.log(diameter_mm)).abs()
+        same = table.loc[(gap + 10 * np.maximum(below - DARKER, 0)).sort_values(kind="stable").index[:MIN_NODULES]]
+    return same
+
+
 def choose_histogram(
     subtype: str,
     diameter_mm: float,
@@ -141,16 +196,48 @@ def choose_histogram(
     Raises:
         ValueError: the library has none of this subtype.
     """
-    table = histogram_library() if library is None else library
-    table = table[table.subtype == subtype]
-    if table.empty:
-        raise ValueError(f"no histogram of subtype {subtype!r}; choose one of {', '.join(SUBTYPES)}")
-    bins = bins_of(table)
-    lower_edges = np.linspace(HIST_HU_MIN, HIST_HU_MAX, bins.shape[1], endpoint=False)
-    below = bins.loc[:, lower_edges < floor_hu].sum(axis=1)
-    same = table[(table.size_bin == size_bin(diameter_mm)) & (below <= DARKER)]
-    if len(same) < MIN_NODULES:
-        gap = (np.log(table.diameter_mm) - np.log(diameter_mm)).abs()
-        same = table.loc[(gap + 10 * np.maximum(below - DARKER, 0)).sort_values(kind="stable").index[:MIN_NODULES]]
+    same = _candidates(histogram_library() if library is None else library, subtype, diameter_mm, floor_hu)
     row = same.iloc[int(rng.integers(len(same)))]
     return str(row.nodule_id), bins_of(row).to_numpy(float)
+
+
+def draw_histogram(
+    subtype: str,
+    diameter_mm: float,
+    rng: np.random.Generator,
+    floor_hu: float = HIST_HU_MIN,
+    avoid: Collection[str] = (),
+    ceiling: tuple[float, float] | None = None,
+) -> tuple[str, np.ndarray]:
+    """A histogram between a real one, found as by `choose_histogram`, and one that is similar to it.
+
+    Their quantile functions are mixed: a mix of bins would have two modes.
+
+    avoid:   nodule_ids, or the sources of earlier draws; passed over while the subtype has `MIN_NODULES` others
+    ceiling: (share, hu): the brightest `share` of the voxels has a mean of `hu` or more, as where vessels shine through a
+        ground-glass nodule; where fewer than `BRIGHTEST` candidates have, these many are left, the brightest
+
+    Returns:
+        Source, as "0.731 ID + 0.269 ID", and the histogram, float64 (40,) of sum 1.
+
+    Raises:
+        ValueError: unknown subtype.
+    """
+    library = histogram_library()
+    used = {word for source in avoid for word in source.split()}
+    others = library[~library.nodule_id.isin(used)]
+    enough = (others.subtype == subtype).sum() >= MIN_NODULES
+    same = _candidates(others if enough else library, subtype, diameter_mm, floor_hu)
+    values = np.stack([quantiles(histogram, LEVELS) for histogram in bins_of(same).to_numpy(float)])
+    if ceiling is not None:
+        share, hu = ceiling
+        lacking = np.maximum(hu - values[:, -max(round(share * LEVELS), 1) :].mean(1), 0)
+        bright = lacking <= np.partition(lacking, BRIGHTEST - 1)[BRIGHTEST - 1]
+        same, values = same[bright], values[bright]
+    one = int(rng.integers(len(same)))
+    distance = np.abs(values - values[one]).mean(1)  # Wasserstein
+    distance[one] = -1  # itself comes first
+    other = int(rng.choice(np.argsort(distance, kind="stable")[1 : 1 + NEIGHBOURS]))
+    weight = round(rng.uniform(0, 0.5), 3)
+    source = f"{1 - weight:.3f} {same.nodule_id.iloc[one]} + {weight:.3f} {same.nodule_id.iloc[other]}"
+    return source, hu_histogram((1 - weight) * values[one] + weight * values[other])

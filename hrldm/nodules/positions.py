@@ -1,9 +1,10 @@
 """Where a nodule may go: lung masks -> plausible positions for a lesion of a given shape.
 
-`inner`: the whole shape lies at least `MARGIN_MM` below the lung surface (the lung eroded). `subpleural`: the shape
-comes within `SHELL_MM` of the surface without crossing it. Both reject a position with too large a share of vessel (HU
-above `VESSEL_HU`) or of airway and bulla (HU below `AIRWAY_HU`), one that touches an occupied voxel (an existing
-lesion, or one placed before), and one outside the chosen lobe. Reasons are counted.
+`sample_position` knows the labels only. `inner`: the whole shape lies at least `MARGIN_MM` below the lung surface (the
+lung eroded). `subpleural`: it comes within `SHELL_MM` of the surface without crossing it. `at_pleura` finds the pleura by
+HU, and the shape touches it. All reject a position with too large a share of vessel (HU above `VESSEL_HU`) or of airway
+and bulla (HU below `AIRWAY_HU`), one that touches an occupied voxel (an existing lesion, or one placed before), and one
+outside the chosen lobe. Reasons are counted.
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import SimpleITK as sitk
+from scipy import ndimage
 
 from hrldm.ct.geometry import equivalent_diameter
-from hrldm.nodules.masks import box_of, offsets
+from hrldm.ct.lungs import depth_mm
+from hrldm.nodules.masks import PAD, box_of, cropped, highest, offsets
 
 LOCATIONS = ("inner", "subpleural")
+# least and greatest diameter of the contact with the pleura (of the disc of equal area), as a share of the lesion's
+BASES = {"narrow": (0.2, 0.45), "broad": (0.6, np.inf)}
 MARGIN_MM = 5.0  # least depth of an inner lesion's surface
 SHELL_MM = 3.0  # greatest distance of a subpleural lesion from the lung surface
 VESSEL_HU, AIRWAY_HU = -500.0, -985.0
 MAX_VESSEL, MAX_AIRWAY = 0.08, 0.05  # greatest shares of the lesion's voxels
 TRIES = 5000  # positions tested before giving up
+PLEURAL_TRIES = 200  # at the pleura, each of some 50 ms
+PLEURA_MM, STEP_MM = 4.0, 0.5  # the pleura lies this near to the labels' surface; steps towards it
+VESSEL_MM = 4.0  # tissue that is no thicker is no chest wall
 DRAWN = 256  # candidates drawn at a time
 IDLE = 200  # draws without a candidate before giving up
 
@@ -51,15 +58,14 @@ class PlacementReport:
         return f"{self.accepted} of {self.tried} places accepted ({share:.0%}); rejected: {reasons or 'none'}"
 
 
-def depth_mm(inside: np.ndarray) -> np.ndarray:
-    """Distance (x, y, z) float32 of each inside voxel to the nearest outside one; as scipy's, three times as fast."""
-    outside = sitk.GetImageFromArray((~inside).astype(np.uint8))
-    distance = sitk.SignedMaurerDistanceMap(outside, insideIsPositive=False, squaredDistance=False)
-    return sitk.GetArrayFromImage(distance).clip(0)
+def overlap(start: np.ndarray, shape: tuple[int, ...], whole: tuple[int, ...]) -> tuple[tuple[slice, ...], ...]:
+    """Slices of an array `whole`, and of a part of `shape` that begins at its index `start`, where both have voxels."""
+    inside = tuple(slice(max(0, s), max(0, min(n, s + m))) for s, m, n in zip(start, shape, whole, strict=True))
+    return inside, tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True))
 
 
 class LungMap:
-    """Depth below the lung surface and the list of candidate voxels, computed once for many searches.
+    """The lungs and the list of candidate voxels, made once for many searches.
 
     lobes:   int (x, y, z) at 1 mm, 0 outside the lungs; lobe labels, or 1 for a plain lung mask
     allowed: bool (x, y, z), voxels allowed as a centre; None allows all
@@ -72,11 +78,22 @@ class LungMap:
         inside = lobes > 0
         if not inside.any():
             raise ValueError("the lung mask is empty: segment the lungs or lobes of this CT first")
-        box = box_of(inside, 1)
         self.lobes = lobes
-        self.depth = np.zeros(lobes.shape, np.float32)
-        self.depth[box] = depth_mm(np.pad(inside[box], 1))[1:-1, 1:-1, 1:-1]
-        self._centres = np.argwhere(inside if allowed is None else inside & allowed).astype(np.int16)
+        self._outside = np.pad(~inside, 1, constant_values=True)  # as is all beyond the array
+        self._centres = np.flatnonzero(inside if allowed is None else inside & allowed)
+
+    def nearest(self, distance: np.ndarray, centre: np.ndarray) -> float:
+        """The least `distance` (a, b, c), its middle voxel at `centre`, of a voxel outside the lungs; inf without one."""
+        here, own = overlap(centre + 1 - np.array(distance.shape) // 2, distance.shape, self._outside.shape)
+        return float(distance[own][self._outside[here]].min(initial=np.inf))
+
+    def outwards(self, centre: np.ndarray, reach_mm: float) -> np.ndarray:
+        """(3,) voxels from `centre` to the nearest one outside the lungs, which is at most `reach_mm` away."""
+        half = int(np.ceil(reach_mm))
+        ball = np.indices((2 * half + 1,) * 3).reshape(3, -1).T - half
+        ball = ball[np.argsort((ball**2).sum(1), kind="stable")]
+        at = np.clip(centre + 1 + ball, 0, np.array(self._outside.shape) - 1)
+        return ball[self._outside[tuple(at.T)].argmax()]
 
     def candidates(
         self,
@@ -86,31 +103,27 @@ class LungMap:
         lobe: int | tuple[int, ...] | None = None,
     ) -> Iterator[np.ndarray]:
         """Random voxels (3,) of the lobe(s) at a depth of `low`..`high` mm, without end unless there are hardly any."""
+        side = 2 * int(np.ceil(low if np.isinf(high) else high)) + 1
+        around = np.linalg.norm(np.indices((side,) * 3) - side // 2, axis=0)
         idle = 0
         while len(self._centres) and idle < IDLE:
-            drawn = self._centres[rng.integers(len(self._centres), size=DRAWN)].astype(int)
-            at = tuple(drawn.T)
-            keep = (self.depth[at] >= low) & (self.depth[at] <= high)
+            drawn = self._centres[rng.integers(len(self._centres), size=DRAWN)]
+            drawn = np.stack(np.unravel_index(drawn, self.lobes.shape), axis=1)
             if lobe is not None:
-                keep &= np.isin(self.lobes[at], lobe)
-            idle = 0 if keep.any() else idle + 1
-            yield from drawn[keep]
+                drawn = drawn[np.isin(self.lobes[tuple(drawn.T)], lobe)]
+            idle += 1
+            for centre in drawn:
+                if low <= self.nearest(around, centre) <= high:
+                    idle = 0
+                    yield centre
 
 
-def _why_not(
-    voxels: np.ndarray, ct: np.ndarray, depth: np.ndarray, location: str, occupied: np.ndarray | None
-) -> str | None:
+def _why_not(voxels: np.ndarray, ct: np.ndarray, occupied: np.ndarray | None) -> str | None:
     """Why a lesion may not cover these voxels (n, 3); None if it may."""
     if (voxels < 0).any() or (voxels >= ct.shape).any():
         return "volume edge"
     covered = tuple(voxels.T)
-    nearest, hu = depth[covered].min(), ct[covered]
-    if nearest <= 0:
-        return "chest wall"
-    if location == "inner" and nearest < MARGIN_MM:
-        return "too near the pleura"
-    if location == "subpleural" and nearest > SHELL_MM:
-        return "too far from the pleura"
+    hu = ct[covered]
     if (hu > VESSEL_HU).mean() > MAX_VESSEL:
         return "vessel"
     if (hu < AIRWAY_HU).mean() > MAX_AIRWAY:
@@ -118,6 +131,24 @@ def _why_not(
     if occupied is not None and occupied[covered].any():
         return "existing lesion"
     return None
+
+
+def _wrong_depth(nearest: float, location: str) -> str | None:
+    """Why a lesion, `nearest` mm from the outside of the lungs, is not at this location; None if it is."""
+    if nearest <= 0:
+        return "chest wall"
+    if location == "inner" and nearest < MARGIN_MM:
+        return "too near the pleura"
+    if location == "subpleural" and nearest > SHELL_MM:
+        return "too far from the pleura"
+    return None
+
+
+def _no_place(location: str, diameter_mm: float, report: PlacementReport) -> ValueError:
+    return ValueError(
+        f"found 0 of 1 {location} places for a {diameter_mm:.0f} mm lesion: {report}. "
+        "Choose a smaller lesion, or another lobe or location"
+    )
 
 
 def sample_position(
@@ -154,13 +185,120 @@ def sample_position(
     reach = float(np.linalg.norm(voxels, axis=1).max())
     radius = equivalent_diameter(shape_mask.sum()) / 2
     low, high = (MARGIN_MM + 0.6 * radius, np.inf) if location == "inner" else (0.6 * radius, reach + SHELL_MM)
+    # from the lesion, as far as the margins need it
+    distance = depth_mm(~np.pad(shape_mask, int(np.ceil(max(MARGIN_MM, SHELL_MM))) + 1))
     report = PlacementReport()
     for centre in itertools.islice(lungs.candidates(rng, low, high, lobe), TRIES):
-        if not (reason := _why_not(voxels + centre, ct, lungs.depth, location, occupied)):
+        reason = _wrong_depth(lungs.nearest(distance, centre), location) or _why_not(voxels + centre, ct, occupied)
+        if reason is None:
             report.accepted += 1
             return centre, report
         report.rejected[reason] += 1
-    raise ValueError(
-        f"found 0 of 1 {location} places for a {2 * radius:.0f} mm lesion: {report}. "
-        "Choose a smaller lesion, or another lobe or location"
-    )
+    raise _no_place(location, 2 * radius, report)
+
+
+# -- touching the pleura -----------------------------------------------------------------------------------------------
+
+
+def chest_wall(hu: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What lies beyond the pleura as the CT shows it, not as lung labels do, whose surface is some mm off.
+
+    hu:     (x, y, z) at 1 mm
+    inside: (x, y, z) bool, the lung labels
+
+    Returns:
+        Two masks (x, y, z). The wall: all that is further than `PLEURA_MM` from the labels, and tissue up to as deep in
+        them that continues it. Its tissue where that is thicker than `VESSEL_MM`, so no vessel that comes out of it.
+    """
+    beyond, tissue = depth_mm(~inside) > PLEURA_MM, hu > VESSEL_HU
+    parts, n = ndimage.label(beyond | tissue & (depth_mm(inside) <= PLEURA_MM))
+    outer = np.zeros(n + 1, bool)
+    outer[parts[beyond]] = True
+    wall = outer[parts]
+    thick = depth_mm(~(depth_mm(wall) > VESSEL_MM / 2)) <= VESSEL_MM / 2
+    return wall, wall & tissue & thick
+
+
+def at_pleura(
+    ct: np.ndarray,
+    lungs: LungMap,
+    distance: np.ndarray,
+    n_voxels: int,
+    rng: np.random.Generator,
+    base: str,
+    lobe: int | tuple[int, ...] | None = None,
+    occupied: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, PlacementReport]:
+    """A random position at the pleura, and the lesion that touches it there with one of `BASES`.
+
+    ct, lungs, lobe, occupied: as for `sample_position`
+    distance, n_voxels: of `shape_fitting.fitted_distance`
+
+    Returns:
+        mask of `n_voxels` lung voxels, CT voxel (3,) of its middle voxel `shape // 2`, and the report.
+
+    Raises:
+        ValueError: no position found.
+    """
+    reach = float(np.linalg.norm(offsets(highest(distance, n_voxels)), axis=1).max())
+    diameter, report = equivalent_diameter(n_voxels), PlacementReport()
+    starts = lungs.candidates(rng, 0.3 * diameter, reach + SHELL_MM, lobe)
+    for start in itertools.islice(starts, PLEURAL_TRIES):
+        lesion, middle, reason = _approach(ct, lungs, distance, n_voxels, start, *BASES[base])
+        if reason is None:
+            mask, box = cropped(lesion), box_of(lesion)
+            centre = middle - np.array(lesion.shape) // 2 + [s.start - PAD for s in box] + np.array(mask.shape) // 2
+            label = lungs.lobes[tuple(centre)]
+            fits = label > 0 if lobe is None else np.isin(label, lobe)
+            reason = _why_not(offsets(mask) + centre, ct, occupied) if fits else "another lobe"
+        if reason is None:
+            report.accepted += 1
+            return mask, centre, report
+        report.rejected[reason] += 1
+    raise _no_place("subpleural", diameter, report)
+
+
+def _approach(
+    ct: np.ndarray, lungs: LungMap, distance: np.ndarray, n_voxels: int, start: np.ndarray, least: float, most: float
+) -> tuple[np.ndarray | None, np.ndarray | None, str | None]:
+    """Move a shape to the pleura nearest to `start`, cut by the wall but of constant volume, until its contact (the voxels
+    with a face on the wall) has `least` of its diameter. The lesion in the array of `distance`, the CT voxel at the middle
+    of that, and None; or why there is none."""
+    voxels = offsets(highest(distance, n_voxels))
+    reach = float(np.linalg.norm(voxels, axis=1).max())
+    to = lungs.outwards(start, reach + SHELL_MM)
+    far = np.linalg.norm(to)
+    meets = far - (voxels @ to).max() / far  # mm from the start, where the shape meets the labels' surface
+    half = int(np.ceil(reach + 2 * PLEURA_MM)) + 1
+    here, _ = overlap(np.rint(start + meets / far * to).astype(int) - half, (2 * half + 1,) * 3, ct.shape)
+    low = np.array([s.start for s in here])
+    wall, pleura = chest_wall(ct[here], lungs.lobes[here] > 0)
+    way = np.arange(meets - PLEURA_MM, far + PLEURA_MM, STEP_MM)
+    middles = np.rint(start + np.outer(way / far, to)).astype(int) - low
+    if (middles[0] < 0).any() or (middles[0] >= wall.shape).any() or wall[tuple(middles[0])]:
+        return None, None, "chest wall"
+    free = ndimage.label(~wall)[0]
+    free = free == free[tuple(middles[0])]
+    touching, unseen = (ndimage.binary_dilation(x) & free for x in (pleura, wall & (ct[here] <= VESSEL_HU)))
+    diameter = equivalent_diameter(n_voxels)
+    for step, middle in enumerate(dict.fromkeys(map(tuple, middles.tolist()))):
+        there, own = overlap(np.array(middle) - np.array(distance.shape) // 2, distance.shape, free.shape)
+        inside = np.full(distance.shape, -np.inf)
+        inside[own] = np.where(free[there], distance[own], -np.inf)
+        lesion = highest(inside, n_voxels)
+        if np.isinf(inside[lesion]).any():
+            return None, None, "no room"
+        contact = 2 * np.sqrt((lesion[own] & touching[there]).sum() / np.pi) / diameter
+        if contact and not step:
+            return None, None, "no room"
+        if contact >= least:
+            break
+    else:
+        return None, None, "too far from the pleura"
+    if contact > most:
+        return None, None, "contact too wide"
+    if (lesion[own] & unseen[there]).any():
+        return None, None, "no pleura to be seen"
+    if ndimage.label(lesion, np.ones((3, 3, 3)))[1] > 1:
+        return None, None, "cut in parts"
+    return lesion, low + middle, None

@@ -38,10 +38,16 @@ def _sphere_voxels(diameter_mm: float) -> int:
 
 
 def fitted(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> np.ndarray:
+    """The shape of `fitted_distance` as a mask, with `PAD` empty voxels around."""
+    return cropped(highest(*fitted_distance(mask, diameter_mm, rng)))
+
+
+def fitted_distance(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """The shape (x, y, z) at 1 mm, randomly rotated, bent by a smooth field of `BEND_SD_MM`, and scaled to a volume.
 
     Returns:
-        bool (x', y', z') with as many voxels as a sphere of `diameter_mm` has mm3, `PAD` empty voxels around.
+        d (n, n, n), the shape's middle in the middle voxel, no two values the same; and how many of the highest make the
+        volume: as many as a sphere of `diameter_mm` has mm3.
 
     Raises:
         ValueError: empty mask, or a diameter that is not positive.
@@ -62,7 +68,7 @@ def fitted(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> np
     at = rotation @ grid / scale + centre[:, None]
     fine = ndimage.map_coordinates(signed_distance(padded), at, order=1, mode="nearest").reshape((side,) * 3) * scale
     fine -= 1e-6 * np.linalg.norm(grid, axis=0).reshape(fine.shape)  # breaks ties, so that the count is exact
-    return cropped(highest(fine, n_voxels))
+    return fine, n_voxels
 
 
 def core_of(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> np.ndarray:

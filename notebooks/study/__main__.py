@@ -1,13 +1,15 @@
-"""Command line of the study, from `notebooks/`: ``python -m study judge ROOT``, ``algorithm2 CT OUT``, ``bench``, ``record``."""
+"""Command line of the study, from `notebooks/`: ``python -m study judge ROOT``, ``realism``, ``algorithm2 CT OUT``, ``bench``, ``record``."""
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tyro
 
 from hrldm.__main__ import Subtype, run
@@ -17,6 +19,7 @@ from hrldm.insertion.released import released
 from hrldm.insertion.wish import Wish
 from hrldm.nodules.transplant import read_host
 from study import judging
+from study.in_file import realism_in_file
 from study.report import bench, record
 from study.report.provenance import write_provenance
 from study.report.tables import drop_table, save_tables
@@ -70,6 +73,44 @@ def judge(
     return 0
 
 
+def realism(
+    root: tyro.conf.Positional[Path],
+    host: tyro.conf.Positional[Path],
+    host_lungs: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    split: Literal["train", "val", "test", "all"] = "test",
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    seed: int = 0,
+    device: Literal["cpu", "cuda"] | None = None,
+) -> int:
+    """Can lesions be told from real ones in the file that `insert` writes? Writes tables/realism.csv.
+
+    Args:
+        root: folder with manifest.csv, one row a nodule (README, Your own data).
+        host: CT of another patient, into whose healthy lung they are put.
+        host_lungs: lung mask or lobe map of the host.
+        out: folder for the table and its provenance.
+        split: which nodules of the manifest.
+        spacing: voxel size in mm of the scan in which everything is seen.
+        seed: of noise and of the histograms asked for.
+        device: cpu or cuda; default: the GPU where there is one.
+    """
+    started = time.perf_counter()
+    taker = read_host(host, host_lungs, host.resolve().parent.name, (split,))
+    study, native = judging.displaced(judging.open_nodules(root, split, seed), split, taker)
+    made = functools.partial(released(on=device), paste=False, progress="inserted")
+    table = realism_in_file(study, split, native, taker, made, np.array(spacing))
+    save_tables({"realism": table}, out)
+    wall_time = {"realism": round(time.perf_counter() - started, 1)}
+    write_provenance(out, study.profile, study.dataset, study.seed, study.data_hash, wall_time)
+    print(
+        table[["system", "features", "model", "auroc", "ci_low", "ci_high", "minus_texture"]].to_markdown(
+            index=False, floatfmt=".3f"
+        )
+    )
+    return 0
+
+
 def algorithm2(
     ct: tyro.conf.Positional[Path],
     out: tyro.conf.Positional[Path],
@@ -96,14 +137,20 @@ def algorithm2(
     """
     wishes = [Wish(subtype, diameter, seed=seed)]
     changes = {} if steps is None else {"steps": steps}
-    generator = released(on=device, grain=False, match_t_max=None, **changes)  # both are ours
+    generator = released(on=device, **changes)
     record = insert_file(ct, out, wishes, generator, lungs, overwrite=overwrite, algorithm=insert_whole)
     print(described(wishes, record))
     return 0
 
 
 def main() -> int:
-    commands = {"judge": judge, "algorithm2": algorithm2, "bench": bench.main, "record": record.main}
+    commands = {
+        "judge": judge,
+        "realism": realism,
+        "algorithm2": algorithm2,
+        "bench": bench.main,
+        "record": record.main,
+    }
     return run(commands, "python -m study")
 
 

@@ -35,12 +35,14 @@ from study.measure.triplets import ordered_share, thrice, triplet_table
 from study.profiles import get_profile
 from study.study import Study, checked_manifest, chosen_histograms
 from study.systems import reconstruction, texture
+from study.systems.inserted import in_crops
 from study.systems.registry import request_for
 
 TABLES = (
     "lesion_histograms", "median_jsd", "control_summary", "triplets_summary", "power_spectrum", "roughness", "separability",
     "realism",
 )  # fmt: skip
+IMPOSED_T_MAX = 400  # as the card of the released network has it
 Maker = Callable[[Request, Patches], np.ndarray]  # the order and the true nodules -> HU crops (N, D, D, D)
 
 
@@ -160,15 +162,14 @@ def judge_released(
     study: Study, split: str, on: str | None = None, native: Patches | None = None
 ) -> dict[str, pd.DataFrame]:
     """`judge` texture without training and the released network on a split: left to itself, with the histogram imposed, and
-    with grain as well (`released`, what `insert` ships). native: see `judge`."""
-    generators = {
-        "hr-ldm": released(on=on, match_t_max=None, grain=False),
-        "hr-ldm-matched": released(on=on, grain=False),
-        "released": released(on=on),
+    made part of its scan (`released`, what `insert` ships). native: see `judge`."""
+    alone, imposed = released(on=on), released(on=on, match_t_max=IMPOSED_T_MAX)
+    systems: dict[str, Maker] = {
+        "texture": lambda order, nodules: texture.generate(study, order, nodules.hu),
+        "hr-ldm": lambda order, _: alone(order, progress="hr-ldm"),
+        "hr-ldm-matched": lambda order, _: imposed(order, progress="hr-ldm-matched"),
+        "released": lambda order, _: in_crops(order, alone(order, paste=False, progress="released")),
     }
-    systems: dict[str, Maker] = {"texture": lambda order, nodules: texture.generate(study, order, nodules.hu)}
-    for name, made_by in generators.items():
-        systems[name] = lambda order, _, name=name, made_by=made_by: made_by(order, progress=name)
     return judge(study, study.patches(split), study.backgrounds(split), systems, default_extractor(), native)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hrldm.insertion.blend import MARGIN_SIGMAS
-from hrldm.insertion.generator import FEATHER_MM, Generator, Request, feathered, reconstruct
+from hrldm.insertion.blend import FEATHER_MM, MARGIN_SIGMAS, feathered
+from hrldm.insertion.generator import Generator, Request, reconstruct
 from hrldm.model.autoencoder import normalise_hu
 from hrldm.nodules.histograms import hu_histogram
 from tests import tiny

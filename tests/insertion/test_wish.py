@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hrldm.ct.label_maps import LOBE_NAMES
-from hrldm.insertion.wish import Lobe, Location, Wish, copies, own_seed, read_histogram, read_plan
-from hrldm.nodules.positions import LOCATIONS
+from hrldm.insertion.wish import Base, Lobe, Location, Wish, copies, own_seed, read_histogram, read_plan
+from hrldm.nodules.positions import BASES, LOCATIONS
 from tests.insertion.chests import drawn
 
 FLAT = "1 " * 40  # a histogram
@@ -45,11 +45,23 @@ def plan(tmp_path):
         ({"seed": 1.5}, "whole number"),
         ({"subtype": "part-solid", "diameter_mm": 8.0, "core_mm": 8.0}, "below the nodule's own diameter"),
         ({"core_mm": 4.0}, "solid core of 4 mm: part-solid nodules have one"),
+        ({"subtype": "part-solid", "core_mm": 1.0}, "at least 2 mm .or 0, for none"),
+        ({"base": "stalk"}, "unknown base 'stalk'; choose one of narrow, broad"),
+        ({"base": "broad"}, "a broad base: nodules at the pleura have one; give location=subpleural"),
+        ({"base": "narrow", "at": (0, 0, 0)}, "a narrow base: nodules at the pleura have one"),
+        ({"mean_hu": -1001}, "mean_hu -1001: give -1000 to 400"),
+        ({"mean_hu": "dark"}, "mean_hu 'dark': give a number"),
+        ({"sd_hu": 9.0}, "sd_hu 9: give 10 to 400"),
+        ({"sd_hu": float("nan")}, "sd_hu nan: give 10 to 400"),
+        ({"histogram": 3}, "histogram 3: give a file's path, or numbers"),
+        ({"histogram": [1, 2, 3]}, "histogram: 3 numbers; a histogram has 40"),
+        ({"histogram": [-1.0] * 40}, "histogram: 40 numbers; a histogram has 40 that are not negative"),
         ({"mask": 3}, "a file's path"),
         ({"mask": "absent.nii.gz"}, "no such file"),
         ({"mask": "own.nii.gz", "at": (0, 0, 0)}, "says its shape and place; leave out at$"),
         ({"mask": "own.nii.gz", "diameter_mm": 25, "lobe": "RUL"}, "says its shape and place; leave out diameter, lobe$"),
         ({"mask": "own.nii.gz", "location": "subpleural"}, "says its shape and place; leave out location$"),
+        ({"mask": "own.nii.gz", "subtype": "part-solid", "core_mm": 3}, "says its shape and place; leave out core$"),
         ({"mask": "own.nii.gz"}, "marks a solid core .2.; ask for part-solid, not solid"),
         ({"mask": "own.nii.gz", "subtype": "ground-glass"}, "marks a solid core .2.; ask for part-solid, not ground-glass"),
     ],
@@ -64,12 +76,14 @@ def test_wrong_wishes_say_what_may_be_asked(tmp_path, monkeypatch, wrong, messag
 def test_a_core_is_asked_for_by_its_size_or_drawn(tmp_path):
     with_core = drawn(tmp_path / "cored.nii.gz", (0, 0, 0), 9.0, core=5.0)
     assert Wish("part-solid", core_mm=5).cored and Wish("part-solid", mask=with_core).cored
-    assert not Wish("part-solid").cored
-    assert not Wish("part-solid", mask=drawn(tmp_path / "plain.nii.gz", (0, 0, 0), 9.0)).cored
+    assert not Wish("part-solid").cored and not Wish("part-solid", core_mm=0).cored
+    plain = drawn(tmp_path / "plain.nii.gz", (0, 0, 0), 9.0)
+    assert not Wish("part-solid", mask=plain).cored and Wish("part-solid", mask=plain, core_mm=0).core_mm == 0
 
 
 def test_the_names_on_the_command_line_are_the_librarys():
     assert get_args(Lobe) == tuple(LOBE_NAMES.values()) and get_args(Location) == LOCATIONS
+    assert get_args(Base) == tuple(BASES)
 
 
 def test_histogram_files(tmp_path):
@@ -80,6 +94,13 @@ def test_histogram_files(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_histogram(file)
+
+
+def test_a_histogram_may_be_numbers_and_a_wish_holds_them():
+    shares = np.arange(40.0)
+    wish = Wish(histogram=shares)
+    assert wish == Wish(histogram=list(range(40))) and wish.histogram == tuple(shares)
+    np.testing.assert_allclose(read_histogram(wish.histogram), shares / shares.sum())
 
 
 def test_plan_rows_become_wishes_and_blanks_are_defaults(plan):
@@ -153,7 +174,12 @@ def test_copies_have_seeds_of_their_own_and_two_seeds_share_none():
 
 
 def test_a_record_is_a_plan(tmp_path):
-    wishes = [Wish("part-solid", 14.0, core_mm=6.0, seed=3), Wish("solid", 9.0, at=(1.0, 2.0, 3.5))]
+    wishes = [
+        Wish("part-solid", 14.0, core_mm=6.0, seed=3),
+        Wish("solid", 9.0, at=(1.0, 2.0, 3.5)),
+        Wish("part-solid", 9.0, location="subpleural", base="broad", core_mm=0, histogram=np.arange(40)),
+        Wish("ground-glass", mean_hu=-600, sd_hu=np.float32(90)),
+    ]
     text = json.dumps({"nodules": [{"wish": w.given()} for w in wishes]})
     (tmp_path / "record.json").write_text(text, encoding="utf-8-sig")  # as some editors save
     assert read_plan(tmp_path / "record.json") == wishes

@@ -1,13 +1,17 @@
 """Placement on a phantom of known geometry: two balls of lung in soft tissue, one vessel, one airway."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from hrldm.ct.geometry import equivalent_diameter
 from hrldm.nodules import positions
-from hrldm.nodules.positions import LungMap, PlacementReport, depth_mm, sample_position
+from hrldm.nodules.masks import offsets
+from hrldm.nodules.positions import BASES, LungMap, PlacementReport, at_pleura, overlap, sample_position
+from hrldm.nodules.shape_fitting import fitted_distance
 from tests import tiny
 
 SHAPE = (90, 60, 60)
@@ -119,6 +123,83 @@ def test_report_adds_up():
     assert total.tried == 8 and str(total) == "2 of 8 places accepted (25%); rejected: vessel 6"
 
 
-def test_depth_is_the_euclidean_distance():
-    inside = np.pad(ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(20, 26, 31)), 2) > -0.05, 1)
-    np.testing.assert_allclose(depth_mm(inside), ndimage.distance_transform_edt(inside), atol=1e-5)
+def test_candidates_are_all_voxels_of_that_depth_and_no_others():
+    inside = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(12, 16, 19)), 2) > -0.05
+    depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1, 1:-1]  # beyond the array is outside
+    lungs = LungMap(inside.astype(np.uint8))
+    for low, high in ((0.0, np.inf), (2.2, np.inf), (1.5, 3.0)):
+        drawn = itertools.islice(lungs.candidates(np.random.default_rng(1), low, high), 40_000)
+        found = {tuple(c) for c in drawn}
+        assert found == {tuple(c) for c in np.argwhere(inside & (depth >= low) & (depth <= high))}
+    for centre in np.argwhere(inside)[::50]:
+        away = lungs.outwards(centre, 20.0)
+        assert np.linalg.norm(away) == pytest.approx(depth[tuple(centre)])
+        there = centre + away
+        assert (there < 0).any() or (there >= inside.shape).any() or not inside[tuple(there)]
+
+
+def test_a_part_is_cut_where_the_array_ends():
+    whole, part = np.arange(7), np.arange(10, 14)
+    for start in (-9, -2, 3, 5, 30):
+        (here,), (own,) = overlap([start], part.shape, whole.shape)
+        assert [(i, i - start + 10) for i in whole if 0 <= i - start < 4] == list(
+            zip(whole[here], part[own], strict=True)
+        )
+
+
+# -- touching the pleura -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lung() -> np.ndarray:
+    """HU of one ball of lung in soft tissue, with a partial-volume rim, noise, and a vessel along its wall."""
+    away = np.sqrt(sum((g - 32.3) ** 2 for g in np.indices((66, 66, 66))))
+    hu = np.interp(away, [26.5, 28.0], [-860.0, 40.0])
+    hu[20:45, 31:33, 7:9] = 20
+    return hu + np.random.default_rng(0).normal(0, 20, hu.shape)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("off_mm", [-2.5, 0.0, 2.0], ids=["labels too small", "right", "too large"])
+def test_a_lesion_touches_the_pleura_that_the_ct_shows_and_keeps_its_volume(lung, base, off_mm):
+    away = np.sqrt(sum((g - 32.3) ** 2 for g in np.indices(lung.shape)))
+    labels = LungMap((away <= 27 + off_mm).astype(np.uint8))
+    wall = ndimage.label(lung > -500)[0] == ndimage.label(lung > -500)[0][0, 0, 0]
+    beside = ndimage.binary_dilation(wall) & ~wall
+    least, most = {"narrow": (0.0, 0.5), "broad": (0.6, 1.2)}[base]
+    for seed, diameter in enumerate((6.0, 9.0, 13.0, 18.0)):
+        shape = fitted_distance(tiny.ball(25, 8), diameter, np.random.default_rng(seed))
+        runs = [at_pleura(lung, labels, *shape, np.random.default_rng(seed), base) for _ in range(2)]
+        (mask, centre, report), again = runs
+        np.testing.assert_array_equal(mask, again[0])
+        np.testing.assert_array_equal(centre, again[1])
+        assert report.accepted == 1 and mask.sum() == round(np.pi / 6 * diameter**3)
+        lesion = np.zeros(lung.shape, bool)
+        lesion[tuple((offsets(mask) + centre).T)] = True
+        assert not lesion[wall].any() and ndimage.label(lesion, np.ones((3, 3, 3)))[1] == 1
+        contact = 2 * np.sqrt((lesion & beside).sum() / np.pi) / equivalent_diameter(mask.sum())
+        assert least < contact <= most
+
+
+def test_at_the_pleura_lobe_and_occupied_places_are_kept(lung):
+    away = np.sqrt(sum((g - 32.3) ** 2 for g in np.indices(lung.shape)))
+    lobes = np.where(away <= 26, np.where(np.arange(66)[:, None, None] < 33, LEFT, RIGHT), 0).astype(np.uint8)
+    occupied = np.zeros(lung.shape, bool)
+    occupied[:, :33] = True
+    shape = fitted_distance(LESION, 8.0, np.random.default_rng(0))
+    for seed in range(5):
+        mask, centre, _ = at_pleura(
+            lung, LungMap(lobes), *shape, np.random.default_rng(seed), "broad", RIGHT, occupied=occupied
+        )
+        assert lobes[tuple(centre)] == RIGHT and not occupied[tuple((offsets(mask) + centre).T)].any()
+
+
+def test_without_a_pleura_to_be_seen_there_is_no_place_at_it(lung, monkeypatch):
+    """Air on, far beyond the labels: as where a map leaves out a part of the lung."""
+    monkeypatch.setattr(positions, "PLEURAL_TRIES", 20)
+    shape = fitted_distance(LESION, 8.0, np.random.default_rng(0))
+    away = np.sqrt(sum((g - 32.3) ** 2 for g in np.indices(lung.shape)))
+    with pytest.raises(ValueError, match="found 0 of 1 subpleural places for a 8 mm lesion: 0 of 20.*Choose a smaller"):
+        at_pleura(
+            np.full_like(lung, -860.0), LungMap((away < 20).astype(int)), *shape, np.random.default_rng(0), "narrow"
+        )

@@ -1,5 +1,7 @@
 """Shapes to order: exact volume, the shape kept, chosen by subtype, size and spiculation."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,8 @@ from scipy.spatial.transform import Rotation
 
 from hrldm.config import SUBTYPES
 from hrldm.nodules import shape_fitting
-from hrldm.nodules.shape_fitting import choose_shape, core_of, fitted
+from hrldm.nodules.masks import highest
+from hrldm.nodules.shape_fitting import choose_shape, core_of, fitted, fitted_distance
 from hrldm.nodules.shapes import ShapeLibrary
 from tests import tiny
 
@@ -19,6 +22,14 @@ def test_volume_is_that_of_the_sphere_and_the_margin_is_empty(diameter):
         out = fitted(tiny.ball(31, 9), diameter, np.random.default_rng(seed))
         assert out.sum() == round(np.pi / 6 * diameter**3)
         assert not out[:2].any() and not out[:, -2:].any() and out[2].any()
+
+
+def test_every_count_of_voxels_can_be_chosen_by_distance_and_is_one_shape_grown():
+    distance, n = fitted_distance(tiny.ball(31, 9), 12.0, np.random.default_rng(0))
+    shapes = [highest(distance, count) for count in range(n - 40, n + 200)]
+    assert [int(shape.sum()) for shape in shapes] == list(range(n - 40, n + 200))
+    assert all((small <= large).all() for small, large in itertools.pairwise(shapes))
+    assert np.abs(np.argwhere(shapes[40]).mean(0) - np.array(distance.shape) // 2).max() < 0.5
 
 
 def test_neither_turned_nor_bent_a_shape_of_the_right_size_stays_itself(monkeypatch):

@@ -25,8 +25,7 @@ import numpy as np
 
 from hrldm.ct.lungs import lung_labels
 from hrldm.ct.volume import CT, read_ct
-from hrldm.insertion.blend import blended
-from hrldm.insertion.generator import FEATHER_MM
+from hrldm.insertion.finish import finished
 from hrldm.insertion.insert import insert, requested
 from hrldm.insertion.place import LungSpace, place_nodule
 from hrldm.insertion.released import released
@@ -50,12 +49,12 @@ def _embedded() -> tuple[CT, np.ndarray]:
 
 def algorithm_2(variant: str, repeats: int) -> dict:
     ct, labels = _embedded()
-    generator = released(steps=STEPS, match_t_max=None, grain=False)
+    generator = released(steps=STEPS)
     nodule = place_nodule(LungSpace.of(ct, labels), WISH, load_shapes(), 1)
 
     def own_crop() -> None:
         request, crops = requested(ct, [nodule])
-        blended(ct, generator(request, paste=False)[0], crops[0], request.mask[0], FEATHER_MM)
+        finished(ct, generator(request, paste=False)[0], request.mask[0], crops[0], request.histogram[0], 0)
 
     if variant.startswith("whole_body"):
         return measure(lambda: algorithm2(ct, nodule, generator), 0, warm_up=1)

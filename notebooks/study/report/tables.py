@@ -102,7 +102,10 @@ VIEWS: dict[str, View] = {
     "lambda_differences": View(values="where template n metric difference p p_holm"),
     "steps": View(values="where n histogram steps jsd wasserstein_hu roughness_ratio auroc jsd_minus_25"),
     "longer": View(values="network steps_of_32 histogram jsd wasserstein_hu roughness_ratio jsd_minus_shipped"),
-    "summary": View(values="subtype n failures least_share_in_lung slope r2 median_jsd seconds_each"),
+    "summary": View(
+        values="subtype n failures least_share_in_lung n_held largest_error_hu median_jsd vessel_kept n_on_vessels attached "
+        "n_subpleural seconds_each"
+    ),
 }
 SYSTEM_NAMES = {
     "real": "real (floor)",
@@ -111,7 +114,9 @@ SYSTEM_NAMES = {
     "transplant": "real lesion, pasted",
     "hr-ldm-template": "hr-ldm, template (ours)",
     "hr-ldm-matched": "hr-ldm, histogram imposed (ours)",
-    "released": "hr-ldm, histogram imposed, grain (ours)",
+    "released": "hr-ldm, as inserted (ours)",
+    "inserted": "hr-ldm, as inserted (ours)",
+    "texture-inserted": "texture, as inserted (ours)",
 }
 TITLES = {"value": "", "mean": "", "a": "minus", "b": "system", "cycles_per_mm": "cycles / mm"}  # else word by word:
 WORDS = {

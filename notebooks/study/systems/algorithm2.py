@@ -19,7 +19,7 @@ from hrldm.config import SUBTYPES
 from hrldm.ct.geometry import reach, resample, sample, shifted, to_world
 from hrldm.ct.nifti import scaled
 from hrldm.ct.volume import CT
-from hrldm.insertion.blend import mask_on_grid
+from hrldm.insertion.finish import lesion_in
 from hrldm.insertion.generator import Generator, Request
 from hrldm.insertion.insert import Inserted, nodule_record
 from hrldm.insertion.place import LungSpace, Nodule, place_nodule
@@ -44,8 +44,10 @@ def insert_whole(
     avoid: np.ndarray | None = None,
     retries: int = 0,
     library: ShapeLibrary | None = None,
+    **_,
 ) -> Inserted:
-    """As `insert`, by Algorithm 2 over the whole body at 1 mm; arguments and result as there, but nothing is tried again.
+    """As `insert`, by Algorithm 2 over the whole body at 1 mm; arguments and result as there, but nothing is tried again or
+    brought to the scan's sharpness, noise and histogram.
 
     Raises:
         ValueError: more than one wish (Algorithm 2 has one mask and one condition), or too little memory, with how much.
@@ -57,14 +59,13 @@ def insert_whole(
     box, affine = _reached(grid, hu.shape, ct)
     stored = ct.stored.copy(order="K")
     stored[box] = ct.to_stored(sample(hu, grid, stored[box].shape, affine))
+    place, lesion = lesion_in(ct, mask, grid)
+    before, after = (scaled(x[place], ct.slope, ct.inter) for x in (ct.stored, stored))
+    quality = assess(before, after, lesion, ct.spacing, nodule.histogram)
     found = np.zeros(ct.shape, np.uint8)
-    place, lesion = mask_on_grid(mask, grid, ct)
     found[place][lesion] = 1
-    around = box_of(mask, 8)
-    part, cut = shifted(grid, [s.start for s in around]), mask[around]
-    before, after = (sample(scaled(x, ct.slope, ct.inter), ct.affine, cut.shape, part) for x in (ct.stored, stored))
-    quality = assess(before, after, cut, nodule.histogram)
-    return Inserted(stored, found, [nodule_record(nodule, mask, quality, nodule.noise_seed, 1)])
+    core = np.zeros(ct.shape, bool)
+    return Inserted(stored, found, core, [nodule_record(nodule, quality, nodule.noise_seed, 1)])
 
 
 def algorithm2(ct: CT, nodule: Nodule, generator: Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from hrldm.insertion.generator import Request, feathered, reconstruct
+from hrldm.insertion.blend import feathered
+from hrldm.insertion.generator import Request, reconstruct
 from hrldm.train.device import device
 from study.study import Study
 

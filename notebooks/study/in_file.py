@@ -1,0 +1,93 @@
+"""Can a lesion be told from a real one in the file that `insert` writes, whatever the scan's voxels? (`realism.csv`)
+
+Real nodules of a manifest are set against synthetic ones of the same shapes in healthy lung of one CT (`displaced`).
+Everything is seen through one voxel grid: the host CT is brought to it before anything is inserted, and so are the real
+nodules. Each place asks for the histogram of another real nodule of its subtype and about its size, as that grid shows
+it, measured on the voxels that are at least half lesion, as `insert` fills them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from hrldm.ct.geometry import crop_affine, sample, to_world
+from hrldm.ct.volume import CT
+from hrldm.insertion.finish import lesion_voxels, projected
+from hrldm.insertion.generator import Request
+from hrldm.nodules.histograms import hu_histogram
+from hrldm.nodules.patches import Patches
+from hrldm.nodules.transplant import Host
+from study.experiments import shape_patients
+from study.measure.realism import feature_table, realism
+from study.study import Study
+from study.systems import texture
+from study.systems.inserted import in_scans
+
+PEERS = 6  # a histogram is another's among so many nearest in size
+Generate = Callable[[Request], np.ndarray]  # an order -> HU crops (N, D, D, D) at 1 mm
+
+
+def on_grid(hu: np.ndarray, affine: np.ndarray, spacing: np.ndarray) -> CT:
+    """A volume (x, y, z) at 1 mm as a scan with other voxels shows it: integers, averaged over a coarser voxel."""
+    grid = np.diag([*spacing, 1.0])
+    grid[:3, 3] = (spacing - 1) / 2  # both begin at the same face
+    shape = tuple(int(n) for n in np.maximum(1, np.array(hu.shape) // spacing))
+    seen = projected(hu.astype(np.float32), affine, shape, affine @ grid, outside=None)
+    return CT(np.rint(seen).astype(np.int16), affine @ grid)
+
+
+def seen(crops: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """Crops (N, D, D, D) at 1 mm as a scan with other voxels shows them, back at 1 mm."""
+    scans = (on_grid(hu, np.eye(4), spacing) for hu in crops)
+    return np.stack([sample(s.array, s.affine, crops[0].shape, np.eye(4)) for s in scans])
+
+
+def others_histograms(nodules: Patches, spacing: np.ndarray, bins: int, seed: int) -> np.ndarray:
+    """(N, bins): for each nodule another one's HU histogram on the grid, of its subtype, near in size, of another patient."""
+    size, patients = np.log(nodules.frame.diameter_mm.to_numpy()), shape_patients(nodules.frame)
+    rng, found = np.random.default_rng(seed), []
+    for i, subtype in enumerate(nodules.subtype):
+        others = np.flatnonzero((nodules.subtype == subtype) & (patients != patients[i]))
+        if not len(others):
+            raise ValueError(f"{nodules.frame.nodule_id[i]}: no nodule of its subtype of another patient to ask for")
+        j = rng.choice(others[np.argsort(np.abs(size[others] - size[i]), kind="stable")][:PEERS])
+        scan = on_grid(nodules.hu[j], np.eye(4), spacing)
+        share = projected(nodules.mask[j].astype(np.float32), np.eye(4), scan.shape, scan.affine)
+        found.append(hu_histogram(scan.array[lesion_voxels(share, "crop")], bins))
+    return np.stack(found)
+
+
+def realism_in_file(
+    study: Study, split: str, native: Patches, host: Host, generate: Generate, spacing: np.ndarray
+) -> pd.DataFrame:
+    """`realism.csv` of the lesions in the file (`inserted`), beside a texture without training: pasted at 1 mm and then seen
+    through the grid (`texture`), or in the file in the network's place (`texture-inserted`); `transplant` is the floor.
+
+    study, native: of `displaced`
+    spacing:       (3,) mm, of the grid
+
+    Raises:
+        ValueError: a nodule without another of its subtype.
+    """
+    truth, background = study.patches(split), study.backgrounds(split)
+    bins = study.profile.histogram.bins
+    seeds = np.random.SeedSequence((study.seed, 0)).generate_state(len(truth))
+    fine, coarse = (others_histograms(native, s, bins, study.seed) for s in (np.ones(3), spacing))
+    asked = Request(background.hu, truth.mask, truth.subtype, fine, seeds)
+    in_file = Request(background.hu, truth.mask, truth.subtype, coarse, seeds)
+    scan = on_grid(host.hu, host.affine, spacing)
+    centres = truth.frame[["i", "j", "k"]].to_numpy()
+    crops = [crop_affine(to_world(host.affine, c), truth.hu.shape[1:]) for c in centres]
+    painted = texture.generate(study, asked, truth.hu)
+    systems = {
+        "transplant": seen(truth.hu, spacing),
+        "texture": seen(painted, spacing),
+        "texture-inserted": in_scans(in_file, painted, [scan] * len(truth), crops),
+        "inserted": in_scans(in_file, generate(in_file), [scan] * len(truth), crops),
+    }
+    tables = {name: feature_table(hu, truth.mask) for name, hu in systems.items()}
+    real, patients = feature_table(seen(native.hu, spacing), native.mask), shape_patients(truth.frame)
+    return realism(real, tables, patients, patients, "displaced", study.profile.tables.n_boot, study.seed)
