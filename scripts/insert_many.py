@@ -116,7 +116,9 @@ def main(
                 "diameter_mm": record["diameter_mm"],
                 "in_lung": float((labels[lesion] > 0).mean()),
                 "attached": attached(scan.array[box], labels[box], lesion[box]),
-                "vessel_kept": vessel_kept(scan.array[lesion], after[lesion]) if wish.subtype == "ground-glass" else np.nan,
+                "vessel_kept": vessel_kept(scan.array[lesion], after[lesion])
+                if wish.subtype == "ground-glass"
+                else np.nan,
             }
             row |= record["quality"] | record["scan"] | {"psf_mm": " ".join(map(str, record["scan"]["psf_mm"]))}
             rows.append(row | {"missed": "; ".join(record["missed"]), "failure": ""})

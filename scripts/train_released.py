@@ -277,7 +277,7 @@ def ship(study: Study, path: Path, start: Path | None) -> None:
         "parameters": sum(p.numel() for p in unet.parameters()),
         "weights_sha256_16": weights_digest(unet),
         "commit": git_state()["commit"],
-        "sampling": "DDIM, 4 steps; requested histogram imposed at t <= 400 (match_t_max), twice a step; `released()` adds grain (insertion/grain.py)",
+        "sampling": "DDIM, 4 steps; `insert` imposes the requested histogram on the voxels it writes (insertion/finish.py)",
         "judged": "results/released: test patients, none seen in training, and a test host (R01-001) that took no training "
         "nodule; the autoencoder, not this network, was trained on that host's lung too",
         "attribution": ATTRIBUTION,

@@ -14,7 +14,8 @@ FINDINGS = " ".join((ROOT / "README.md").read_text(encoding="utf-8").partition("
 CONTROL = "system == 'hr-ldm' and quantity == 'mean_hu' and subtype == '{}'"
 JSD = "subtype == 'all' and metric == 'jsd' and system == '{}'"
 DISPLACED = "where == 'displaced' and template and "
-TOLD = "features == 'inside_isotropic' and model == 'logistic' and system == '{}'"
+IN_FILE = "released/in_file/1x1x1/tables/realism"
+TOLD = "features == 'inside' and model == '{}' and system == '{}'"
 SCARCE = "metric == 'auroc' and retention == 0.1 and subtype == '{}' and arm == 'Clinical (n%){}'"
 ALL = " + Synth (100%)"
 CASES = [  # file below results/, its row (of several seeds the mean), and the words with its figures
@@ -33,10 +34,13 @@ CASES = [  # file below results/, its row (of several seeds the mean), and the w
      "changes JSD by {value:+.4f} ({ci_low:+.4f} to {ci_high:+.4f}), {n_seeds:.0f} seeds"),
     ("lidc-cubes/quick/tables/claims", "claim.str.contains('FID of HR-LDM is lower than that of maisi-ddpm')",
      "MAISI-DDPM: {ours:+.1f} ({ci_low:+.1f} to {ci_high:+.1f}; paper {published:+.1f})"),
-    ("released/displaced/tables/realism", TOLD.format("released"), "inside {auroc:.2f} ({ci_low:.2f} to {ci_high:.2f}) as `insert`"),
-    ("released/displaced/tables/realism", TOLD.format("released"), "({n_nodules:.0f} nodules, {n_patients:.0f} patients)"),
-    ("released/displaced/tables/realism", TOLD.format("hr-ldm"), "{auroc:.2f} left to itself"),
-    ("released/displaced/tables/realism", TOLD.format("texture"), "{auroc:.2f} for a texture"),
+    (IN_FILE, TOLD.format("logistic", "inserted"), "inside {auroc:.2f} ({ci_low:.2f} to {ci_high:.2f}), of a"),
+    (IN_FILE, TOLD.format("forest", "inserted"), "forest {auroc:.2f} ({ci_low:.2f} to {ci_high:.2f}); "),
+    (IN_FILE, TOLD.format("logistic", "inserted"), "({n_nodules:.0f} nodules, {n_patients:.0f} patients, seen"),
+    (IN_FILE, TOLD.format("logistic", "texture"), "); {auroc:.2f} and"),
+    (IN_FILE, TOLD.format("forest", "texture"), "and {auroc:.2f} for a texture"),
+    (IN_FILE, TOLD.format("logistic", "texture-inserted"), "never trained, {auroc:.2f} and"),
+    (IN_FILE, TOLD.format("forest", "texture-inserted"), "and {auroc:.2f} with the same finish"),
     ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("solid", ""), "from solid {mean:.2f} to"),
     ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("solid", ALL), "to {mean:.2f}, part-solid"),
     ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("part-solid", ""), "part-solid {mean:.2f} to"),

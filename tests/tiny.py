@@ -172,7 +172,7 @@ def dicom_series(
 class PaintingGenerator:
     """Stands for a trained generator: paints the requested histogram's quantiles into the mask, by chance."""
 
-    device, grain = "cpu", False
+    device = "cpu"
 
     def __init__(self) -> None:
         self.config = profile(sampling__match_t_max=300)
@@ -188,7 +188,7 @@ class PaintingGenerator:
         return out
 
 
-def painting(on: str | None = None, grain: bool = True, **sampling) -> PaintingGenerator:
+def painting(on: str | None = None, **sampling) -> PaintingGenerator:
     """Stands for `released`: a generator that paints; a misspelt field of the sampling is its ValueError."""
     generator = PaintingGenerator()
     generator.sampling = sampled(generator.sampling, **sampling)

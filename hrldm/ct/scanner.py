@@ -1,8 +1,8 @@
 """What a CT's scanner and reconstruction did to the anatomy about a place: sharpness and noise along each axis.
 
-Both are measured on the CT's own voxels. Sharpness is the SD of the Gaussian point-spread function that explains how wide
-the edges between lung and soft tissue (pleura, mediastinum, large vessels) are along each axis. Noise is the
-autocovariance of what a smooth background leaves of aerated lung.
+Both are measured on the CT's own voxels. Sharpness is the SD of the Gaussian point-spread function that fits the edges
+between lung and soft tissue (pleura, mediastinum, large vessels) along each axis best. Noise is the autocovariance of
+what a smooth background leaves of aerated lung.
 
 A lesion put into the scan gets both (`insertion/finish.py`); without them it is told from real ones by its isotropy alone.
 """
@@ -21,11 +21,11 @@ BRIGHTEST_HU = 60.0  # bone and contrast beyond the pleura would move the upper 
 EDGE_MM = 4.0
 BESIDE_MM = 1.0  # SD of the smoothing along the other two axes, against noise
 ACROSS = 0.85  # least share of the squared gradient along the axis: more oblique surfaces look blurred
-LEAST_EDGES = 100
+LEAST_EDGES, MOST_EDGES = 100, 1000
 USUAL_PSF_MM = 0.7  # where too few edges are seen, and half a voxel if that is more
 # noise
 SMOOTH_MM = 4.0  # Gaussian whose rest is noise: wider keeps structure of the lung, narrower takes coarse noise away
-AERATED_HU = (-1010.0, -750.0)  # of the surroundings' mean, without vessels, bullae and air outside
+AERATED_HU = (-980.0, -750.0)  # of the surroundings' mean, without vessels, bullae and air outside
 GUARD_MM = 1.5  # around what is not aerated lung
 CLIP = 3.0  # in local SDs: beyond, it is an edge
 TAPER_MM = 4.0  # SD of the Gaussian that ends the autocovariance
@@ -44,14 +44,10 @@ class Noise:
         """HU² by lag in voxels, lag (0, 0, 0) first, negative ones at the end, as an FFT orders them."""
         return fft.irfftn(self.spectrum, self.size)
 
-    @property
+    @functools.cached_property
     def sd(self) -> float:
         """HU."""
-        return float(np.sqrt(self.spectrum_sum))
-
-    @functools.cached_property
-    def spectrum_sum(self) -> float:
-        return max(float(self.autocovariance[0, 0, 0]), 0.0)
+        return float(np.sqrt(max(self.autocovariance[0, 0, 0], 0.0)))
 
     def field(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         """A random field (x, y, z) in HU with this autocovariance; shapes beyond `size` repeat."""
@@ -63,36 +59,6 @@ class Noise:
 
 
 # -- sharpness ---------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _width_of_sd() -> tuple[np.ndarray, np.ndarray]:
-    """Median 25-75 % width of sampled edges (voxels), and the SD of their blur (voxels), over all phases."""
-    sds = np.geomspace(0.05, 12, 60)
-    phases = (np.arange(40) + 0.5) / 40
-    at = np.arange(-60, 61)
-    widths = [np.median(_widths(stats.norm.cdf((at[None] - phases[:, None]) / sd), len(at) // 2)) for sd in sds]
-    return np.maximum.accumulate(widths), sds
-
-
-def _widths(profiles: np.ndarray, step: int) -> np.ndarray:
-    """Distance in samples between the 25 and 75 % crossings nearest to the middle of rising edges (n, k) from 0 to 1.
-
-    step: the edge lies between samples `step` and `step + 1`.
-    """
-
-    def crossing(rising: np.ndarray, level: float) -> np.ndarray:
-        """How far left of the sample `step + 1` the profile falls below the level; the columns run leftwards."""
-        below = rising < level
-        first = np.where(below.any(1), below.argmax(1), rising.shape[1] - 1)
-        first = np.maximum(first, 1)
-        rows = np.arange(len(rising))
-        low, high = rising[rows, first], rising[rows, first - 1]
-        return first - np.clip((level - low) / np.where(high > low, high - low, 1.0), 0, 1)
-
-    left = crossing(profiles[:, step + 1 :: -1] if step + 1 >= 0 else profiles, 0.25)
-    right = crossing(1 - profiles[:, step:], 0.25)
-    return left + right - 1
 
 
 def psf_mm(hu: np.ndarray, spacing: np.ndarray) -> np.ndarray:
@@ -108,59 +74,76 @@ def psf_mm(hu: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     smooth = ndimage.gaussian_filter(hu, 1.5 / spacing)
     slope = np.stack([np.gradient(smooth, s, axis=a) if hu.shape[a] > 1 else 0 * smooth for a, s in enumerate(spacing)])
     share = slope**2 / np.maximum((slope**2).sum(0), 1e-6)
-    seen, oblique = np.full(3, np.nan), np.zeros((3, 3))
+    seen, oblique = np.full(3, np.nan), np.eye(3)
     for axis in range(3):
+        reach = max(2, int(np.ceil(EDGE_MM / spacing[axis])))
         beside = np.where(np.arange(3) == axis, 0.0, BESIDE_MM / spacing)
-        found = _edges(ndimage.gaussian_filter(hu, beside), share, axis, max(2, int(np.ceil(EDGE_MM / spacing[axis]))))
-        if found is None:
-            continue
-        widths, shares = found
-        seen[axis] = np.interp(np.median(widths), *_width_of_sd()) * spacing[axis]
-        oblique[axis] = np.median(shares / shares[:, [axis]], axis=0)
+        found = _edges(ndimage.gaussian_filter(hu, beside), share, axis, reach)
+        if found is not None:
+            profiles, normals = found
+            seen[axis] = _blur(profiles, reach) * spacing[axis]
+            oblique[axis] = (normals / normals[:, [axis]]).mean(0)
     # an oblique edge adds the blur of the other axes: sd² = Σ_j psf_j² n_j² / n_axis²
-    usual = np.maximum(USUAL_PSF_MM, spacing / 2)
-    known = ~np.isnan(seen)
-    oblique[~known] = np.eye(3)[~known]
-    seen = np.where(known, seen, usual)
-    np.fill_diagonal(oblique, 1.0)
-    added = np.where(known, (oblique.sum(1) - 1) * BESIDE_MM**2, 0.0)
+    seen = np.where(np.isnan(seen), np.maximum(USUAL_PSF_MM, spacing / 2), seen)
+    added = (oblique.sum(1) - 1) * BESIDE_MM**2
     return np.sqrt(np.maximum(np.linalg.solve(oblique, seen**2 - added), (0.3 * seen) ** 2))
 
 
 def _edges(hu: np.ndarray, share: np.ndarray, axis: int, reach: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Widths (n,) in voxels of the edges between lung and tissue along an axis, and their normals' squares (n, 3)."""
+    """The edges between lung and tissue along an axis: profiles (n, 2 reach + 2) from 0 to 1, that cross in the middle,
+    and the squares (n, 3) of their normals; None if they are too few."""
     hu, share = np.moveaxis(hu, axis, 2), np.moveaxis(share, axis + 1, 3)
     n = hu.shape[2]
     if n < 2 * reach + 2:
         return None
-    steps = np.diff(hu, axis=2)
-    size = np.abs(steps)
+    size = np.abs(np.diff(hu, axis=2))
     inner = slice(reach, n - 1 - reach)
     peak = (size == ndimage.maximum_filter1d(size, 2 * reach + 1, axis=2))[:, :, inner]
-    left, right = hu[:, :, : n - 1 - 2 * reach], hu[:, :, 2 * reach + 1 :]
+    ends = (hu[:, :, 1:] + hu[:, :, :-1]) / 2
+    left, right = ends[:, :, : n - 1 - 2 * reach], ends[:, :, 2 * reach :]
     lung, tissue = np.minimum(left, right), np.maximum(left, right)
     across = share[axis][:, :, inner] >= ACROSS
     at = np.argwhere(peak & (lung < LUNG_HU) & (tissue > TISSUE_HU) & across)
     if len(at) < LEAST_EDGES:
         return None
-    columns = at[:, 2, None] + np.arange(2 * reach + 2)
-    profiles = hu[at[:, 0, None], at[:, 1, None], columns]
+    at = at[:: len(at) // MOST_EDGES + 1]
+    profiles = hu[at[:, 0, None], at[:, 1, None], at[:, 2, None] + np.arange(2 * reach + 2)]
     falling = profiles[:, -1] < profiles[:, 0]
     profiles[falling] = profiles[falling, ::-1]
-    low, high = profiles[:, :2].mean(1, keepdims=True), profiles[:, -2:].mean(1, keepdims=True)
-    profiles = (profiles - low) / np.maximum(high - low, 1.0)
-    return _widths(profiles, reach), share[:, at[:, 0], at[:, 1], at[:, 2] + reach].T
+    return _from_0_to_1(profiles), share[:, at[:, 0], at[:, 1], at[:, 2] + reach].T
+
+
+def _from_0_to_1(profiles: np.ndarray) -> np.ndarray:
+    """Rising profiles (..., k) scaled by the means of the two voxels at either end."""
+    low, high = profiles[..., :2].mean(-1, keepdims=True), profiles[..., -2:].mean(-1, keepdims=True)
+    return (profiles - low) / (high - low)
+
+
+@functools.cache
+def _blurred_edges(reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """SDs (m,) in voxels, and what `_edges` sees of edges so blurred, at all places between two voxels (m, places, k)."""
+    sds, places = np.geomspace(0.1, reach, 200), np.linspace(-0.25, 1.25, 25)
+    at = np.arange(-reach, reach + 2)
+    return sds, _from_0_to_1(stats.norm.cdf((at - places[:, None]) / sds[:, None, None])).astype(np.float32)
+
+
+def _blur(profiles: np.ndarray, reach: int) -> float:
+    """SD (voxels) of the Gaussian blur that fits edges (n, k) best, each in its own place: least sum of distances."""
+    sds, edges = _blurred_edges(reach)
+    edges = edges.reshape(-1, edges.shape[-1])
+    squares = (profiles**2).sum(1, keepdims=True) + (edges**2).sum(1) - 2 * profiles @ edges.T
+    nearest = squares.reshape(len(profiles), len(sds), -1).min(2)
+    return float(sds[np.sqrt(nearest.clip(0)).sum(0).argmin()])
 
 
 # -- noise -------------------------------------------------------------------------------------------------------------
 
 
-def noise_of(hu: np.ndarray, spacing: np.ndarray, without: np.ndarray | None = None) -> Noise:
+def noise_of(hu: np.ndarray, spacing: np.ndarray) -> Noise:
     """The noise of aerated lung.
 
     hu:      (x, y, z), the part of the CT about a place
     spacing: (3,) mm
-    without: (x, y, z) bool, voxels to leave out
 
     Without aerated lung, the noise is zero.
     """
@@ -168,10 +151,8 @@ def noise_of(hu: np.ndarray, spacing: np.ndarray, without: np.ndarray | None = N
     hu = np.asarray(hu, float)
     low, high = AERATED_HU
     near = ndimage.gaussian_filter(hu, 1.0 / spacing)
-    usable = (near > low) & (near < high) & (hu > -1023)
+    usable = (near > low) & (near < high)
     usable &= ndimage.distance_transform_edt(usable, spacing) > GUARD_MM
-    if without is not None:
-        usable &= ~without
     size = tuple(
         fft.next_fast_len(n + int(np.ceil(3 * TAPER_MM / s)), real=True) for n, s in zip(hu.shape, spacing, strict=True)
     )

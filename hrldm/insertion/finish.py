@@ -23,6 +23,7 @@ import numpy as np
 from scipy import ndimage
 
 from hrldm.ct.geometry import equivalent_diameter, reach, sample, shifted, voxel_size
+from hrldm.ct.nifti import scaled
 from hrldm.ct.scanner import noise_of, psf_mm
 from hrldm.ct.volume import CT, from_ras, to_ras
 from hrldm.insertion.matching import core_lead
@@ -49,7 +50,7 @@ class Finished:
     stored:    (x, y, z) the box's new values, in the dtype of `CT.stored`
     lesion:    (x, y, z) bool, its voxels
     core:      (x, y, z) bool, those of its solid core
-    before, after: (x, y, z) HU
+    before, after: (x, y, z) HU, as stored
     held:      whether this grid can hold a histogram for a lesion of this size (`holds`)
     psf_mm:    (3,) SD of the scan's point-spread function about the lesion along R, A and S
     noise_hu:  SD of the scan's noise there
@@ -152,9 +153,9 @@ def finished(
     if keep is not None:
         fixed |= to_ras(CT(keep[box], box_ct.affine)).array
     change = np.where(inside, change, np.where(fixed, 0.0, edge))
-    stored, after = here.stored.copy(), x + change
-    stored[change != 0] = ct.to_stored(after[change != 0])
-    turned = (from_ras(a, box_ct) for a in (stored, inside, solid, x, after))
+    stored = here.stored.copy()
+    stored[change != 0] = ct.to_stored((x + change)[change != 0])
+    turned = (from_ras(a, box_ct) for a in (stored, inside, solid, x, scaled(stored, ct.slope, ct.inter)))
     farthest = np.floor(REACH_SDS * blur + 0.5) * spacing + np.maximum(spacing, voxel_size(affine))  # kernel, and R
     return Finished(box, *turned, held, psf, noise.sd, float(np.linalg.norm(farthest)))
 

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from hrldm.nodules.histograms import histogram_jsd, histogram_moments, hu_histogram
 
-HALO_MM = (1.0, 3.0)  # outside the lesion, where its edge ends
+HALO_MM = 2.0  # beyond the voxels about the lesion (1 mm at least), which hold its partial volume
 LIMITS = {"jsd": 0.1, "mean_error_hu": 40.0, "halo_hu": 80.0}  # at most
 
 
@@ -30,12 +30,12 @@ def assess(
 
     Returns:
         requested_mean_hu, obtained_mean_hu, requested_sd_hu, obtained_sd_hu; jsd of the two histograms; mean_error_hu;
-        halo_hu, the mean change 1-3 mm outside the lesion. With a core: core_mean_hu, and rim_mean_hu if it leaves a rim.
+        halo_hu, the mean change in `HALO_MM` beyond the voxels about the lesion. With a core: core_mean_hu, and rim_mean_hu if it leaves a rim.
     """
     values = after[lesion]
     asked_mean, asked_sd = histogram_moments(histogram)
-    distance = ndimage.distance_transform_edt(~lesion, spacing)
-    halo = (distance > HALO_MM[0]) & (distance <= HALO_MM[1])
+    distance, near = ndimage.distance_transform_edt(~lesion, spacing), max(1.0, float(np.max(spacing)))
+    halo = (distance > near) & (distance <= near + HALO_MM)
     parts = {} if core is None or not core.any() else {"core_mean_hu": core, "rim_mean_hu": lesion & ~core}
     return {
         "requested_mean_hu": asked_mean,

@@ -97,13 +97,15 @@ def test_the_seed_is_for_rows_of_a_plan_without_one(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "changes"),
-    [({}, {}), ({"steps": 7}, {"steps": 7}), ({"matching": False}, {"match_t_max": None}),
-     ({"steps": 2, "matching": False, "grain": False}, {"steps": 2, "match_t_max": None})],
-)  # fmt: skip
-def test_options_of_sampling_reach_the_released_networks(options, changes):
-    made, shipped = cli.Options(device="cpu", **options).generator(), released.released(on="cpu")
+    [({}, {}), ({"steps": 7}, {"steps": 7}), ({"steps": 2, "matching": False, "grain": False}, {"steps": 2})],
+)
+def test_options_reach_the_released_networks_and_the_insertion(options, changes):
+    given = cli.Options(device="cpu", **options)
+    made, shipped = given.generator(), released.released(on="cpu")
     assert made.sampling == dataclasses.replace(shipped.sampling, **changes)
-    assert made.grain == options.get("grain", True)
+    assert {name: given.file()[name] for name in ("matching", "grain")} == {
+        name: options.get(name, True) for name in ("matching", "grain")
+    }
 
 
 @pytest.mark.parametrize(

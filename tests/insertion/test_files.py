@@ -60,8 +60,8 @@ def test_the_record_says_which_numbers_the_lobes_were_read_in(nifti, chest, tmp_
 
 
 def test_another_algorithm_is_named_in_the_record(nifti, tmp_path):
-    def otherwise(*arguments):
-        return insert(*arguments)
+    def otherwise(*arguments, **how):
+        return insert(*arguments, **how)
 
     record = put(nifti, tmp_path / "a", lungs=tmp_path / "lungs.nii.gz", algorithm=otherwise)
     assert record["algorithm"] == "otherwise"
@@ -234,11 +234,23 @@ def test_a_fault_of_ours_stays_one(nifti, tmp_path):
         put(nifti, tmp_path / "out", generator=failing(RuntimeError("shapes do not fit")))
 
 
-def test_what_needs_the_imposed_histogram_is_refused_before_the_lungs(nifti, tmp_path):
-    unaided = tiny.PaintingGenerator()
-    unaided.sampling = tiny.profile().sampling
-    with pytest.raises(ValueError, match="solid core is made by imposing"):
-        put(nifti, tmp_path / "out", Wish("part-solid", 14.0, core_mm=6.0), generator=unaided, lungs="absent.nii")
+def test_a_core_is_marked_in_a_file_that_a_wish_takes_and_its_quality_is_that_of_the_files(nifti, tmp_path):
+    wish = Wish("part-solid", 16.0, core_mm=8.0)
+    record = put(nifti, tmp_path / "a", wish, lungs=tmp_path / "lungs.nii.gz")["nodules"][0]
+    ct, mask, parts = (
+        np.asarray(nib.load(tmp_path / "a" / f"{name}.nii.gz").dataobj) for name in ("ct", "mask", "core")
+    )
+    assert set(np.unique(parts)) == {0, 1, 2} and ((parts > 0) == (mask > 0)).all()
+    quality = record["quality"]
+    assert ct[mask == 1].mean() == pytest.approx(quality["obtained_mean_hu"], abs=0.01)
+    assert ct[parts == 2].mean() == pytest.approx(quality["core_mean_hu"], abs=0.01)
+    assert quality["core_mean_hu"] > quality["rim_mean_hu"] and quality["mean_error_hu"] < 3 and quality["jsd"] < 0.012
+    again = Wish("part-solid", mask=tmp_path / "a" / "core.nii.gz")
+    other = put(nifti, tmp_path / "b", again, lungs=tmp_path / "lungs.nii.gz")["nodules"][0]
+    assert other["volume_mm3"] == pytest.approx(record["volume_mm3"], rel=0.1)
+    assert other["core_mm3"] == pytest.approx(record["core_mm3"], rel=0.3)  # of 14 voxels
+    put(nifti, tmp_path / "c", Wish("solid", 10.0), lungs=tmp_path / "lungs.nii.gz")
+    assert not (tmp_path / "c" / "core.nii.gz").exists()
 
 
 # -- DICOM ---------------------------------------------------------------------------------------------------------------

@@ -35,9 +35,9 @@ def shipped(tmp_path):
 def test_files_give_back_the_networks_profile_and_scale(shipped):
     folder, unet, profile = shipped
     made = released(folder / "unet.safetensors", folder / "ae.safetensors", steps=2)
-    assert made.sampling == dataclasses.replace(profile.sampling, steps=2) and made.scale == 0.8 and made.grain
+    assert made.sampling == dataclasses.replace(profile.sampling, steps=2, match_t_max=None)
+    assert made.scale == 0.8
     assert made.config == profile.stage2()
-    assert not released(folder / "unet.safetensors", folder / "ae.safetensors", grain=False).grain
     assert all(
         torch.equal(a.cpu(), b)
         for a, b in zip(made.unet.state_dict().values(), unet.state_dict().values(), strict=True)
@@ -83,7 +83,8 @@ def test_weights_with_a_flipped_bit_are_refused_by_their_card(shipped, name):
 @pytest.mark.skipif(not RELEASED_UNET.exists(), reason="no released U-Net in hrldm/weights")
 def test_the_shipped_weights_are_sampled_as_was_chosen_for_them_unless_something_else_is_asked():
     made = released().sampling
-    assert made == SamplingConfig(steps=4, match_t_max=400, match_rounds=2)
+    assert made == SamplingConfig(steps=4, match_t_max=None, match_rounds=2)
+    assert released(match_t_max=400).sampling == dataclasses.replace(made, match_t_max=400)
     assert released(match_rounds=1).sampling == dataclasses.replace(made, match_rounds=1)
 
 
@@ -99,15 +100,12 @@ def test_the_shipped_network_makes_the_intensity_that_is_asked_for():
     lung = np.random.default_rng(0).normal(-850, 30, made.hu.shape).astype(np.int16)
     wanted = np.stack([hu_histogram(h[k]) for h, k in zip(made.hu, made.mask, strict=True)])
     request = Request(lung, made.mask, made.subtype, wanted, np.arange(6))
-    crops, smooth = (hrldm.released(grain=grain)(request) for grain in (True, False))
+    crops = hrldm.released()(request)
     got = np.array([histogram_moments(hu_histogram(c[k]))[0] for c, k in zip(crops, made.mask, strict=True)])
     asked = np.array([histogram_moments(h)[0] for h in wanted])
     assert np.abs(got - asked).max() < 60
     dark, middle, bright = (got[made.frame.subtype == s].mean() for s in ORDER)
     assert dark < middle < bright
-    rough, plain = (np.diff(c, axis=3)[made.mask[..., 1:]].std() for c in (crops - smooth, smooth))
-    assert 15 < rough < 60  # white noise of 30 HU, of which the autoencoder keeps a part: 42 between neighbours at most
-    assert rough < plain  # the lesion's own structure still rules
 
 
 def test_the_package_offers_the_tool_and_nothing_else():

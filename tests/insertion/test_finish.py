@@ -1,0 +1,220 @@
+"""A lesion belongs to its scan: in the file it has the requested histogram, the scan's edges and noise, and nothing else changes."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from hrldm.ct.geometry import crop_affine, sample, to_world, voxel_size
+from hrldm.ct.volume import CT
+from hrldm.insertion.finish import finished, holds, lesion_in
+from hrldm.insertion.quality import assess
+from hrldm.nodules.histograms import hu_histogram
+from tests import tiny
+
+SIDE, CENTRE, AT = 40, np.array([3.3, -4.1, 7.7]), (20.0, 18.0, 15.0)
+GRIDS = [(1.0, 1.0, 1.0), (0.7, 0.7, 2.5), (0.8, 0.8, 3.0), (0.5, 0.5, 0.5), (0.75, 0.75, 5.0)]
+FORMATS = {"int16": (np.int16, 1.0, 0.0), "uint16": (np.uint16, 1.0, -1024.0), "float32": (np.float32, 1.0, 0.0)}
+STRAIGHT, OBLIQUE = np.eye(3), Rotation.from_euler("xyz", (8, -12, 20), degrees=True).as_matrix()
+WISH = np.exp(-((np.arange(40) - 24) ** 2) / 40.0)  # about -140 HU, SD 150
+
+
+def lung(spacing=(1.0, 1.0, 1.0), turn=STRAIGHT, extent=60.0, sd=30.0, blur=(0.0, 0.0, 0.0), seed=0, kind="int16"):
+    """Aerated lung with noise, its middle at `CENTRE`."""
+    spacing = np.array(spacing)
+    shape = tuple(int(n) for n in np.ceil(extent / spacing))
+    affine = np.eye(4)
+    affine[:3, :3] = turn * spacing
+    affine[:3, 3] = CENTRE - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), np.array(blur) / spacing)
+    dtype, slope, inter = FORMATS[kind]
+    hu = np.rint(-850 + sd * noise / noise.std()) if sd else np.full(shape, -850.0)
+    stored = ((hu - inter) / slope).astype(dtype)
+    return CT(hu.astype(np.float32), affine, stored, slope, inter)
+
+
+def crop(radius, value=-100.0, texture=80.0, seed=3):
+    """A ball's generated HU, its mask, and the affine of their crop."""
+    rough = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(SIDE,) * 3), 1.0)
+    return value + texture * rough / rough.std(), tiny.ball(SIDE, radius), crop_affine(CENTRE, (SIDE,) * 3)
+
+
+def written(ct, lesion):
+    out = ct.stored.copy()
+    out[lesion.box] = lesion.stored
+    return out * ct.slope + ct.inter
+
+
+def quality(ct, lesion):
+    return assess(lesion.before, lesion.after, lesion.lesion, ct.spacing, WISH)
+
+
+@pytest.mark.parametrize("turn", [STRAIGHT, OBLIQUE], ids=["straight", "oblique"])
+@pytest.mark.parametrize(
+    ("spacing", "kind"), [*((grid, "int16") for grid in GRIDS), (GRIDS[1], "uint16"), (GRIDS[1], "float32")]
+)
+def test_the_file_holds_the_histogram_and_only_the_reach_changes(spacing, turn, kind):
+    ct = lung(spacing, turn, kind=kind)
+    lesion = finished(ct, *crop(7.0), WISH, seed=1)
+    assert lesion.held and holds(14.0, ct.spacing)
+    hu = written(ct, lesion)
+    values = hu[lesion.box][lesion.lesion]
+    found = quality(ct, lesion)
+    assert values.mean() == pytest.approx(found["requested_mean_hu"], abs=3) and found["jsd"] <= 0.012
+    assert hu_histogram(values) == pytest.approx(hu_histogram(lesion.after[lesion.lesion]), abs=0.05)
+    whole = np.zeros(ct.shape, bool)
+    whole[lesion.box] = lesion.lesion
+    far = ndimage.distance_transform_edt(~whole, ct.spacing) > lesion.reach_mm
+    np.testing.assert_array_equal(((hu - ct.inter) / ct.slope)[far], ct.stored[far])
+    assert whole.sum() * np.prod(ct.spacing) == pytest.approx(crop(7.0)[1].sum(), rel=0.05 * max(2, spacing[2]))
+    assert np.linalg.norm(to_world(ct.affine, np.argwhere(whole).mean(0)) - CENTRE) < 0.5
+
+
+@pytest.mark.parametrize(("radius", "spacing"), [(3.0, (0.7, 0.7, 5.0)), (5.0, (0.7, 0.7, 12.0))])
+def test_a_lesion_too_small_for_the_slices_becomes_a_mixture_with_the_lung(radius, spacing):
+    ct = lung(spacing, extent=90.0)
+    lesion = finished(ct, *crop(radius), WISH, seed=1)
+    mean = lesion.after[lesion.lesion].mean()
+    assert not lesion.held and -850 < mean < quality(ct, lesion)["requested_mean_hu"]
+
+
+def test_what_is_kept_keeps_its_bits():
+    ct = lung()
+    keep = np.zeros(ct.shape, bool)
+    box, lesion = lesion_in(ct, *crop(7.0)[1:])
+    keep[box] = ~lesion
+    made = finished(ct, *crop(7.0), WISH, seed=1, keep=keep)
+    np.testing.assert_array_equal(written(ct, made)[~_placed(ct, made)], ct.array[~_placed(ct, made)])
+    free = finished(ct, *crop(7.0), WISH, seed=1)
+    assert (written(ct, free) != ct.array)[~_placed(ct, free)].any()
+
+
+def _placed(ct, lesion):
+    whole = np.zeros(ct.shape, bool)
+    whole[lesion.box] = lesion.lesion
+    return whole
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("signs", [(-1, 1, 1), (-1, -1, -1)])
+def test_another_voxel_order_gives_the_same_voxels(order, signs):
+    ct = lung((0.7, 0.8, 2.0))
+    flips = tuple(slice(None, None, s) for s in signs)
+    array = ct.array.transpose(order)[flips]
+    turn = np.eye(4)
+    turn[:3, :3] = np.eye(3)[:, order] @ np.diag(signs)
+    turn[:3, 3] = [(n - 1) * (signs[order.index(a)] < 0) for a, n in enumerate(ct.shape)]
+    other = CT(np.ascontiguousarray(array), ct.affine @ turn)
+    a, b = (written(c, finished(c, *crop(7.0), WISH, seed=1)) for c in (CT(ct.array, ct.affine), other))
+    np.testing.assert_allclose(a.transpose(order)[flips], b, atol=0.01)
+
+
+def test_ground_glass_is_a_veil():
+    """A vessel in it ranks brightest, an airway darkest, and both go on as they were outside."""
+    ct = lung(sd=20.0)
+    middle = np.array(ct.shape) // 2
+    ct.array[middle[0] - 1 : middle[0] + 1, :, middle[2]] = 0.0
+    ct.array[middle[0] + 4, :, middle[2]] = -1000.0
+    ct = CT(ct.array, ct.affine)
+    glass = np.exp(-((np.arange(40) - 10) ** 2) / 12.0)
+    lesion = finished(ct, *crop(8.0, value=-620.0, texture=40.0), glass, seed=1)
+    hu, inside = written(ct, lesion), _placed(ct, lesion)
+    vessel, airway = inside & (ct.array > -100), inside & (ct.array == -1000)
+    rest = inside & ~vessel & ~airway
+    assert hu[vessel].min() > np.percentile(hu[rest], 90) and hu[airway].mean() < np.percentile(hu[rest], 10)
+    outside = ~inside & (ct.array == 0)
+    assert np.abs(hu - ct.array)[outside].max() <= 1
+
+
+@pytest.mark.parametrize(("spacing", "psf"), [((0.7, 0.7, 2.5), (0.7, 0.7, 1.4)), ((1.0, 1.0, 1.0), (0.8, 0.8, 0.8))])
+def test_the_edge_outside_is_what_a_scanner_would_have_made_of_the_lesion(spacing, psf, monkeypatch):
+    """Against physics: a fine ball, blurred by the point-spread function and sampled; profiles along every axis."""
+    monkeypatch.setattr("hrldm.insertion.finish.psf_mm", lambda *_: np.array(psf))
+    ct = lung(spacing, sd=0.0)
+    fine = np.array(spacing) / 5
+    shape = tuple(int(n) for n in 44 / fine)
+    affine = np.diag([*fine, 1.0])
+    affine[:3, 3] = CENTRE - fine * ((np.array(shape) - 1) / 2)
+    distance = np.linalg.norm(to_world(affine, np.stack(np.indices(shape), -1)) - CENTRE, axis=-1)
+    scanned = ndimage.gaussian_filter(np.where(distance <= 9.5, 0.0, -850.0).astype(np.float32), np.array(psf) / fine)
+    true = sample(scanned, affine, ct.shape, ct.affine, outside=-850.0)
+    mask = tiny.ball(SIDE, 9.5)
+    wish = hu_histogram(true[_placed(ct, finished(ct, *crop(9.5), WISH, 1))])
+    depth = ndimage.distance_transform_edt(mask) * 200 - 850  # brighter inside, as the true one
+    made = finished(ct, depth, mask, crop(9.5)[2], wish, seed=1, grain=False)
+    hu, outside = written(ct, made), ~_placed(ct, made)
+    near = outside & (ndimage.distance_transform_edt(outside, ct.spacing) <= 1.5 * ct.spacing.max())
+    gap = hu[near] - true[near]
+    assert abs(gap.mean()) < 0.05 * 850 and np.sqrt((gap**2).mean()) < 0.15 * 850
+
+
+def _lag(hu, inside, axis):
+    first, second = (np.take(hu, range(k, hu.shape[axis] - 1 + k), axis) for k in (0, 1))
+    both = np.take(inside, range(hu.shape[axis] - 1), axis) & np.take(inside, range(1, hu.shape[axis]), axis)
+    return np.corrcoef(first[both], second[both])[0, 1]
+
+
+def test_the_noise_is_the_scans_along_each_axis():
+    ct = lung(sd=60.0, blur=(1.2, 1.2, 1e-6))
+    narrow = np.exp(-((np.arange(40) - 29) ** 2) / 4.0)
+    _, mask, affine = crop(10.0)
+    flat = np.full(mask.shape, 20.0)
+    deep = {}
+    for grain in (True, False):
+        lesion = finished(ct, flat, mask, affine, narrow, seed=1, grain=grain)
+        core = ndimage.binary_erosion(lesion.lesion, iterations=3)
+        deep[grain] = [_lag(lesion.after, core, axis) for axis in range(3)]
+    assert min(deep[True][:2]) > 0.4 > 0.2 > abs(deep[True][2])
+
+
+def test_without_matching_the_values_are_not_ranked():
+    ct = lung(sd=0.0)
+    hu, mask, affine = crop(8.0, value=30.0, texture=0.001)
+    plain = finished(ct, hu, mask, affine, WISH, seed=1, matching=False, grain=False)
+    deep = ndimage.binary_erosion(plain.lesion, iterations=2)
+    assert plain.after[deep] == pytest.approx(30.0, abs=2)
+
+
+def test_a_core_ranks_above_its_rim():
+    hu, mask, affine = crop(9.0)
+    core = tiny.ball(SIDE, 4.0)
+    lesion = finished(lung((0.7, 0.7, 1.5)), hu, mask, affine, WISH, seed=1, core=core)
+    assert lesion.core.sum() * 0.7 * 0.7 * 1.5 == pytest.approx(core.sum(), rel=0.15)
+    assert lesion.after[lesion.core].mean() > lesion.after[lesion.lesion & ~lesion.core].mean() + 150
+
+
+SMALL = (16, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("generated", "mask", "at", "message"),
+    [
+        (np.full(SMALL, np.nan), tiny.ball(16, 3), CENTRE, "scan.nii.gz.*NaN or infinite values.*another seed"),
+        (
+            np.zeros((16, 16, 15)),
+            tiny.ball(16, 3),
+            CENTRE,
+            r"scan.nii.gz: mask \(16, 16, 16\).*\(16, 16, 15\).*one 3D grid",
+        ),
+        (np.zeros(SMALL), np.zeros(SMALL, bool), CENTRE, "empty mask.*give the nodule's mask"),
+        (np.zeros(SMALL), tiny.ball(16, 3), (500.0, 0.0, 0.0), "scan.nii.gz.*outside the CT.*place it inside"),
+        (np.zeros(SMALL), tiny.ball(16, 3), CENTRE + (33.6, 0, 0), "scan.nii.gz.*outside the CT.*place it inside"),
+    ],
+    ids=["NaN", "two grids", "empty", "far outside", "outside by less than a voxel"],
+)
+def test_bad_input_is_named_with_file_fault_and_remedy(generated, mask, at, message):
+    ct = CT(lung().array, lung().affine, source="scan.nii.gz")
+    before = ct.stored.copy()
+    with pytest.raises(ValueError, match=message):
+        finished(ct, generated, mask, crop_affine(np.array(at), SMALL), WISH, seed=1)
+    np.testing.assert_array_equal(ct.stored, before)
+
+
+def test_a_lesion_at_the_ct_border_may_be_cut_by_it_and_integers_are_clipped():
+    ct = lung(extent=40.0, kind="uint16")
+    at = ct.affine[:3, 3] + (1.0, 20.0, 20.0)
+    dark = np.eye(40)[0]
+    mask = tiny.ball(SIDE, 5.0)
+    lesion = finished(ct, np.full(mask.shape, -5000.0), mask, crop_affine(at, mask.shape), dark, seed=1)
+    assert 0 < lesion.lesion.sum() < mask.sum() and lesion.stored.dtype == np.uint16
+    assert voxel_size(ct.affine) == pytest.approx(1.0)
