@@ -93,7 +93,8 @@ def insert(
 
     Args:
         ct: NIfTI file, DICOM folder or zip
-        out: output folder, created here: ct.nii.gz, mask.nii.gz, record.json, and dicom/ for a DICOM input
+        out: output folder, created here: ct.nii.gz, mask.nii.gz, core.nii.gz for a solid core, record.json, and dicom/ for a
+            DICOM input
         lungs: lung mask or lobe map of this CT
         avoid: mask that no nodule may touch
         series_uid: which series to read from a DICOM folder with several

@@ -19,7 +19,7 @@ from scipy import fft, ndimage, stats
 LUNG_HU, TISSUE_HU = -650.0, -200.0  # at least this dark and this bright, EDGE_MM to both sides of an edge
 BRIGHTEST_HU = 60.0  # bone and contrast beyond the pleura would move the upper level of an edge
 EDGE_MM = 4.0
-BESIDE_MM = 1.0  # SD of the smoothing along the other two axes, against noise
+BESIDE_MM = 0.7  # SD of the smoothing along the other two axes, against noise
 ACROSS = 0.85  # least share of the squared gradient along the axis: more oblique surfaces look blurred
 LEAST_EDGES, MOST_EDGES = 100, 1000
 USUAL_PSF_MM = 0.7  # where too few edges are seen, and half a voxel if that is more

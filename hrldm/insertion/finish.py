@@ -54,7 +54,7 @@ class Finished:
     held:      whether this grid can hold a histogram for a lesion of this size (`holds`)
     psf_mm:    (3,) SD of the scan's point-spread function about the lesion along R, A and S
     noise_hu:  SD of the scan's noise there
-    reach_mm:  no voxel further from the lesion changes
+    reach_mm:  from the lesion's voxels to the farthest one that changes
     """
 
     box: tuple[slice, ...]
@@ -113,7 +113,7 @@ def finished(
     corners = _corners(mask, affine)
     around = to_ras(_part(ct, corners, SHARPNESS_MM)[0])
     psf = psf_mm(around.array, around.spacing)
-    box_ct, box = _part(ct, corners, REACH_SDS * psf.max() + 1.0)
+    box_ct, box = _part(ct, corners, REACH_SDS * max(psf.max(), 1.0) + 1.0)
     here = to_ras(box_ct)  # one order of voxels, so that a flipped CT gets the same noise
     x, spacing = here.array.astype(np.float64), here.spacing
 
@@ -129,7 +129,7 @@ def finished(
     rest = np.sqrt(np.maximum(psf**2 - OWN_BLUR_MM**2 - averaged, 0)) / spacing
     d = ndimage.gaussian_filter(seen(np.where(mask, generated_hu - level, 0.0)), rest)
     d /= np.maximum(ndimage.gaussian_filter(share, rest), 1e-3)
-    score = x + free * d
+    score, lead = x + free * d, 0.0
     near = to_ras(_part(ct, corners, NOISE_MM)[0])
     noise = noise_of(near.array, near.spacing)
     if grain:
@@ -137,9 +137,9 @@ def finished(
         score += OWN_NOISE * np.sqrt(1 - (1 - np.clip(d / air, 0, 1)) ** 2) * noise.field(x.shape, rng)
     solid = np.zeros_like(inside)
     if core is not None and core.any():
-        score += seen(core_lead(core))
+        lead = seen(core_lead(core))
         solid = inside & (seen(core) >= 0.5 * share)
-    values = ranked(score, inside, quantiles(histogram, int(inside.sum()))) if matching else score[inside]
+    values = ranked(score + lead, inside, quantiles(histogram, int(inside.sum()))) if matching else score[inside]
     held = holds(equivalent_diameter(mask.sum()), spacing)
     change = np.zeros_like(x)
     # where the grid is too coarse, a voxel is a mixture of lesion and lung
@@ -153,11 +153,11 @@ def finished(
     if keep is not None:
         fixed |= to_ras(CT(keep[box], box_ct.affine)).array
     change = np.where(inside, change, np.where(fixed, 0.0, edge))
-    stored = here.stored.copy()
-    stored[change != 0] = ct.to_stored((x + change)[change != 0])
+    stored, changed = here.stored.copy(), change != 0
+    stored[changed] = ct.to_stored((x + change)[changed])
+    farthest = ndimage.distance_transform_edt(~inside, spacing)[changed].max(initial=0.0)
     turned = (from_ras(a, box_ct) for a in (stored, inside, solid, x, scaled(stored, ct.slope, ct.inter)))
-    farthest = np.floor(REACH_SDS * blur + 0.5) * spacing + np.maximum(spacing, voxel_size(affine))  # kernel, and R
-    return Finished(box, *turned, held, psf, noise.sd, float(np.linalg.norm(farthest)))
+    return Finished(box, *turned, held, psf, noise.sd, float(farthest))
 
 
 def lesion_in(ct: CT, mask: np.ndarray, affine: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray]:

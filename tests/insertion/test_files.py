@@ -14,8 +14,8 @@ import SimpleITK as sitk
 from hrldm.ct.volume import read_ct
 from hrldm.insertion import files
 from hrldm.insertion.insert import insert
-from hrldm.insertion.record import told_apart
-from hrldm.insertion.wish import Wish
+from hrldm.insertion.record import asked_for, inputs, made_of, told_apart
+from hrldm.insertion.wish import Wish, read_plan
 from tests import tiny
 from tests.insertion.chests import During, failing, places, save, scan
 
@@ -81,6 +81,25 @@ def test_a_record_made_otherwise_is_said(nifti, tmp_path):
     assert [said.split(":")[0] for said in apart(lungs, nifti)] == ["files ct", "files lungs"]
     generator.sampling = tiny.profile(sampling__match_t_max=300, sampling__steps=7).sampling
     assert [said.split(":")[0] for said in apart(*copies)] == ["sampling steps"]
+
+
+def test_the_record_of_an_earlier_version_is_read_and_what_is_new_is_said(nifti, tmp_path):
+    """Before the scan's noise was measured, grain was a setting of the sampling, and matching no option."""
+    generator = tiny.PaintingGenerator()
+    record = put(nifti, tmp_path / "a", generator=generator, retries=0)
+    for name in ("matching", "grain"):
+        del record["options"][name]
+    record["sampling"]["grain"] = True
+    for nodule in record["nodules"]:
+        del nodule["scan"]
+        nodule["quality"]["fill"] = 1.0
+    (tmp_path / "a" / "record.json").write_text(json.dumps(record))
+    assert read_plan(tmp_path / "a" / "record.json") == WISHES
+    assert told_apart(tmp_path / "a" / "record.json", nifti, WISHES, generator, retries=0) == [
+        "options matching: None there, True here", "options grain: None there, True here",
+    ]  # fmt: skip
+    asked, given = asked_for(generator, retries=0), inputs(nifti, WISHES)
+    assert made_of(tmp_path / "a", WISHES, asked, given) is False  # a batch does not take it for its own
 
 
 # -- what may be written, and when ---------------------------------------------------------------------------------------

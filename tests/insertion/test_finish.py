@@ -5,14 +5,14 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from hrldm.ct.geometry import crop_affine, sample, to_world, voxel_size
+from hrldm.ct.geometry import crop_affine, to_world
 from hrldm.ct.volume import CT
-from hrldm.insertion.finish import finished, holds, lesion_in
+from hrldm.insertion.finish import OWN_BLUR_MM, finished, holds, lesion_in
 from hrldm.insertion.quality import assess
 from hrldm.nodules.histograms import hu_histogram
-from tests import tiny
+from tests import phantom, tiny
 
-SIDE, CENTRE, AT = 40, np.array([3.3, -4.1, 7.7]), (20.0, 18.0, 15.0)
+SIDE, CENTRE = 40, np.array([3.3, -4.1, 7.7])
 GRIDS = [(1.0, 1.0, 1.0), (0.7, 0.7, 2.5), (0.8, 0.8, 3.0), (0.5, 0.5, 0.5), (0.75, 0.75, 5.0)]
 FORMATS = {"int16": (np.int16, 1.0, 0.0), "uint16": (np.uint16, 1.0, -1024.0), "float32": (np.float32, 1.0, 0.0)}
 STRAIGHT, OBLIQUE = np.eye(3), Rotation.from_euler("xyz", (8, -12, 20), degrees=True).as_matrix()
@@ -45,6 +45,13 @@ def written(ct, lesion):
     return out * ct.slope + ct.inter
 
 
+def placed(ct, lesion):
+    """The lesion's voxels in the whole CT."""
+    whole = np.zeros(ct.shape, bool)
+    whole[lesion.box] = lesion.lesion
+    return whole
+
+
 def quality(ct, lesion):
     return assess(lesion.before, lesion.after, lesion.lesion, ct.spacing, WISH)
 
@@ -56,16 +63,14 @@ def quality(ct, lesion):
 def test_the_file_holds_the_histogram_and_only_the_reach_changes(spacing, turn, kind):
     ct = lung(spacing, turn, kind=kind)
     lesion = finished(ct, *crop(7.0), WISH, seed=1)
-    assert lesion.held and holds(14.0, ct.spacing)
-    hu = written(ct, lesion)
-    values = hu[lesion.box][lesion.lesion]
+    assert lesion.held and holds(14.0, ct.spacing) and lesion.stored.dtype == ct.stored.dtype
+    hu, whole = written(ct, lesion), placed(ct, lesion)
+    np.testing.assert_array_equal(hu[lesion.box], lesion.after)
     found = quality(ct, lesion)
-    assert values.mean() == pytest.approx(found["requested_mean_hu"], abs=3) and found["jsd"] <= 0.012
-    assert hu_histogram(values) == pytest.approx(hu_histogram(lesion.after[lesion.lesion]), abs=0.05)
-    whole = np.zeros(ct.shape, bool)
-    whole[lesion.box] = lesion.lesion
-    far = ndimage.distance_transform_edt(~whole, ct.spacing) > lesion.reach_mm
-    np.testing.assert_array_equal(((hu - ct.inter) / ct.slope)[far], ct.stored[far])
+    assert hu[whole].mean() == pytest.approx(found["requested_mean_hu"], abs=3) and found["jsd"] <= 0.012
+    distance = ndimage.distance_transform_edt(~whole, ct.spacing)
+    assert distance[hu != ct.array].max() == pytest.approx(lesion.reach_mm)
+    assert lesion.reach_mm <= np.linalg.norm(3 * lesion.psf_mm + np.maximum(ct.spacing, 1))
     assert whole.sum() * np.prod(ct.spacing) == pytest.approx(crop(7.0)[1].sum(), rel=0.05 * max(2, spacing[2]))
     assert np.linalg.norm(to_world(ct.affine, np.argwhere(whole).mean(0)) - CENTRE) < 0.5
 
@@ -78,35 +83,33 @@ def test_a_lesion_too_small_for_the_slices_becomes_a_mixture_with_the_lung(radiu
     assert not lesion.held and -850 < mean < quality(ct, lesion)["requested_mean_hu"]
 
 
-def test_what_is_kept_keeps_its_bits():
-    ct = lung()
-    keep = np.zeros(ct.shape, bool)
-    box, lesion = lesion_in(ct, *crop(7.0)[1:])
-    keep[box] = ~lesion
-    made = finished(ct, *crop(7.0), WISH, seed=1, keep=keep)
-    np.testing.assert_array_equal(written(ct, made)[~_placed(ct, made)], ct.array[~_placed(ct, made)])
+@pytest.mark.parametrize("turn", [STRAIGHT, OBLIQUE], ids=["straight", "oblique"])
+@pytest.mark.parametrize("spacing", GRIDS, ids=str)
+def test_what_is_kept_keeps_its_bits(spacing, turn):
+    ct = lung(spacing, turn)
     free = finished(ct, *crop(7.0), WISH, seed=1)
-    assert (written(ct, free) != ct.array)[~_placed(ct, free)].any()
-
-
-def _placed(ct, lesion):
-    whole = np.zeros(ct.shape, bool)
-    whole[lesion.box] = lesion.lesion
-    return whole
+    keep = ~placed(ct, free)
+    keep[: ct.shape[0] // 2] = False
+    made, kept = finished(ct, *crop(7.0), WISH, seed=1, keep=keep), keep[free.box]
+    np.testing.assert_array_equal(made.stored, np.where(kept, ct.stored[free.box], free.stored))
+    assert (made.stored != free.stored).any()
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-@pytest.mark.parametrize("signs", [(-1, 1, 1), (-1, -1, -1)])
-def test_another_voxel_order_gives_the_same_voxels(order, signs):
-    ct = lung((0.7, 0.8, 2.0))
+@pytest.mark.parametrize("signs", [(-1, 1, 1), (-1, -1, -1), (1, 1, 1)])
+@pytest.mark.parametrize("spacing", [(0.7, 0.8, 2.0), (1.0, 1.0, 1.0)], ids=str)
+def test_another_voxel_order_gives_the_same_voxels(order, signs, spacing):
+    ct = lung(spacing, blur=(0.5, 0.5, 0.5))
     flips = tuple(slice(None, None, s) for s in signs)
-    array = ct.array.transpose(order)[flips]
     turn = np.eye(4)
     turn[:3, :3] = np.eye(3)[:, order] @ np.diag(signs)
     turn[:3, 3] = [(n - 1) * (signs[order.index(a)] < 0) for a, n in enumerate(ct.shape)]
-    other = CT(np.ascontiguousarray(array), ct.affine @ turn)
-    a, b = (written(c, finished(c, *crop(7.0), WISH, seed=1)) for c in (CT(ct.array, ct.affine), other))
-    np.testing.assert_allclose(a.transpose(order)[flips], b, atol=0.01)
+    array = ct.array.astype(np.int16)
+    other = CT(np.ascontiguousarray(array.transpose(order)[flips]), ct.affine @ turn)
+    a, b = (finished(c, *crop(7.0), WISH, seed=1) for c in (CT(array, ct.affine), other))
+    np.testing.assert_array_equal(a.stored.transpose(order)[flips], b.stored)
+    np.testing.assert_array_equal(a.lesion.transpose(order)[flips], b.lesion)
+    np.testing.assert_allclose(a.psf_mm, b.psf_mm)
 
 
 def test_ground_glass_is_a_veil():
@@ -118,7 +121,7 @@ def test_ground_glass_is_a_veil():
     ct = CT(ct.array, ct.affine)
     glass = np.exp(-((np.arange(40) - 10) ** 2) / 12.0)
     lesion = finished(ct, *crop(8.0, value=-620.0, texture=40.0), glass, seed=1)
-    hu, inside = written(ct, lesion), _placed(ct, lesion)
+    hu, inside = written(ct, lesion), placed(ct, lesion)
     vessel, airway = inside & (ct.array > -100), inside & (ct.array == -1000)
     rest = inside & ~vessel & ~airway
     assert hu[vessel].min() > np.percentile(hu[rest], 90) and hu[airway].mean() < np.percentile(hu[rest], 10)
@@ -126,53 +129,63 @@ def test_ground_glass_is_a_veil():
     assert np.abs(hu - ct.array)[outside].max() <= 1
 
 
-@pytest.mark.parametrize(("spacing", "psf"), [((0.7, 0.7, 2.5), (0.7, 0.7, 1.4)), ((1.0, 1.0, 1.0), (0.8, 0.8, 0.8))])
-def test_the_edge_outside_is_what_a_scanner_would_have_made_of_the_lesion(spacing, psf, monkeypatch):
-    """Against physics: a fine ball, blurred by the point-spread function and sampled; profiles along every axis."""
-    monkeypatch.setattr("hrldm.insertion.finish.psf_mm", lambda *_: np.array(psf))
-    ct = lung(spacing, sd=0.0)
-    fine = np.array(spacing) / 5
-    shape = tuple(int(n) for n in 44 / fine)
-    affine = np.diag([*fine, 1.0])
-    affine[:3, 3] = CENTRE - fine * ((np.array(shape) - 1) / 2)
-    distance = np.linalg.norm(to_world(affine, np.stack(np.indices(shape), -1)) - CENTRE, axis=-1)
-    scanned = ndimage.gaussian_filter(np.where(distance <= 9.5, 0.0, -850.0).astype(np.float32), np.array(psf) / fine)
-    true = sample(scanned, affine, ct.shape, ct.affine, outside=-850.0)
-    mask = tiny.ball(SIDE, 9.5)
-    wish = hu_histogram(true[_placed(ct, finished(ct, *crop(9.5), WISH, 1))])
-    depth = ndimage.distance_transform_edt(mask) * 200 - 850  # brighter inside, as the true one
-    made = finished(ct, depth, mask, crop(9.5)[2], wish, seed=1, grain=False)
-    hu, outside = written(ct, made), ~_placed(ct, made)
-    near = outside & (ndimage.distance_transform_edt(outside, ct.spacing) <= 1.5 * ct.spacing.max())
+@pytest.mark.parametrize(
+    ("spacing", "psf"),
+    [((0.7, 0.7, 2.5), (0.6, 0.6, 1.2)), ((1.0, 1.0, 1.0), (0.8, 0.8, 0.8)), ((0.9, 0.9, 0.9), (1.0, 1.0, 0.7))],
+    ids=["2.5 mm slices", "1 mm", "smooth kernel"],
+)
+def test_the_edge_is_what_a_scanner_would_have_made_of_the_lesion(spacing, psf):
+    """Against physics: a phantom scanned with the lesion, and scanned without it and the lesion put in."""
+    without, true = (phantom.scanned(spacing, psf, lesion_mm=mm) for mm in (0.0, 8.0))
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = CENTRE - np.array(spacing) * (np.array(without.shape) - 1) / 2
+    ct, (_, mask, grid) = CT(np.rint(without).astype(np.int16), affine), crop(8.0)
+    box, lesion = lesion_in(ct, mask, grid)
+    generated = ndimage.gaussian_filter(np.where(mask, 0.0, -860.0), OWN_BLUR_MM)
+    made = finished(ct, generated, mask, grid, hu_histogram(true[box][lesion]), seed=1, grain=False)
+    hu, inside = written(ct, made), placed(ct, made)
+    np.testing.assert_allclose(made.psf_mm, psf, rtol=0.1)
+    contrast, lung_there = 860.0, ~inside & (without < -700)
+    near = lung_there & (ndimage.distance_transform_edt(~inside, spacing) <= 1.5 * max(spacing))
     gap = hu[near] - true[near]
-    assert abs(gap.mean()) < 0.05 * 850 and np.sqrt((gap**2).mean()) < 0.15 * 850
+    assert abs(gap.mean()) < 0.03 * contrast and np.sqrt((gap**2).mean()) < 0.05 * contrast
+    at = np.abs(to_world(affine, np.stack(np.indices(ct.shape), -1)) - CENTRE)
+    for axis in range(3):  # profiles through the middle
+        beam = lung_there & (np.delete(at, axis, axis=-1) <= 2.0).all(-1) & (at[..., axis] < 14)
+        steps = [np.bincount(np.nonzero(beam)[axis], (x - without)[beam]) for x in (hu, true)]
+        n = np.bincount(np.nonzero(beam)[axis])
+        seen, wanted = (x[n > 0] / n[n > 0] for x in steps)
+        assert wanted.max() > 0.05 * contrast and np.abs(seen - wanted).max() < 0.15 * contrast
 
 
-def _lag(hu, inside, axis):
+def lag(hu, inside, axis):
+    """Correlation with the next voxel along an axis."""
     first, second = (np.take(hu, range(k, hu.shape[axis] - 1 + k), axis) for k in (0, 1))
     both = np.take(inside, range(hu.shape[axis] - 1), axis) & np.take(inside, range(1, hu.shape[axis]), axis)
     return np.corrcoef(first[both], second[both])[0, 1]
 
 
-def test_the_noise_is_the_scans_along_each_axis():
-    ct = lung(sd=60.0, blur=(1.2, 1.2, 1e-6))
+def test_the_noise_is_the_scans_along_each_axis_and_without_grain_there_is_none():
+    ct = lung(sd=60.0, blur=(1.2, 1.2, 0.0))
     narrow = np.exp(-((np.arange(40) - 29) ** 2) / 4.0)
-    _, mask, affine = crop(10.0)
-    flat = np.full(mask.shape, 20.0)
+    waves = 20 + 20 * ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((SIDE,) * 3), 3.0) / 0.03
     deep = {}
     for grain in (True, False):
-        lesion = finished(ct, flat, mask, affine, narrow, seed=1, grain=grain)
-        core = ndimage.binary_erosion(lesion.lesion, iterations=3)
-        deep[grain] = [_lag(lesion.after, core, axis) for axis in range(3)]
-    assert min(deep[True][:2]) > 0.4 > 0.2 > abs(deep[True][2])
+        lesion = finished(ct, waves, *crop(10.0)[1:], narrow, seed=1, grain=grain)
+        middle = ndimage.binary_erosion(lesion.lesion, iterations=3)
+        deep[grain] = [lag(lesion.after, middle, axis) for axis in range(3)]
+    scan = [lag(ct.array, np.ones(ct.shape, bool), axis) for axis in range(3)]
+    assert min(deep[True][:2]) > 0.6 > 0.4 > deep[True][2] and min(scan[:2]) > 0.6 > 0.1 > abs(scan[2])
+    assert min(deep[False]) > 0.8
 
 
 def test_without_matching_the_values_are_not_ranked():
     ct = lung(sd=0.0)
     hu, mask, affine = crop(8.0, value=30.0, texture=0.001)
-    plain = finished(ct, hu, mask, affine, WISH, seed=1, matching=False, grain=False)
-    deep = ndimage.binary_erosion(plain.lesion, iterations=2)
-    assert plain.after[deep] == pytest.approx(30.0, abs=2)
+    for core in (None, tiny.ball(SIDE, 4.0)):
+        plain = finished(ct, hu, mask, affine, WISH, seed=1, core=core, matching=False, grain=False)
+        deep = ndimage.binary_erosion(plain.lesion, iterations=2)
+        assert plain.after[deep] == pytest.approx(30.0, abs=2)
 
 
 def test_a_core_ranks_above_its_rim():
@@ -211,10 +224,10 @@ def test_bad_input_is_named_with_file_fault_and_remedy(generated, mask, at, mess
 
 
 def test_a_lesion_at_the_ct_border_may_be_cut_by_it_and_integers_are_clipped():
-    ct = lung(extent=40.0, kind="uint16")
-    at = ct.affine[:3, 3] + (1.0, 20.0, 20.0)
-    dark = np.eye(40)[0]
-    mask = tiny.ball(SIDE, 5.0)
-    lesion = finished(ct, np.full(mask.shape, -5000.0), mask, crop_affine(at, mask.shape), dark, seed=1)
-    assert 0 < lesion.lesion.sum() < mask.sum() and lesion.stored.dtype == np.uint16
-    assert voxel_size(ct.affine) == pytest.approx(1.0)
+    ct, mask = lung(extent=40.0, kind="uint16"), tiny.ball(SIDE, 5.0)
+    at = crop_affine(ct.affine[:3, 3] + (1.0, 20.0, 20.0), mask.shape)
+    before = ct.stored.copy()
+    lesion = finished(ct, np.full(mask.shape, -5000.0), mask, at, WISH, seed=1, matching=False)
+    assert 0.3 * mask.sum() < lesion.lesion.sum() < 0.8 * mask.sum()
+    assert (lesion.stored[lesion.lesion] == 0).mean() > 0.9 and lesion.after.min() == -1024
+    np.testing.assert_array_equal(ct.stored, before)
