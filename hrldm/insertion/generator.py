@@ -81,10 +81,11 @@ class Generator:
         paste: False gives each lesion's window as decoded, and the background elsewhere
 
         Raises:
-            ValueError: a crop whose side is not a multiple of 4, or a core that neither a template nor matching makes.
+            ValueError: a crop whose side is not a multiple of 4, or a core to be pasted that neither a template nor matching
+                makes (`finish` makes those of what is not pasted).
         """
-        picture = self.config.histogram.template
-        if request.core is not None and request.core.any() and self.sampling.match_t_max is None and not picture:
+        made = not paste or self.config.histogram.template or self.sampling.match_t_max is not None
+        if request.core is not None and request.core.any() and not made:
             raise ValueError("a solid core is made by imposing its histogram while sampling; give match_t_max=...")
         groups = by_side(self._windows(request))
         batches = [rows[i : i + batch] for rows in groups for i in range(0, len(rows), batch)]

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from hrldm.insertion import generator as generate
+from hrldm.ct.volume import CT
+from hrldm.insertion.finish import finished
 from hrldm.insertion.generator import Request
 from hrldm.insertion.matching import core_lead, match_latents, matched
 from hrldm.nodules.histograms import histogram_jsd, hu_histogram
@@ -95,3 +97,6 @@ def test_the_generator_makes_the_core():
     assert out[core].mean() > -200 and out[mask & ~core].mean() < -450
     with pytest.raises(ValueError, match="solid core is made by imposing"):
         tiny.generator(model, unet, 0.8, **changes)(request)
+    made = tiny.generator(model, unet, 0.8, **changes)(request, paste=False)[0]  # the finish makes the core
+    lesion = finished(CT(lung[0], np.eye(4)), made, mask[0], np.eye(4), request.histogram[0], 3, core[0])
+    assert lesion.after[lesion.core].mean() > -200 and lesion.after[lesion.lesion & ~lesion.core].mean() < -450
