@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hrldm.insertion import generator as generate
 from hrldm.ct.volume import CT
+from hrldm.insertion import generator as generate
 from hrldm.insertion.finish import finished
 from hrldm.insertion.generator import Request
 from hrldm.insertion.matching import core_lead, match_latents, matched
