@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import fft, ndimage
 
-from hrldm.ct.geometry import grid_gap, reach, sample, to_world, voxel_size
+from hrldm.ct.geometry import grid_gap, reach, sample, sampled, to_world, voxel_size
 from hrldm.ct.nifti import open_nifti, read_voxels
 from hrldm.ct.volume import CT
 
@@ -29,33 +29,6 @@ WRONG_SIDE_MM = 20.0
 NEAR_LUNG_MM = 20.0
 LESION_HU = (-700.0, 250.0)  # plausible mean of a known lesion outside the lung labels
 COARSE_MM = 8.0
-STRAIGHT = 0.01  # voxels that two grids may be turned against each other and still count as parallel
-
-
-def sampled(
-    array: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target_affine: np.ndarray,
-    order: int = 1, outside: float | None = None,
-) -> np.ndarray:  # fmt: skip
-    """`geometry.sample` with order 0 or 1, five times as fast where the grids are parallel: one axis after the other."""
-    matrix = np.linalg.inv(affine) @ target_affine
-    scale, shift = np.diagonal(matrix)[:3], matrix[:3, 3]
-    if np.abs(matrix[:3, :3] - np.diag(scale)).max() * max(shape) > STRAIGHT:
-        return sample(array, affine, shape, target_affine, order, outside)
-    if outside is not None:
-        array, shift = np.pad(array, 1, constant_values=outside), shift + 1
-    for axis in range(3):
-        last = array.shape[axis] - 1
-        at = np.clip(scale[axis] * np.arange(shape[axis]) + shift[axis], 0, last)
-        if order == 0:
-            array = array.take(np.floor(at + 0.5).astype(int), axis)
-            continue
-        low = at.astype(int)
-        weight = np.expand_dims((at - low).astype(np.float32), [a for a in range(3) if a != axis])
-        array, step = (array.take(i, axis).astype(np.float32, copy=False) for i in (low, np.minimum(low + 1, last)))
-        step -= array
-        step *= weight
-        array += step
-    return array
 
 
 def read_beside(path: str | Path, ct: CT) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,8 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from hrldm.ct.geometry import head_foot, reach, shifted, to_world
-from hrldm.ct.label_maps import check_map, read_map, sampled
+from hrldm.ct.geometry import head_foot, reach, sampled, shifted, to_world
+from hrldm.ct.label_maps import check_map, read_map
 from hrldm.ct.volume import CT, write_nifti
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import numpy as np
 from scipy import ndimage
 
 from hrldm.config import SUBTYPES
-from hrldm.ct.geometry import equivalent_diameter, reach, sample, shifted, to_world, voxel_size
-from hrldm.ct.label_maps import LOBE_NAMES, read_beside, sampled
+from hrldm.ct.geometry import equivalent_diameter, reach, sample, sampled, shifted, to_world, voxel_size
+from hrldm.ct.label_maps import LOBE_NAMES, read_beside
 from hrldm.ct.lungs import depth_mm
 from hrldm.ct.volume import CT, to_ras
 from hrldm.insertion.blend import FEATHER_MM, MARGIN_SIGMAS
@@ -30,7 +30,8 @@ from hrldm.nodules.histograms import (
     with_solid_share,
 )
 from hrldm.nodules.masks import box_of, cropped, highest
-from hrldm.nodules.positions import BASES, VESSEL_HU, LungMap, PlacementReport, at_pleura, overlap, sample_position
+from hrldm.nodules.pleura import BASES, at_pleura
+from hrldm.nodules.positions import VESSEL_HU, LungMap, PlacementReport, overlap, sample_position
 from hrldm.nodules.shape_fitting import choose_shape, core_of, fitted_distance
 from hrldm.nodules.shapes import ShapeLibrary
 

@@ -28,8 +28,8 @@ MOST = 10_000  # nodules in one CT; lungs hold fewer
 SMALLEST_MM, LARGEST_MM = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]
 Subtype = Literal[*SUBTYPES]
 Lobe = Literal["LUL", "LLL", "RUL", "RML", "RLL"]  # as in `hrldm.ct.label_maps`
-Location = Literal["inner", "subpleural"]  # as in `hrldm.nodules.positions`, and so is
-Base = Literal["narrow", "broad"]
+Location = Literal["inner", "subpleural"]  # as in `hrldm.nodules.positions`
+Base = Literal["narrow", "broad"]  # as in `hrldm.nodules.pleura`
 LIMITS = {"mean_hu": (HIST_HU_MIN, HIST_HU_MAX), "sd_hu": (10.0, 400.0)}
 
 

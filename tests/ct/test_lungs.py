@@ -12,8 +12,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from hrldm.ct import lungs
-from hrldm.ct.geometry import sample, shifted, to_world
-from hrldm.ct.label_maps import LOBE_NAMES, sampled
+from hrldm.ct.geometry import sample, sampled, shifted, to_world
+from hrldm.ct.label_maps import LOBE_NAMES
 from hrldm.ct.volume import CT, read_ct
 from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
 from tests import tiny

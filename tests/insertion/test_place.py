@@ -14,7 +14,7 @@ from hrldm.insertion.record import inputs
 from hrldm.insertion.wish import Wish
 from hrldm.nodules.histograms import SOLID_HU, bin_centres, histogram_moments
 from hrldm.nodules.masks import box_of, offsets
-from hrldm.nodules.positions import BASES
+from hrldm.nodules.pleura import BASES
 from hrldm.nodules.shapes import load_shapes
 from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
 from tests.insertion.chests import LIBRARY, places

@@ -8,7 +8,8 @@ import pytest
 
 from hrldm.ct.label_maps import LOBE_NAMES
 from hrldm.insertion.wish import Base, Lobe, Location, Wish, copies, own_seed, read_histogram, read_plan
-from hrldm.nodules.positions import BASES, LOCATIONS
+from hrldm.nodules.pleura import BASES
+from hrldm.nodules.positions import LOCATIONS
 from tests.insertion.chests import drawn
 
 FLAT = "1 " * 40  # a histogram

@@ -8,9 +8,10 @@ import pytest
 from scipy import ndimage
 
 from hrldm.ct.geometry import equivalent_diameter
-from hrldm.nodules import positions
+from hrldm.nodules import pleura, positions
 from hrldm.nodules.masks import offsets
-from hrldm.nodules.positions import BASES, LungMap, PlacementReport, at_pleura, overlap, sample_position
+from hrldm.nodules.pleura import BASES, at_pleura
+from hrldm.nodules.positions import LungMap, PlacementReport, overlap, sample_position
 from hrldm.nodules.shape_fitting import fitted_distance
 from tests import tiny
 
@@ -196,7 +197,7 @@ def test_at_the_pleura_lobe_and_occupied_places_are_kept(lung):
 
 def test_without_a_pleura_to_be_seen_there_is_no_place_at_it(lung, monkeypatch):
     """Air on, far beyond the labels: as where a map leaves out a part of the lung."""
-    monkeypatch.setattr(positions, "PLEURAL_TRIES", 20)
+    monkeypatch.setattr(pleura, "PLEURAL_TRIES", 20)
     shape = fitted_distance(LESION, 8.0, np.random.default_rng(0))
     away = np.sqrt(sum((g - 32.3) ** 2 for g in np.indices(lung.shape)))
     with pytest.raises(ValueError, match="found 0 of 1 subpleural places for a 8 mm lesion: 0 of 20.*Choose a smaller"):
