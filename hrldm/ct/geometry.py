@@ -68,12 +68,13 @@ def check_geometry(affine: np.ndarray, name: str | Path) -> None:
 
 
 def sample(
-    array: np.ndarray, affine: np.ndarray, target_shape: tuple[int, int, int], target_affine: np.ndarray,
+    array: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target_affine: np.ndarray,
     order: int = 1, outside: float | None = None,
 ) -> np.ndarray:  # fmt: skip
     """Resample `array` (X, Y, Z) to another grid of any orientation; the cost depends on the target's size only.
 
     Args:
+        shape, target_affine: of that grid
         order:    0 nearest (masks, keeps the dtype), 1 linear (float32), 3 cubic (float32)
         outside:  value beyond the array; None repeats its edge
 
@@ -81,25 +82,25 @@ def sample(
     """
     matrix = np.linalg.inv(affine) @ target_affine
     turn, shift = matrix[:3, :3], matrix[:3, 3]
-    if np.abs(turn - np.diag(np.diagonal(turn))).max() < 1e-9:
-        turn = np.diagonal(turn).copy()  # scipy's separable path
+    scale = np.diagonal(turn).copy()
+    parallel = np.abs(turn - np.diag(scale)).max() * max(shape) <= STRAIGHT
+    if parallel and order <= 1:
+        return _along_axes(array, scale, shift, shape, order, outside)
     values = array.view(np.uint8) if array.dtype == bool else array  # scipy knows no bool
     # `constant` would apply `outside` from the centre of the last voxel, `grid-constant` applies it from its edge
     beyond = {"mode": "nearest"} if outside is None else {"mode": "grid-constant", "cval": outside}
     dtype = values.dtype if order == 0 else np.float32
-    out = ndimage.affine_transform(values, turn, shift, tuple(target_shape), dtype, order, **beyond)
+    out = ndimage.affine_transform(values, scale if parallel else turn, shift, tuple(shape), dtype, order, **beyond)
     return out.astype(array.dtype, copy=False) if order == 0 else out
 
 
-def sampled(
-    array: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], target_affine: np.ndarray,
-    order: int = 1, outside: float | None = None,
-) -> np.ndarray:  # fmt: skip
-    """`sample` with order 0 or 1, five times as fast where the grids are parallel: one axis after the other."""
-    matrix = np.linalg.inv(affine) @ target_affine
-    scale, shift = np.diagonal(matrix)[:3], matrix[:3, 3]
-    if np.abs(matrix[:3, :3] - np.diag(scale)).max() * max(shape) > STRAIGHT:
-        return sample(array, affine, shape, target_affine, order, outside)
+def _along_axes(
+    array: np.ndarray, scale: np.ndarray, shift: np.ndarray, shape: tuple[int, ...], order: int, outside: float | None
+) -> np.ndarray:
+    """`sample` where the grids are parallel: one axis after the other, five times as fast as scipy."""
+    ends = np.sort([shift, scale * (np.array(shape) - 1) + shift], axis=0)
+    low, high = np.clip([np.floor(ends[0]), np.ceil(ends[1])], 0, np.array(array.shape) - 1).astype(int)
+    array, shift = array[tuple(map(slice, low, high + 1))], shift - low
     if outside is not None:
         array, shift = np.pad(array, 1, constant_values=outside), shift + 1
     for axis in range(3):

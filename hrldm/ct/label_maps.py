@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import fft, ndimage
 
-from hrldm.ct.geometry import grid_gap, reach, sample, sampled, to_world, voxel_size
+from hrldm.ct.geometry import grid_gap, reach, sample, to_world, voxel_size
 from hrldm.ct.nifti import open_nifti, read_voxels
 from hrldm.ct.volume import CT
 
@@ -81,7 +81,7 @@ def read_map(path: str | Path, ct: CT, own: np.ndarray, own_affine: np.ndarray) 
     else:
         values = (values > 0).view(np.uint8)
     same = values.shape == ct.shape and grid_gap(affine, ct.affine, ct.shape) < ct.spacing.min() / 2
-    labels = values if same else sampled(values, affine, ct.shape, ct.affine, order=0, outside=0)
+    labels = values if same else sample(values, affine, ct.shape, ct.affine, order=0, outside=0)
     if not labels.any():
         raise ValueError(f"{path}: no lung voxel within {ct.source or 'the CT'}; it belongs to another scan")
     return labels, numbering

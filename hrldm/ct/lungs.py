@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
-from hrldm.ct.geometry import head_foot, reach, sampled, shifted, to_world
+from hrldm.ct.geometry import head_foot, reach, resample, sample, shifted, to_world
 from hrldm.ct.label_maps import check_map, read_map
 from hrldm.ct.volume import CT, write_nifti
 
@@ -53,7 +53,7 @@ def lung_labels(ct: CT, path: str | Path | None = None) -> tuple[np.ndarray, str
         try:
             own, affine = _own_lungs(ct, CHECK_MM)
         except ValueError:  # a scan cropped so that the lungs join the air outside: all dark voxels
-            own, affine = _resampled(ct, CHECK_MM)
+            own, affine = resample(ct.array, ct.affine, CHECK_MM)
             own = own < TISSUE_HU
         labels, numbering = read_map(file, ct, own, affine)
         _check_lung(ct, labels, str(file))
@@ -75,7 +75,7 @@ def threshold_lungs(ct: CT) -> np.ndarray:
     low, high = np.maximum(np.floor(first), 0).astype(int), np.minimum(np.ceil(last).astype(int) + 1, ct.shape)
     lungs = np.zeros(ct.shape, bool)
     here = lungs[tuple(slice(*ends) for ends in zip(low, high, strict=True))]
-    here[:] = sampled(closed, affine, here.shape, shifted(ct.affine, low), outside=0) > 0.5
+    here[:] = sample(closed, affine, here.shape, shifted(ct.affine, low), outside=0) > 0.5
     return lungs
 
 
@@ -86,17 +86,9 @@ def depth_mm(inside: np.ndarray) -> np.ndarray:
     return sitk.GetArrayFromImage(distance).clip(0)
 
 
-def _resampled(ct: CT, spacing: float) -> tuple[np.ndarray, np.ndarray]:
-    """`geometry.resample` of the CT, faster."""
-    scale, size = spacing / ct.spacing, np.array(ct.shape)
-    shape = np.maximum(1, np.rint(size / scale)).astype(int)
-    affine = shifted(ct.affine, (size - 1) / 2 - scale * (shape - 1) / 2) @ np.diag([*scale, 1.0])
-    return sampled(ct.array, ct.affine, tuple(shape), affine), affine
-
-
 def _own_lungs(ct: CT, grid_mm: float, alone: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """`threshold_lungs` on a grid of `grid_mm` along the CT's axes, and its affine. alone: no lung map is given."""
-    hu, affine = _resampled(ct, grid_mm)
+    hu, affine = resample(ct.array, ct.affine, grid_mm)
     regions, n = ndimage.label(hu < TISSUE_HU)
     # the air around the patient reaches the sides; at head and foot, a scan may cut the lungs
     across = np.moveaxis(regions, head_foot(affine), -1)

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from hrldm.config import SUBTYPES
-from hrldm.ct.geometry import equivalent_diameter, reach, sample, sampled, shifted, to_world, voxel_size
+from hrldm.ct.geometry import equivalent_diameter, reach, sample, shifted, to_world, voxel_size
 from hrldm.ct.label_maps import LOBE_NAMES, read_beside
 from hrldm.ct.lungs import depth_mm
 from hrldm.ct.volume import CT, to_ras
@@ -99,7 +99,7 @@ class LungSpace:
             # one voxel order and one rounding, so that the same scan stored in another order gives the same positions
             part = values[tuple(slice(*ends) for ends in zip(start, stop, strict=True))]
             ras = to_ras(CT(part, shifted(ct.affine, start)))
-            return sampled(ras.array, np.round(ras.affine, 6), shape, affine, **how)
+            return sample(ras.array, np.round(ras.affine, 6), shape, affine, **how)
 
         lobes = on_grid(whole.astype(np.uint8, copy=False), order=0, outside=0)
         occupied = np.zeros(shape, bool)

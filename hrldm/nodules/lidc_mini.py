@@ -25,18 +25,20 @@ from tqdm import tqdm
 
 from hrldm.cache import atomic_folder, keyed
 from hrldm.config import SIZE_BINS_MM
+from hrldm.ct.geometry import equivalent_diameter
 from hrldm.ct.label_maps import LEFT, LOBE_NAMES, RIGHT
 from hrldm.nodules import shapes
 from hrldm.nodules.cubes import LOWEST_HU, cube_about, whole_hu, write_cubes
 from hrldm.nodules.histograms import choose_histogram, histogram_library, lung_floor, size_bin
 from hrldm.nodules.manifest import write_manifest
 from hrldm.nodules.positions import LungMap, PlacementReport, sample_position
+from hrldm.nodules.shape_fitting import fitted
 from hrldm.nodules.split import SPLITS, hash_share, patient_split
 from hrldm.nodules.texture import texture_nodule
 from hrldm.paths import FILES
 from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, WHEELS, wheel_file
 
-VERSION = 4  # raise when a voxel of the result would change
+VERSION = 5  # raise when a voxel of the result would change
 CT_VERSION = 1
 TABLES = (
     "hu_histograms.csv",
@@ -47,6 +49,7 @@ PATIENT = "LIDC-IDRI-0001"
 SUBTYPE_SHARE = {"solid": 0.55, "part-solid": 0.20, "ground-glass": 0.25}  # solid majority, as in the paper's cohorts
 SIZE_SHARE = (0.4, 0.4, 0.2)  # of the three size bins
 SUBPLEURAL_SHARE = 0.35
+SCALED_TRIES = 5  # sizes tried for a shape of an empty cell (LIDC has no ground-glass shape of 20 mm or more)
 LEAST_SLICES = 2.5  # of a nodule's diameter: fewer do not define a shape
 TEST_HISTOGRAMS = 0.3  # share of histogram source patients reserved for the test nodules
 
@@ -109,21 +112,32 @@ def clear_of_nodule(lobes: np.ndarray, table: pd.DataFrame, side: int) -> np.nda
     return allowed
 
 
-def _choose_shapes(table: pd.DataFrame, n: int, rng: np.random.Generator) -> list[int]:
-    """Row numbers of `n` shapes by `SUBTYPE_SHARE` and `SIZE_SHARE`; a shape repeats only when its cell is used up."""
+def _choose_shapes(table: pd.DataFrame, n: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Row number and size bin of `n` shapes by `SUBTYPE_SHARE` and `SIZE_SHARE`.
+
+    A shape repeats only when its cell is used up; an empty cell borrows from the nearest size.
+    """
     cells = [(t, b, p * q) for t, p in SUBTYPE_SHARE.items() for b, q in enumerate(SIZE_SHARE)]
     exact = np.array([c[2] for c in cells]) * n
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: n - counts.sum()]] += 1  # largest remainder
-    chosen: list[int] = []
+    chosen: list[tuple[int, int]] = []
     for (subtype, size, _), count in zip(cells, counts, strict=True):
         of_type = table[table.subtype == subtype]
         distance = (of_type.diameter_mm.map(size_bin) - size).abs()
         pool = of_type.index[distance == distance.min()].to_numpy() if len(of_type) else table.index.to_numpy()
         while count > 0:
-            chosen += rng.permutation(pool)[:count].tolist()
+            chosen += [(index, size) for index in rng.permutation(pool)[:count].tolist()]
             count -= len(pool)
     return [chosen[i] for i in rng.permutation(n)]
+
+
+def _of_size(mask: np.ndarray, size: int, side: int, rng: np.random.Generator) -> np.ndarray:
+    """A shape as it is or, if it was borrowed from another size bin, scaled to this one where the cube holds it."""
+    if size_bin(equivalent_diameter(mask.sum())) == size:
+        return mask
+    scaled = (fitted(mask, rng.uniform(*SIZE_BINS_MM[size]), rng) for _ in range(SCALED_TRIES))
+    return next((s for s in scaled if max(s.shape) <= side), mask)
 
 
 def _planned(
@@ -140,18 +154,20 @@ def _planned(
     for_test = histograms.patient_id.map(hash_share) < TEST_HISTOGRAMS
     histograms = histograms[for_test == (split == "test")]
     report = PlacementReport()
-    for i, index in enumerate(_choose_shapes(table[fits], n, rng)):
+    for i, (index, size) in enumerate(_choose_shapes(table[fits], n, rng)):
         source = table.loc[index]
         shape = library.masks[index][tuple(slice(None, None, int(s)) for s in rng.choice([-1, 1], 3))]
+        shape = _of_size(shape, size, side, rng)
+        diameter = equivalent_diameter(shape.sum())
         location = "subpleural" if rng.random() < SUBPLEURAL_SHARE else "inner"
         lobe = LEFT if split == "test" else RIGHT
         centre, this = sample_position(hu, lungs, shape, rng, location, lobe)
         report.add(this)
         floor = lung_floor(cube_about(hu, centre, max(shape.shape)))
-        histogram_id, histogram = choose_histogram(source.subtype, source.diameter_mm, rng, histograms, floor)
+        histogram_id, histogram = choose_histogram(source.subtype, diameter, rng, histograms, floor)
         row = {"nodule_id": f"{split}_{i:04d}", "patient_id": source.patient_id, **dict.fromkeys(FILES), "split": split}
         row |= source[["subtype", *shapes.LIDC_RATINGS]].to_dict()
-        row |= {"volume_mm3": float(shape.sum()), "diameter_mm": source.diameter_mm}
+        row |= {"volume_mm3": float(shape.sum()), "diameter_mm": diameter}
         row |= {"series_instance_uid": source.series_instance_uid, "lobe": LOBE_NAMES[lungs.lobes[tuple(centre)]]}
         row |= {"location": location, "shape_id": source.nodule_id, "shape_patient_id": source.patient_id}
         row |= {"histogram_id": histogram_id} | dict(zip("ijk", centre.tolist(), strict=True))

@@ -104,8 +104,8 @@ def _approach(
         there, own = overlap(np.array(middle) - np.array(distance.shape) // 2, distance.shape, free.shape)
         inside = np.full(distance.shape, -np.inf)
         inside[own] = np.where(free[there], distance[own], -np.inf)
-        lesion = highest(inside, n_voxels)
-        if np.isinf(inside[lesion]).any():
+        lesion = _in_one(inside, n_voxels)
+        if lesion is None:
             return None, None, "no room"
         contact = 2 * np.sqrt((lesion[own] & touching[there]).sum() / np.pi) / diameter
         if contact and not step:
@@ -118,6 +118,16 @@ def _approach(
         return None, None, "contact too wide"
     if (lesion[own] & unseen[there]).any():
         return None, None, "no pleura to be seen"
-    if ndimage.label(lesion, np.ones((3, 3, 3)))[1] > 1:
-        return None, None, "cut in parts"
     return lesion, low + middle, None
+
+
+def _in_one(distance: np.ndarray, n_voxels: int) -> np.ndarray | None:
+    """The `n_voxels` highest; of a lesion that the wall cuts in parts, the largest, grown to the volume. None: no room."""
+    while np.isfinite(distance).sum() >= n_voxels:
+        lesion = highest(distance, n_voxels)
+        parts, n = ndimage.label(lesion, np.ones((3, 3, 3)))
+        if n == 1:
+            return lesion
+        nearest = ndimage.distance_transform_edt(parts == 0, return_distances=False, return_indices=True)
+        distance = np.where(parts[tuple(nearest)] == np.bincount(parts.ravel())[1:].argmax() + 1, distance, -np.inf)
+    return None

@@ -2,9 +2,11 @@
 
 import nibabel as nib
 import numpy as np
+import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from hrldm.ct.geometry import crop_affine, resample, sample, to_world, voxel_size
@@ -48,6 +50,25 @@ def test_linear_sampling_reproduces_a_linear_field_in_world_space(affine):
     target = crop_affine(to_world(affine, np.array([9.5, 9.5, 9.5])), shape, spacing=0.5)
     expected = to_world(target, np.stack(np.indices(shape), -1)) @ slope
     np.testing.assert_allclose(sample(field, affine, shape, target), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("outside", [None, 0.0])
+@pytest.mark.parametrize("order", [0, 1])
+@given(affine=affines(), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_sampling_on_a_parallel_grid_is_that_of_scipy(outside, order, affine, data):
+    """Cut out, enlarged, mirrored or wholly beyond the array."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    array = rng.integers(-1000, 400, rng.integers(3, 15, 3)).astype(np.int16)
+    shape = tuple(rng.integers(1, 20, 3).tolist())
+    scale = rng.uniform(0.3, 3, 3) * rng.choice([-1, 1], 3)
+    within = np.diag([*scale, 1.0])
+    within[:3, 3] = rng.uniform(-12, 24, 3)
+    got = sample(array, affine, shape, affine @ within, order, outside)
+    beyond = {"mode": "nearest"} if outside is None else {"mode": "grid-constant", "cval": outside}
+    wanted = ndimage.affine_transform(array.astype(np.float32), scale, within[:3, 3], shape, order=order, **beyond)
+    assert got.dtype == (np.float32 if order else np.int16)
+    np.testing.assert_allclose(got, wanted, atol=2e-3)
 
 
 def test_a_label_reaches_to_the_edge_of_its_voxel_and_no_further():

@@ -12,7 +12,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from hrldm.ct import lungs
-from hrldm.ct.geometry import sample, sampled, shifted, to_world
+from hrldm.ct.geometry import shifted, to_world
 from hrldm.ct.label_maps import LOBE_NAMES
 from hrldm.ct.volume import CT, read_ct
 from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
@@ -97,22 +97,6 @@ def test_maps_of_other_grids_are_brought_to_the_cts_and_lobes_kept(tmp_path):
     plain, source = lungs.lung_labels(ct, saved(tmp_path, truth, ct.affine))
     np.testing.assert_array_equal(plain, truth)
     assert source == "map.nii.gz"
-
-
-@pytest.mark.parametrize("outside", [None, 0.0])
-@pytest.mark.parametrize("order", [0, 1])
-@pytest.mark.parametrize("angle", [0, 20], ids=["parallel", "turned"])
-def test_resampling_axis_by_axis_is_that_of_scipy(order, outside, angle):
-    rng = np.random.default_rng(0)
-    array = rng.integers(-1000, 400, (11, 14, 9)).astype(np.int16)
-    turn = Rotation.from_euler("z", angle, degrees=True).as_matrix()
-    affine, target = np.eye(4), np.eye(4)
-    affine[:3] = np.c_[np.diag([-0.7, 0.7, 2.5]), [3.0, -4.0, 8.1]]
-    target[:3] = np.c_[turn, [-7.0, -6.2, 5.0]]
-    for shape in ((14, 15, 28), (3, 2, 1)):
-        wanted, got = (f(array, affine, shape, target, order, outside) for f in (sample, sampled))
-        assert got.dtype == wanted.dtype and got.shape == shape
-        np.testing.assert_allclose(got, wanted, atol=2e-3)
 
 
 def test_depth_is_the_euclidean_distance():

@@ -9,7 +9,7 @@ from scipy.ndimage import map_coordinates
 from hrldm import paths
 from hrldm.ct.label_maps import LEFT, RIGHT
 from hrldm.nodules import lidc_mini, shapes
-from hrldm.nodules.histograms import bins_of, histogram_library, hu_histogram
+from hrldm.nodules.histograms import bins_of, histogram_library, hu_histogram, size_bin
 from hrldm.nodules.split import patient_split
 from hrldm.nodules.texture import HALO_VOXELS
 from hrldm.wheels import LIDC_0001_CT, FetchError, wheel_file
@@ -66,6 +66,12 @@ def test_counts_and_subtypes(manifest):
     assert manifest.nodule_id.is_unique
 
 
+def test_each_of_the_nine_cells_has_a_test_nodule(manifest):
+    """Ground-glass of 20 mm and more too, which LIDC's three readers never outlined: a smaller shape, scaled."""
+    test = manifest[manifest.split == "test"]
+    assert len(set(zip(test.subtype, test.diameter_mm.map(size_bin), strict=True))) == 9
+
+
 def test_train_and_test_share_neither_shape_nor_patient_nor_histogram(manifest):
     part = {s: g for s, g in manifest.groupby("split")}
     for column in ("shape_id", "patient_id", "histogram_id"):
@@ -87,17 +93,19 @@ def test_cubes_of_train_and_test_share_no_voxel(manifest):
 
 def test_files_are_what_the_manifest_says(made, manifest):
     hu, affine, lobes = lidc_mini.clean_ct()
+    padded = np.pad(hu, 32, constant_values=-1024)
     for row in manifest.itertuples():
         image, mask, background = (voxels(made / getattr(row, c)) for c in ("image", "mask", "background"))
         header = nib.load(made / row.image)
         assert image.shape == (64, 64, 64) and image.dtype == background.dtype == np.int16 and mask.dtype == np.uint8
         corner = np.array([row.i, row.j, row.k]) - 32
         np.testing.assert_allclose(header.affine[:3, 3], nib.affines.apply_affine(affine, corner))
-        box = tuple(slice(c, c + 64) for c in corner)
-        assert (background == hu[box]).all()
+        box = tuple(slice(c, c + 64) for c in corner + 32)
+        assert (background == padded[box]).all()
         assert (mask > 0).sum() == row.volume_mm3
         side = LEFT if row.split == "test" else RIGHT
-        assert np.isin(lobes[box][mask > 0], side).all()
+        voxel_in_lobes = lobes[tuple((np.argwhere(mask) + corner).T)]
+        assert np.isin(voxel_in_lobes, side).all()
         at = np.argwhere(mask)
         changed = np.argwhere(image != background)
         assert (changed.min(0) >= at.min(0) - HALO_VOXELS).all() and (changed.max(0) <= at.max(0) + HALO_VOXELS).all()
