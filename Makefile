@@ -1,5 +1,6 @@
 # make reproduce [PROFILE=quick] [DATASET=lidc-mini] [DATA_ROOT=folder] [SEED=0] [SET="histogram.weight=0 …"]   every table and figure
 # make 05_fidelity [the same]   one notebook, after those whose stages it uses
+# make readers [N=50] [READERS=readers]   the reader study of Table 2 as one page   make readers-score FILES="a.csv b.csv"
 # make test · lab · bench · clean · env
 #
 # A notebook is made when its stamp in .cache/make is newer than the notebook, the modules and data files it reaches
@@ -19,7 +20,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .DEFAULT_GOAL := reproduce
-.PHONY: reproduce test lint lab bench clean env FORCE
+.PHONY: reproduce test lint lab bench readers readers-score clean env FORCE
 FORCE:
 
 # as one word of the shell, whatever is in it
@@ -142,6 +143,15 @@ lab: $(ENV)
 
 bench: $(ENV)
 	$(PY) -m study bench
+
+READERS ?= readers
+N ?= 50
+readers: $(ENV)
+	$(PY) -m study readers $(call quoted,$(READERS)) --profile '$(PROFILE)' --dataset '$(DATASET)' \
+		--data-root $(call quoted,$(DATA_ROOT)) --settings $(call quoted,$(SET)) --seed $(call quoted,$(SEED)) --n $(N)
+
+readers-score: $(ENV)
+	$(PY) -m study readers-score $(FILES) --key $(call quoted,$(READERS)/key.csv) --out $(call quoted,$(READERS))
 
 # committed results stay
 clean:

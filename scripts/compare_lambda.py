@@ -1,10 +1,11 @@
-"""Does L_hist pay? Asked again of the released network: `python -m scripts.compare_lambda DATA_ROOT [--steps 400]`.
+"""Does L_hist pay? Asked again of the released network: `python -m scripts.compare_lambda DATA_ROOT --out FOLDER [--steps 400]`.
 
 The released weights are trained on with lambda = 0 and with lambda = 10, three seeds each, with the template and without it
 (its input cut off, then as many steps to get used to that). All else is equal: data of `train_released.py`, nodules, times,
 noise. The answer is the JSD in the healthy place, with the template; the other rows stand beside it. Test nodules are asked
 for their own histograms and left to the network, in their own place (first manifest) and in the healthy lung of the test
-host (second). A call after a kill goes on. Writes to `results/released/lambda/`:
+host (second). A call after a kill goes on. Writes to FOLDER (the committed ones, `results/released/lambda/`, are of 250 steps,
+from the weights and the decoder that were shipped before):
 
     lambda.csv              template, lambda, seed: JSD, Wasserstein distance, spread and roughness over the real ones
     lambda_differences.csv  lambda = 10 minus lambda = 0: mean over nodules and seeds, interval by patient, p and p by Holm
@@ -21,7 +22,7 @@ from hrldm.atomic import write_text
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.released import RELEASED_UNET
 from hrldm.train.ldm import load_unet
-from scripts.train_released import OUT, SAMPLING, SETTINGS, made_for, release_data, test_hosts
+from scripts.train_released import SAMPLING, SETTINGS, made_for, release_data, test_hosts
 from study import judging
 from study.measure import intensity
 from study.measure.statistics import holm
@@ -48,18 +49,18 @@ def judged(study: Study, made_by: Generator, nodules: list[Study]) -> pd.DataFra
     return pd.concat(parts, ignore_index=True)
 
 
-def main(root: tyro.conf.Positional[Path], steps: int = 400) -> None:
+def main(root: tyro.conf.Positional[Path], out: Path, steps: int = 400) -> None:
     """Train, judge and compare.
 
     Args:
+        out: folder for the two tables.
         steps: of each of the runs.
     """
     changes = SETTINGS | {"sampling__steps": SAMPLING["steps"], "ldm__lr": LEARNING_RATE, "ldm__steps": steps}
     study = open_study("quick", "release", str(release_data(root)), 0, **changes)
     cubes, boxes = [judging.open_nodules(f.parent) for f in sorted(root.glob("*/manifest.csv"))][:2]
     nodules = [cubes, judging.displaced(boxes, "test", test_hosts(root)[0])[0]]
-    for templates in (True, False):
-        study.latents("train", templates)  # once and for all seeds
+    study.latents("train")  # once and for all seeds
     released = load_unet(RELEASED_UNET)[0]
     used_to_it = seeded(study, SEEDS).unet(released, histogram__template=False)[0]
 
@@ -76,7 +77,7 @@ def main(root: tyro.conf.Positional[Path], steps: int = 400) -> None:
     keys = ["where", "template", "system", "seed"]
     means = every.groupby(keys)[list(METRICS)].mean().assign(n=every.groupby(keys).size()).reset_index()
     means = means.rename(columns={"system": "lambda"})
-    write_text(OUT / "lambda" / "lambda.csv", means.round(5).to_csv(index=False))
+    write_text(out / "lambda.csv", means.round(5).to_csv(index=False))
     rows = []
     for (where, template), part in every.groupby(["where", "template"], sort=False):
         of_nodules = part.groupby(["system", "nodule_id", "patient_id"], as_index=False)[list(METRICS)].mean()
@@ -85,8 +86,8 @@ def main(root: tyro.conf.Positional[Path], steps: int = 400) -> None:
             rows.append((where, template, metric, e.value, e.ci_low, e.ci_high, e.p, e.n, SEEDS))
     columns = ["where", "template", "metric", "difference", "ci_low", "ci_high", "p", "n", "seeds"]
     table = pd.DataFrame(rows, columns=columns).assign(p_holm=lambda t: holm(t.p.to_numpy()))
-    write_text(OUT / "lambda" / "lambda_differences.csv", table.round(6).to_csv(index=False))
-    write_provenance(OUT / "lambda", study.profile, "release", study.seed, study.data_hash)
+    write_text(out / "lambda_differences.csv", table.round(6).to_csv(index=False))
+    write_provenance(out, study.profile, "release", study.seed, study.data_hash)
 
 
 if __name__ == "__main__":

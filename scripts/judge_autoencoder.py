@@ -65,7 +65,7 @@ def main(root: tyro.conf.Positional[Path], ship: Path | None = None) -> None:
     meta = ckpt.load_meta(SHIPPED_AUTOENCODER)
     card = {
         "what": "compact MAISI-style VAE on an overlapping linear code, 4x compression, CT at 1 mm, -1000..1000 HU",
-        "training": {k: meta[k] for k in ("step", "seed", "architecture")},
+        "training": {k: meta[k] for k in ("step", "seed", "architecture", "decoder") if k in meta},
         "weights_sha256_16": weights_digest(model),
         "judged_on": f"lidc-cubes, middle {SIZE} mm of {len(test)} cubes of test patients, none seen in training",
         "results": json.loads(table.round(4).to_json(orient="records")),

@@ -1,17 +1,20 @@
-"""Train, judge and ship the released network: `python -m scripts.train_released DATA_ROOT [--minutes 90] [--device cuda]`.
+"""Train and judge a network as the released one was: `python -m scripts.train_released DATA_ROOT --out FOLDER [--minutes 90]`.
 
 DATA_ROOT holds manifests of real nodules (`*/manifest.csv`: cubes with context, or boxes) and CTs that take test nodules
 (`*/ct.nii.gz` with `lung.nii.gz` beside it); the embedded CT takes those of training and validation. The training set is
 every cube in its own place and every nodule that can be transplanted in healthy lung of another patient; patients whose
-identity is uncertain are left out. Steps are fitted to the minutes given, by timing a few; a call after a kill resumes.
+identity is uncertain are left out. Steps are fitted to the minutes given, by timing a few; the same call after a kill resumes.
 
-Ships seed 0: hrldm/weights/unet.safetensors (averaged weights in float16, the closed-form part in float32; profile, scale and
-training in the header) and its card unet.json. Writes `results/released/`:
+Nothing that is shipped or committed is touched. Writes, of seed 0, to FOLDER, in this order:
 
-    curve.csv, curve.png   validation nodules by training steps
-    steps.csv              test nodules by steps of the sampler, left to itself and imposed, paired differences
-    tables/                of the first manifest's test nodules in their own place, as `python -m hrldm judge` makes them
-    displaced/tables/      of the second manifest's, in the healthy lung of the test host
+    unet.safetensors, unet.json  averaged weights in float16, the closed-form part in float32; profile, scale and training in
+                                 the header; and their card
+    curve.csv, curve.png         validation nodules by training steps
+    steps.csv                    test nodules by steps of the sampler, left to itself and imposed, paired differences
+    tables/                      of the first manifest's test nodules in their own place, as `python -m study judge` makes them
+    displaced/tables/            of the second manifest's, in the healthy lung of the test host
+
+To ship it, once judged, copy `unet.*` to hrldm/weights/ and the rest to results/released/.
 """
 
 import dataclasses
@@ -27,12 +30,10 @@ import pandas as pd
 import tyro
 
 import scripts._study  # noqa: F401
-from hrldm import paths
 from hrldm.atomic import atomic, write_text
 from hrldm.cache import digest, keyed
 from hrldm.config import changed
 from hrldm.insertion.generator import Generator
-from hrldm.insertion.released import RELEASED_UNET
 from hrldm.nodules.manifest import load_manifest, write_manifest
 from hrldm.nodules.patches import Patches, load_patches, manifest_digest
 from hrldm.nodules.transplant import HOST, MAX_SLICE_MM, Host, embedded_hosts, givers, key_of, read_host, transplant
@@ -53,7 +54,7 @@ from study.report.tables import save_tables
 from study.study import Study, library_of, open_study
 from study.systems.registry import request_for
 
-SAMPLING = {  # chosen by steps.csv
+SAMPLING = {  # chosen by steps.csv of an earlier network, on the test nodules that it is judged on
     "steps": 4, "match_t_max": 400, "match_rounds": 2,
 }  # fmt: skip
 SETTINGS = {  # of the network and its training, over `quick`
@@ -67,7 +68,6 @@ SNAPSHOTS = (0.2, 0.5, 0.8)  # of the steps, kept for the curve
 SAVE_EVERY, TIMED = 500, 20
 LONG = 25  # steps that the others are held against
 SAMPLERS = {"left to itself": (4, 8, 25, 50), "imposed": (4, 8, 25)}
-OUT = paths.ROOT / "results" / "released"
 ATTRIBUTION = "Trained on LIDC-IDRI (doi:10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0); see NOTICE."
 
 
@@ -166,7 +166,7 @@ def train(study: Study, minutes: float, start: Path | None) -> tuple[Study, Path
     """The study with its number of steps, and the finished checkpoint."""
     initial = None if start is None else {k: v.float() for k, v in ckpt.load(start)[0]["ema"].items()}
     begun = initial and digest(*initial, *(v.numpy() for v in initial.values()))
-    path = keyed("release-runs", study.run_path(study.profile).parent.name, begun) / "ldm.safetensors"
+    path = keyed("release-runs", study.run_path(study.profile).parent.name, begun, minutes) / "ldm.safetensors"
     profile = changed(study.profile, ldm__steps=planned(study, minutes, path.parent))
     study = dataclasses.replace(study, profile=profile)
     if not path.exists() or ckpt.load_meta(path)["step"] < profile.ldm.steps:
@@ -196,7 +196,7 @@ def averages(table: pd.DataFrame) -> dict[str, float]:
     return means | {"wasserstein_hu": table.wasserstein_hu.mean(), "roughness_ratio": table.roughness_ratio.median()}
 
 
-def training_curve(study: Study, path: Path, start: Path | None) -> None:
+def training_curve(study: Study, path: Path, start: Path | None, out: Path) -> None:
     """Snapshots on the validation nodules; steps are counted from those of `start` on."""
     rows, before = [], steps_before(start)
     for file in sorted(path.parent.glob("*.safetensors"), key=lambda f: ckpt.load_meta(f)["step"]):
@@ -207,7 +207,7 @@ def training_curve(study: Study, path: Path, start: Path | None) -> None:
         print(rows[-1], flush=True)
     columns = "steps n jsd jsd_median wasserstein_hu mean_error_hu roughness_ratio".split()
     curve = pd.DataFrame(rows)[columns]
-    write_text(OUT / "curve.csv", curve.round(5).to_csv(index=False))
+    write_text(out / "curve.csv", curve.round(5).to_csv(index=False))
     names = {
         "inpaint": "training loss (Eq. 5), mean of 100", "jsd": "JSD of HU histograms",
         "mean_error_hu": "error of the mean, HU (median)", "roughness_ratio": "roughness / real",
@@ -217,10 +217,10 @@ def training_curve(study: Study, path: Path, start: Path | None) -> None:
     shown = pd.concat([table.melt("steps") for table in (loss, curve)]).query("variable in @names")
     said = f"The released network on {curve.n.iloc[0]} validation nodules, left to itself; the learning rate falls to zero at the last step"
     how = {"x": "steps", "y": "value", "ylabel": "", "ylim": (0, None), "title": said}
-    figures.facets(shown.replace(names), "variable", figures.lines, **how).savefig(OUT / "curve.png", dpi=130)
+    figures.facets(shown.replace(names), "variable", figures.lines, **how).savefig(out / "curve.png", dpi=130)
 
 
-def sampling_steps(study: Study, path: Path, judged: dict[str, tuple[Study, str]]) -> None:
+def sampling_steps(study: Study, path: Path, judged: dict[str, tuple[Study, str]], out: Path) -> None:
     """Few steps against many on the nodules of each (study, split), the same nodules and noise."""
     extractor, rows = default_extractor(), []
     for where, (nodules, split) in judged.items():
@@ -243,13 +243,14 @@ def sampling_steps(study: Study, path: Path, judged: dict[str, tuple[Study, str]
                     row |= {f"{metric}_minus_{LONG}": e.value, f"{metric}_low": e.ci_low, f"{metric}_high": e.ci_high}
                 rows.append(row)
                 print(row, flush=True)
-    write_text(OUT / "steps.csv", pd.DataFrame(rows).round(5).to_csv(index=False))
+    write_text(out / "steps.csv", pd.DataFrame(rows).round(5).to_csv(index=False))
 
 
-# -- shipped -------------------------------------------------------------------------------------------------------------
+# -- packed --------------------------------------------------------------------------------------------------------------
 
 
-def ship(study: Study, path: Path, start: Path | None) -> None:
+def packed(study: Study, path: Path, start: Path | None, out: Path) -> Path:
+    """The weights and their card, as `released` reads them."""
     unet, scale, config = load_unet(path)
     frame, profile = study.split("train"), study.profile
     training = {
@@ -268,7 +269,8 @@ def ship(study: Study, path: Path, start: Path | None) -> None:
     }  # fmt: skip
     # the closed-form part takes small differences of large numbers, for which float16 is too coarse
     half = {k: v if k.startswith("linear.") else v.half() for k, v in unet.state_dict().items()}
-    ckpt.save(RELEASED_UNET, {"ema": half}, meta)
+    file = out / "unet.safetensors"
+    ckpt.save(file, {"ema": half}, meta)
     unet.load_state_dict(half)
     last = read_history(path.parent).tail(100).mean(numeric_only=True).drop(["step", "seconds"]).round(4).to_dict()
     card = {
@@ -283,43 +285,47 @@ def ship(study: Study, path: Path, start: Path | None) -> None:
         "attribution": ATTRIBUTION,
         "licence": "CC BY 3.0; research only, not a medical device",
     }
-    write_text(RELEASED_UNET.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
-    print(f"{RELEASED_UNET}: {RELEASED_UNET.stat().st_size / 1e6:.1f} MB")
+    write_text(file.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    return file
 
 
-def release(study: Study, path: Path, root: Path, start: Path | None, started: float) -> None:
-    """Ship a finished training, and write what it is worth."""
-    OUT.mkdir(parents=True, exist_ok=True)
-    ship(study, path, start)
-    training_curve(study, path, start)
+def release(study: Study, path: Path, root: Path, start: Path | None, out: Path, started: float) -> None:
+    """Pack a finished training, and write what it is worth."""
+    file = packed(study, path, start, out)
+    training_curve(study, path, start, out)
     cubes, *boxes = [judging.open_nodules(f.parent) for f in sorted(root.glob("*/manifest.csv"))]
     moved, real = judging.displaced(boxes[0], "test", test_hosts(root)[0])
-    sampling_steps(study, path, {"own place": (cubes, "test"), "displaced": (moved, "test")})
-    for judged, native, folder in ((cubes, None, OUT), (moved, real, OUT / "displaced")):
-        save_tables(judging.judge_released(judged, "test", native=native), folder)
+    sampling_steps(study, path, {"own place": (cubes, "test"), "displaced": (moved, "test")}, out)
+    for judged, native, folder in ((cubes, None, out), (moved, real, out / "displaced")):
+        save_tables(judging.judge_released(judged, "test", native=native, unet=file), folder)
         wall = {"since the call": round(time.perf_counter() - started, 1)}
-        write_provenance(folder, study.profile, judged.dataset, study.seed, judged.data_hash, wall)
+        how = judging.networks(judged, judging.generators(unet=file))
+        write_provenance(folder, how, judged.dataset, study.seed, judged.data_hash, wall)
 
 
 def main(
     root: tyro.conf.Positional[Path],
+    out: Path,
     minutes: float = 90.0,
     start: Path | None = None,
     device: Literal["cpu", "cuda"] = here(),
 ) -> None:
-    """Train, ship and judge.
+    """Train and judge.
 
     Args:
-        minutes: of training.
+        out: folder to be made for the weights, their card and what they are worth.
+        minutes: of training; with other minutes it is another run.
         start: shipped weights of a former run, to go on from (hrldm/weights/unet.safetensors).
         device: must be the one there is.
     """
     if device != here():
         raise SystemExit(f"--device {device}: this machine trains on {here()}")
+    out.mkdir(parents=True, exist_ok=True)  # found now if it cannot be written
     started = time.perf_counter()
     study = open_study("quick", "release", str(release_data(root)), 0, **SETTINGS)
     study, path = train(study, minutes, start)
-    release(study, path, root, start, started)
+    release(study, path, root, start, out, started)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ class Generator:
     def _inpainted(self, request: Request, z: torch.Tensor, each_step: Callable | None = None) -> torch.Tensor:
         """A copy of `z`, the scaled latents of the backgrounds, with the lesions inpainted."""
         z = z.clone()
-        if (pictures := self.templates(request)) is not None:
+        if (pictures := self.pictures(request)) is not None:
             pictures = self._encoded(pictures)
         windows = self._windows(request)
         for rows in by_side(windows):
@@ -144,7 +144,7 @@ class Generator:
             z[rows] = state.z if each_step is not None else _filled(z[rows], state.z, cuts)
         return z
 
-    def templates(self, request: Request) -> np.ndarray | None:
+    def pictures(self, request: Request) -> np.ndarray | None:
         """Templates of the requested histograms, HU (N, D, D, D); None for a network that takes none."""
         if not self.config.histogram.template:
             return None
@@ -171,7 +171,7 @@ class Generator:
     ) -> Iterator[SimpleNamespace]:
         """The sampler's states for nodules with windows of one side; z_bg, mask, lead and picture are cropped to them.
 
-        lead: `core_lead` if cores are given; picture: scaled latent of `templates`
+        lead: `core_lead` if cores are given; picture: scaled latent of `pictures`
         """
         diffusion, sampling = self.config.diffusion, self.sampling
         schedule = Schedule(diffusion)
@@ -186,11 +186,7 @@ class Generator:
         sampler = "rflow" if diffusion.objective == "rflow" else sampling.sampler
 
         def match(z0_hat: torch.Tensor) -> torch.Tensor:
-            lesion = z0_hat / self.scale
-            for k in range(sampling.match_rounds):
-                gain = GAIN if k == 1 else 1.0
-                lesion = match_latents(self.autoencoder, lesion, z_bg / self.scale, m, mask, histogram, lead, gain)
-            return lesion * self.scale
+            return self.imposed(z0_hat / self.scale, z_bg / self.scale, m, mask, histogram, lead) * self.scale
 
         def denoiser(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             with autocast(self.config.mixed_precision, z.device.type):
@@ -203,6 +199,20 @@ class Generator:
             return schedule.noise_of(z, match(schedule.predict_z0(z, eps_hat, t)), t) if late else eps_hat
 
         return inpaint(denoiser, z_bg, m, schedule, generators, sampler, sampling.steps, diffusion.background)
+
+    def imposed(
+        self,
+        lesion: torch.Tensor,
+        z_bg: torch.Tensor,
+        m: torch.Tensor,
+        mask: torch.Tensor,
+        histogram: torch.Tensor,
+        lead: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Latents (B, c, d, d, d), not scaled, with the requested histogram imposed on the lesion."""
+        for k in range(self.sampling.match_rounds):
+            lesion = match_latents(self.autoencoder, lesion, z_bg, m, mask, histogram, lead, GAIN if k == 1 else 1.0)
+        return lesion
 
 
 def _filled(z: torch.Tensor, windows: torch.Tensor, cuts: list[tuple]) -> torch.Tensor:

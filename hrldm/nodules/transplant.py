@@ -11,7 +11,9 @@ A copy can be recast (`recast`): the same texture with the mean and SD of anothe
 that a network must use the requested histogram and cannot recognise the nodule by it.
 
 Donors (`givers`) are rows of a manifest (cubes, or boxes with hardly a margin); hosts are CTs with lung labels
-(`Host`). Both patients are recorded; a nodule goes only into hosts of its own split.
+(`Host`). Both patients are recorded; a nodule goes only into hosts that take its split, and a host that takes test nodules
+takes no others. Hosts themselves are not split by patient: the embedded CT takes training nodules in its right and
+validation nodules in its left lung, and whether other networks have seen a host is for the caller to say.
 """
 
 from __future__ import annotations

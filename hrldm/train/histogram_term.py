@@ -70,21 +70,13 @@ class HistogramTerm:
 
     groups: nodules that L_hist is computed for
     scale:  of their latents
-    ranges: lo, hi; None computes them from the groups
     lo, hi: (C,) first and last bin centre per channel: 0.1 and 99.9 percentile of training lesions' features
 
     Raises:
         ValueError: unknown histogram.space, or no autoencoder.
     """
 
-    def __init__(
-        self,
-        autoencoder: Autoencoder,
-        groups: Sequence[Windowed],
-        scale: float,
-        config: Stage2,
-        ranges: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, autoencoder: Autoencoder, groups: Sequence[Windowed], scale: float, config: Stage2) -> None:
         if config.histogram.space not in ("feature", "hu"):
             raise ValueError(f"unknown histogram.space {config.histogram.space!r}; choose feature or hu")
         if autoencoder is None:
@@ -92,7 +84,7 @@ class HistogramTerm:
         self.config, self.scale, self.device, self.groups = config, scale, groups[0].z0.device, groups
         self.decoder = autoencoder.to(self.device).eval().requires_grad_(False)
         self.cubes = {id(g): lesion_cubes(g.mask, config.histogram.max_voxels) for g in groups}
-        self.lo, self.hi = self._ranges() if ranges is None else ranges
+        self.lo, self.hi = self._ranges()
         self._targets: dict[int, Tensor] = {}
 
     def features(self, z: Tensor) -> Tensor:
@@ -122,6 +114,11 @@ class HistogramTerm:
         lo, hi = np.percentile(pooled, (0.1, 99.9), axis=1)
         hi = np.maximum(hi, lo + 1e-6)  # a constant channel must not divide by zero
         return (torch.tensor(x, dtype=torch.float32, device=self.device) for x in (lo, hi))
+
+    def has_ranges(self, lo: Sequence[float], hi: Sequence[float]) -> bool:
+        """Whether `lo` and `hi` are its own, to 1 % of their span: another decoder's features have others."""
+        given, own = torch.tensor([lo, hi], device=self.device), torch.stack([self.lo, self.hi])
+        return given.shape == own.shape and bool(((given - own).abs() <= 0.01 * (self.hi - self.lo) + 1e-6).all())
 
     @torch.no_grad()
     def targets(self, g: Windowed) -> Tensor:

@@ -10,7 +10,7 @@ complete.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +27,12 @@ from hrldm.model.window import by_side, lesion_window
 from hrldm.nodules.augmentation import cube_symmetry
 from hrldm.nodules.histograms import hu_histogram
 from hrldm.nodules.patches import Patches
-from hrldm.nodules.template import template
 
-VERSION = 3  # raise when the same crops and settings would give other latents; part of cache keys
+# (background (D, D, D) HU, mask, histogram, rng) -> HU: an image of what is known before the lesion is made, e.g. the template
+Picture = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
+VERSION = 4  # raise when the same crops and settings would give other latents; part of cache keys
 SHIFT = 4  # mm, largest shift of an augmented variant
-TEMPLATE_SEED = 11  # keeps the templates' random fields independent of the variants' augmentation
+PICTURE_SEED = 11  # keeps the pictures' random fields independent of the variants' augmentation
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class LatentCache:
     histogram: (N, B) HU histogram of each lesion (c_hist)
     subtype:   (N,) labels
     scale:     1 / std of all latents (mean removed by the autoencoder); z = scale * latent goes to the U-Net
-    template:  (N, V, c, d, h, w) float32, memory-mapped; latents of the templates, or None
+    picture:   (N, V, c, d, h, w) float32, memory-mapped; latents of what a network is shown besides, or None
     """
 
     mean: np.ndarray
@@ -61,7 +62,7 @@ class LatentCache:
     histogram: np.ndarray
     subtype: np.ndarray
     scale: float
-    template: np.ndarray | None = None
+    picture: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -72,14 +73,14 @@ class Windowed:
     """All nodules and variants with windows of one side, cropped to them, on one device.
 
     index: (n, 2) nodule and variant
-    z0, std, template: (n, c, s, s, s) scaled latents, template may be None
+    z0, std, picture: (n, c, s, s, s) scaled latents, picture may be None
     mask:  (n, 1, 4s, 4s, 4s) bool; subtype: (n,); histogram: (n, B)
     """
 
     index: Tensor
     z0: Tensor
     std: Tensor
-    template: Tensor | None
+    picture: Tensor | None
     mask: Tensor
     subtype: Tensor
     histogram: Tensor
@@ -88,32 +89,33 @@ class Windowed:
         return len(self.index)
 
     def take(self, rows: Tensor, detail: int) -> dict[str, Tensor]:
-        """The rows as a batch: z0, std, float mask, m and condition (`latent_masks`, template), subtype, histogram."""
+        """The rows as a batch: z0, std, float mask, m and condition (`latent_masks`, picture), subtype, histogram."""
         batch = {name: getattr(self, name)[rows] for name in ("z0", "std", "subtype", "histogram")}
         batch["mask"] = self.mask[rows].float()
         batch["m"], batch["condition"] = latent_masks(batch["mask"], detail)
-        if self.template is not None:
-            batch["condition"] = torch.cat([batch["condition"], self.template[rows]], 1)
+        if self.picture is not None:
+            batch["picture"] = self.picture[rows]
+            batch["condition"] = torch.cat([batch["condition"], batch["picture"]], 1)
         return batch
 
 
 def windowed(
     cache: LatentCache,
     unet: UnetConfig,
-    templates: bool,
+    pictures: bool,
     device: torch.device | str = "cpu",
     keys: np.ndarray | None = None,
 ) -> Iterator[Windowed]:
     """The nodules and variants of a cache, grouped by window side, smallest first.
 
-    templates: take the templates' latents too
+    pictures:  take the pictures' latents too
     keys:      (n, 2) nodules and variants to take; None for all
 
     Raises:
-        ValueError: an empty mask, or the cache has no templates.
+        ValueError: an empty mask, or the cache has no pictures.
     """
-    if templates and cache.template is None:
-        raise ValueError("histogram.template needs latents with templates; encode them with it (build_latents)")
+    if pictures and cache.picture is None:
+        raise ValueError("these latents have no pictures (histogram.template needs some); give build_latents a picture")
     keys = np.argwhere(np.ones(cache.mask.shape[:2], bool)) if keys is None else keys
     levels = len(unet.channels)
     cuts = [lesion_window(np.asarray(cache.mask[i, v]), unet.context, levels) for i, v in keys]
@@ -128,7 +130,7 @@ def windowed(
             index=torch.from_numpy(keys[rows]).to(device),
             z0=cut(cache.mean),
             std=cut(cache.std),
-            template=cut(cache.template) if templates else None,
+            picture=cut(cache.picture) if pictures else None,
             mask=torch.from_numpy(np.stack([cache.mask[i, v][w.voxels] for i, v, w in own]))[:, None].to(device),
             subtype=torch.tensor(cache.subtype)[i].to(device),
             histogram=torch.from_numpy(cache.histogram)[i].float().to(device),
@@ -168,12 +170,12 @@ def build_latents(
     seed: int,
     device="cpu",
     background: np.ndarray | None = None,
-    templates: bool = False,
+    picture: Picture | None = None,
 ) -> LatentCache:
     """Encode crops of `size` mm from larger `patches` (or read the cache of an earlier call).
 
     background: (N, D, D, D) HU, the patches without their nodules; None if unknown
-    templates:  also encode the templates of the histograms
+    picture:    what a network is shown besides, also encoded
 
     Raises:
         ValueError: the patches leave no room to shift (they need `size` + 8 mm when there are variants).
@@ -182,13 +184,12 @@ def build_latents(
     if room < (2 * SHIFT if variants > 1 else 0):
         raise ValueError(f"crops of {patches.hu.shape[1]} mm leave no room for shifted {size} mm variants")
     background = patches.hu if background is None else background
-    settings = (size, variants, seed, bins, templates)
+    settings = (size, variants, seed, bins, picture and picture.__name__)
     folder = keyed("latents", VERSION, weights_digest(model), *settings, patches.hu, patches.mask, background)
     histograms = lesion_histograms(patches, bins)
     if not folder.exists():
-        asked = histograms if templates else None
         with atomic_folder(folder) as part:
-            _encode_all(part, model, patches, background, asked, size, variants, seed, device)
+            _encode_all(part, model, patches, background, histograms, picture, size, variants, seed, device)
     arrays = {f.stem: np.load(f, mmap_mode="r") for f in folder.glob("*.npy")}
     scale = 1.0 / float(np.sqrt(np.mean(np.asarray(arrays["mean"], np.float64) ** 2)))
     return LatentCache(**arrays, histogram=histograms, subtype=patches.subtype, scale=scale)
@@ -199,16 +200,17 @@ def _encode_all(
     model: Autoencoder,
     patches: Patches,
     background: np.ndarray,
-    histograms: np.ndarray | None,
+    histograms: np.ndarray,
+    picture: Picture | None,
     size: int,
     variants: int,
     seed: int,
     device: torch.device | str,
 ) -> None:
-    """Fill the folder `part` with the arrays of a `LatentCache`; templates where `histograms` (N, B) are given."""
+    """Fill the folder `part` with the arrays of a `LatentCache`."""
     n, d = len(patches), size // FACTOR
     shape = (n, variants, model.latent_channels, d, d, d)
-    names = ["mean", "std"] + ([] if histograms is None else ["template"])
+    names = ["mean", "std"] + ([] if picture is None else ["picture"])
     out = {k: np.lib.format.open_memmap(part / f"{k}.npy", "w+", np.float32, shape) for k in names}
     masks = np.lib.format.open_memmap(part / "mask.npy", "w+", bool, (n, variants, size, size, size))
     for i in tqdm(range(n), desc="latents", mininterval=10):
@@ -220,10 +222,10 @@ def _encode_all(
             behind, m = encode_patches(model, clean, device)[0], latent_masks(mask_tensor(masks[i]))[0]
             mean = blend(m, mean, behind)
         out["mean"][i], out["std"][i] = mean.numpy(), std.numpy()
-        if histograms is not None:
-            rngs = [np.random.default_rng((seed, TEMPLATE_SEED, i, v)) for v in range(variants)]
-            filled = [template(b, m, histograms[i], rng) for b, m, rng in zip(clean, masks[i], rngs, strict=True)]
-            out["template"][i] = encode_patches(model, np.stack(filled), device)[0].numpy()
+        if picture is not None:
+            rngs = [np.random.default_rng((seed, PICTURE_SEED, i, v)) for v in range(variants)]
+            filled = [picture(b, m, histograms[i], rng) for b, m, rng in zip(clean, masks[i], rngs, strict=True)]
+            out["picture"][i] = encode_patches(model, np.stack(filled), device)[0].numpy()
 
 
 def _variant(voxels: np.ndarray, size: int, rng: np.random.Generator | None) -> np.ndarray:

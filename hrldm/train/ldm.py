@@ -34,16 +34,20 @@ from hrldm.train.loop import Loop, StepState
 STAGE = "ldm"
 VERSION = 1  # raise when the same settings and latents would give other weights; part of cache keys
 WARM_UP = 20  # steps
-GRAPHED_FROM = 200  # steps from which capturing CUDA graphs pays off
+GRAPHED_FROM = 200  # steps of a run from which capturing CUDA graphs pays off
 
 
 class Batches:
     """Random batches from a latent cache, kept entirely on the device. All windows of a batch have the same side; over
     many batches every nodule and variant is drawn equally often."""
 
-    def __init__(self, cache: LatentCache, config: Stage2, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, cache: LatentCache, config: Stage2, device: torch.device | str = "cpu", pictures: bool | None = None
+    ) -> None:
+        """pictures: take the cache's pictures; None as `histogram.template` says."""
         self.config, self.device = config, torch.device(device)
-        self.groups = list(windowed(cache, config.unet, config.histogram.template, device))
+        pictures = config.histogram.template if pictures is None else pictures
+        self.groups = list(windowed(cache, config.unet, pictures, device))
         sizes = np.array([len(g) for g in self.groups])
         self.shares = sizes / sizes.sum()
 
@@ -86,7 +90,7 @@ def train_ldm(
     initial:     weights to start from, see `started`
 
     Raises:
-        CheckpointError: `path` belongs to a run with other settings or other latents.
+        CheckpointError: `path` belongs to a run with other settings, other latents or another decoder.
         DivergedError: a loss became NaN or infinite.
     """
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # the null token, or the MLP of c_hist
@@ -113,6 +117,8 @@ def train_ldm(
     # another autoencoder's, or other crops
     if not math.isclose(loop.meta.get("scale", 0.0), cache.scale, rel_tol=1e-6):
         raise ckpt.CheckpointError(f"{path}: made of other latents; choose another folder or delete it")
+    if l_hist is not None and not l_hist.has_ranges(loop.meta["hist_lo"], loop.meta["hist_hi"]):
+        raise ckpt.CheckpointError(f"{path}: L_hist read another decoder; choose another folder or delete it")
     model = _graphs(loop, batches, schedule) or loop.modules["model"]
 
     for _, rng in loop:  # Algorithm 1, line by line
@@ -156,9 +162,10 @@ def _network(
 
 
 def _graphs(loop: Loop, batches: Batches, schedule: Schedule) -> Callable[..., Tensor] | None:
-    """The network as CUDA graphs, one per window side; None if they would not pay off."""
-    accelerator, config, left = loop.accelerator, batches.config, loop.total - loop.meta["step"]
-    if accelerator.device.type != "cuda" or accelerator.num_processes > 1 or left < GRAPHED_FROM:
+    """The network as CUDA graphs, one per window side; None if they would not pay off. A resumed run has them where the
+    whole one has: they round differently."""
+    accelerator, config = loop.accelerator, batches.config
+    if accelerator.device.type != "cuda" or accelerator.num_processes > 1 or loop.total < GRAPHED_FROM:
         return None
     examples = [network_inputs(batches.of(g, 0), schedule, config.diffusion)[2] for g in batches.groups]
     return graphed(loop.modules["model"], examples, config.mixed_precision)

@@ -1,4 +1,5 @@
-"""Command line of the study, from `notebooks/`: ``python -m study judge ROOT``, ``realism``, ``algorithm2 CT OUT``, ``bench``, ``record``."""
+"""Command line of the study, from `notebooks/`: ``python -m study judge ROOT``, ``realism``, ``algorithm2 CT OUT``, ``readers OUT``,
+``readers-score CSV``, ``bench``, ``record``."""
 
 from __future__ import annotations
 
@@ -20,9 +21,11 @@ from hrldm.insertion.wish import Wish
 from hrldm.nodules.transplant import read_host
 from study import judging
 from study.in_file import realism_in_file
+from study.readers import page, score
 from study.report import bench, record
 from study.report.provenance import write_provenance
 from study.report.tables import drop_table, save_tables
+from study.study import open_study
 from study.systems.algorithm2 import insert_whole
 
 
@@ -143,11 +146,52 @@ def algorithm2(
     return 0
 
 
+def readers(
+    out: tyro.conf.Positional[Path],
+    system: str = "hr-ldm",
+    profile: str = "quick",
+    dataset: str = "lidc-mini",
+    data_root: str = "",
+    settings: str = "",
+    n: int = 50,
+    seed: int = 0,
+) -> int:
+    """Write a page on which readers tell real from synthetic nodules (Table 2), and its key.
+
+    Args:
+        out: new folder for readers.html and key.csv; give readers the page alone.
+        system: what makes the synthetic nodules, as named in Table 1.
+        profile: as of `make reproduce`, like the next three.
+        dataset: lidc-mini or the name of a manifest folder.
+        data_root: that folder.
+        settings: what SET changes.
+        n: nodules of each kind.
+        seed: of the study, the choice and the order.
+    """
+    study = open_study(profile, dataset, data_root, seed, settings)
+    print(page.make(*page.study_nodules(study, system), out, n, seed, system))
+    return 0
+
+
+def readers_score(files: tyro.conf.Positional[tuple[Path, ...]], key: Path, out: Path | None = None) -> int:
+    """Score the CSVs that readers send back.
+
+    Args:
+        files: one CSV a reader.
+        key: key.csv of their page.
+        out: folder for the tables; default: print them only.
+    """
+    print(score.summary(score.score(list(files), key, out)))
+    return 0
+
+
 def main() -> int:
     commands = {
         "judge": judge,
         "realism": realism,
         "algorithm2": algorithm2,
+        "readers": readers,
+        "readers-score": readers_score,
         "bench": bench.main,
         "record": record.main,
     }

@@ -117,8 +117,9 @@ def printed_table1(table: pd.DataFrame) -> pd.DataFrame:
     """`table1_fidelity.csv`, ours or the paper's, in the units it is printed in: FID, KID x 1e3, MMD x 1e2 per system."""
     rows = table[table.plane == "average"]
     wide = rows.pivot(index="system", columns="metric", values="value").loc[rows.system.unique()]
-    named = {"fid": "FID", "kid": "KID x 1e3", "mmd": "MMD x 1e2"}
-    return wide.mul({"fid": 1.0, "kid": 1e3, "mmd": 1e2}).rename(columns=named).rename_axis(columns=None)
+    named = {"fid": "FID", "fid_whole": "FID, whole sample", "kid": "KID x 1e3", "mmd": "MMD x 1e2"}
+    wide = wide.mul({metric: {"kid": 1e3, "mmd": 1e2}.get(metric, 1.0) for metric in wide})
+    return wide.rename(columns=named).rename_axis(columns=None)
 
 
 # -- Table 3, Figs. 6-8 ------------------------------------------------------------------------------------------------

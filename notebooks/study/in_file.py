@@ -2,8 +2,8 @@
 
 Real nodules of a manifest are set against synthetic ones of the same shapes in healthy lung of one CT (`displaced`).
 Everything is seen through one voxel grid: the host CT is brought to it before anything is inserted, and so are the real
-nodules. Each place asks for the histogram of another real nodule of its subtype and about its size, as that grid shows
-it, measured on the voxels that are at least half lesion, as `insert` fills them.
+nodules. Each place asks for a histogram as `insert` draws it where none is given: from the shipped library of training
+nodules, measured at 1 mm, whatever the grid.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from hrldm.ct.geometry import crop_affine, sample, to_world
+from hrldm.ct.geometry import crop_affine, equivalent_diameter, sample, to_world
 from hrldm.ct.volume import CT
-from hrldm.insertion.finish import lesion_voxels, projected
+from hrldm.insertion.finish import projected
 from hrldm.insertion.generator import Request
-from hrldm.nodules.histograms import hu_histogram
+from hrldm.nodules.histograms import FLOOR_REACH, draw_histogram, lung_floor
 from hrldm.nodules.patches import Patches
 from hrldm.nodules.transplant import Host
 from study.experiments import shape_patients
@@ -26,7 +26,6 @@ from study.study import Study
 from study.systems import texture
 from study.systems.inserted import in_scans
 
-PEERS = 6  # a histogram is another's among so many nearest in size
 Generate = Callable[[Request], np.ndarray]  # an order -> HU crops (N, D, D, D) at 1 mm
 
 
@@ -45,18 +44,18 @@ def seen(crops: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     return np.stack([sample(s.array, s.affine, crops[0].shape, np.eye(4)) for s in scans])
 
 
-def others_histograms(nodules: Patches, spacing: np.ndarray, bins: int, seed: int) -> np.ndarray:
-    """(N, bins): for each nodule another one's HU histogram on the grid, of its subtype, near in size, of another patient."""
-    size, patients = np.log(nodules.frame.diameter_mm.to_numpy()), shape_patients(nodules.frame)
-    rng, found = np.random.default_rng(seed), []
-    for i, subtype in enumerate(nodules.subtype):
-        others = np.flatnonzero((nodules.subtype == subtype) & (patients != patients[i]))
-        if not len(others):
-            raise ValueError(f"{nodules.frame.nodule_id[i]}: no nodule of its subtype of another patient to ask for")
-        j = rng.choice(others[np.argsort(np.abs(size[others] - size[i]), kind="stable")][:PEERS])
-        scan = on_grid(nodules.hu[j], np.eye(4), spacing)
-        share = projected(nodules.mask[j].astype(np.float32), np.eye(4), scan.shape, scan.affine)
-        found.append(hu_histogram(scan.array[lesion_voxels(share, "crop")], bins))
+def drawn_histograms(places: Patches, seed: int) -> np.ndarray:
+    """(N, bins): a histogram for each place as `insert` draws it for one nodule, no darker than the lung there; vessels
+    are not looked for.
+
+    places: backgrounds (N, D, D, D) HU and the lesions' masks about their middle
+    """
+    middle = places.hu.shape[1] // 2
+    near = (slice(None), *[slice(max(0, middle - FLOOR_REACH), middle + FLOOR_REACH + 1)] * 3)
+    found = []
+    for i, (around, mask, row) in enumerate(zip(places.hu[near], places.mask, places.frame.itertuples(), strict=True)):
+        rng, size = np.random.default_rng((seed, i)), equivalent_diameter(mask.sum())
+        found.append(draw_histogram(row.subtype, size, rng, lung_floor(around))[1])
     return np.stack(found)
 
 
@@ -68,16 +67,10 @@ def realism_in_file(
 
     study, native: of `displaced`
     spacing:       (3,) mm, of the grid
-
-    Raises:
-        ValueError: a nodule without another of its subtype.
     """
     truth, background = study.patches(split), study.backgrounds(split)
-    bins = study.profile.histogram.bins
     seeds = np.random.SeedSequence((study.seed, 0)).generate_state(len(truth))
-    fine, coarse = (others_histograms(native, s, bins, study.seed) for s in (np.ones(3), spacing))
-    asked = Request(background.hu, truth.mask, truth.subtype, fine, seeds)
-    in_file = Request(background.hu, truth.mask, truth.subtype, coarse, seeds)
+    asked = Request(background.hu, truth.mask, truth.subtype, drawn_histograms(background, study.seed), seeds)
     scan = on_grid(host.hu, host.affine, spacing)
     centres = truth.frame[["i", "j", "k"]].to_numpy()
     crops = [crop_affine(to_world(host.affine, c), truth.hu.shape[1:]) for c in centres]
@@ -85,8 +78,8 @@ def realism_in_file(
     systems = {
         "transplant": seen(truth.hu, spacing),
         "texture": seen(painted, spacing),
-        "texture-inserted": in_scans(in_file, painted, [scan] * len(truth), crops),
-        "inserted": in_scans(in_file, generate(in_file), [scan] * len(truth), crops),
+        "texture-inserted": in_scans(asked, painted, [scan] * len(truth), crops),
+        "inserted": in_scans(asked, generate(asked), [scan] * len(truth), crops),
     }
     tables = {name: feature_table(hu, truth.mask) for name, hu in systems.items()}
     real, patients = feature_table(seen(native.hu, spacing), native.mask), shape_patients(truth.frame)

@@ -11,7 +11,7 @@ one, and what is made there is held against the real ones in their own scans.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,30 +19,34 @@ import pandas as pd
 
 from hrldm.cache import keyed
 from hrldm.config import SUBTYPES
-from hrldm.insertion.generator import Request
+from hrldm.insertion.generator import Generator, Request
 from hrldm.insertion.released import released
+from hrldm.model.diffusion import SamplingConfig
 from hrldm.nodules.histograms import histogram_library
 from hrldm.nodules.patches import Patches, fitting, load_patches, manifest_digest
 from hrldm.nodules.transplant import Host, givers, key_of, transplant
+from hrldm.train.config import Stage2
 from hrldm.train.device import device
+from hrldm.train.latents import weights_digest
 from study.classify.jobs import centre_crop
 from study.experiments import centre_spectra, shape_patients
 from study.measure import intensity
 from study.measure.features import Extractor, default_extractor, three_plane_features
 from study.measure.fidelity import separability
-from study.measure.realism import feature_table, realism
+from study.measure.realism import LEAST_PATIENTS, feature_table, realism
 from study.measure.triplets import ordered_share, thrice, triplet_table
-from study.profiles import get_profile
+from study.profiles import Profile, get_profile
 from study.study import Study, checked_manifest, chosen_histograms
 from study.systems import reconstruction, texture
 from study.systems.inserted import in_crops
 from study.systems.registry import request_for
 
 TABLES = (
-    "lesion_histograms", "median_jsd", "control_summary", "triplets_summary", "power_spectrum", "roughness", "separability",
-    "realism",
+    "lesions", "lesion_histograms", "median_jsd", "control", "control_summary", "triplets_summary", "power_spectrum", "roughness",
+    "separability", "realism",
 )  # fmt: skip
 IMPOSED_T_MAX = 400  # as the card of the released network has it
+N_BOOT = 2000  # resamples of the patients
 Maker = Callable[[Request, Patches], np.ndarray]  # the order and the true nodules -> HU crops (N, D, D, D)
 
 
@@ -66,7 +70,9 @@ def judge(
     extractor: Extractor,
     native: Patches | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """`TABLES`; the spectrum and roughness are of the median lesion, `realism` comes from two patients on.
+    """`TABLES`; the spectrum and roughness are of the median lesion, `realism` comes from two patients on. `lesions` and
+    `control` have a row for every system and nodule; the others are made from such rows. No interval of fewer than
+    `LEAST_PATIENTS`.
 
     truth, background: the real nodules, and the same places without them
     systems: each makes what it is asked for; the study's autoencoder is added as the floor
@@ -77,18 +83,19 @@ def judge(
     as_own, as_other, nodules_thrice, as_each = orders_from_library(study, truth, background)
     own, other = ({s: make(order, truth) for s, make in makers.items()} for order in (as_own, as_other))
     lesions = intensity.lesion_tables(own, truth, 0)
-    medians = [lesions.groupby(by, sort=False).jsd.median().reset_index() for by in (["system", "subtype"], ["system"])]
-    control = ((as_own.histogram, own), (as_other.histogram, other))
+    control = intensity.control_tables(((as_own.histogram, own), (as_other.histogram, other)), truth, systems)
     triplets = [triplet_table(s, nodules_thrice, as_each, make(as_each, nodules_thrice)) for s, make in systems.items()]
     features = {
         s: three_plane_features(centre_crop(crops, profile.tables.fid_crop_mm), extractor, n_slices=profile.tables.fid_slices, device=device())
         for s, crops in {"real": truth.hu, **other}.items()
     }  # fmt: skip
     tables = {
-        "lesion_histograms": intensity.lesion_histograms(lesions, profile.tables.n_boot, 0),
-        "median_jsd": pd.concat([medians[0], medians[1].assign(subtype="all")])[["system", "subtype", "jsd"]],
-        "control_summary": intensity.control_summary(intensity.control_tables(control, truth, systems)),
-        "triplets_summary": ordered_share(pd.concat(triplets, ignore_index=True)),
+        "lesions": lesions,
+        "lesion_histograms": _histograms(lesions, profile.tables.n_boot),
+        "median_jsd": _medians(lesions),
+        "control": control,
+        "control_summary": intensity.control_summary(control),
+        "triplets_summary": ordered_share(pd.concat(triplets, ignore_index=True)).query("side == 'obtained'"),
         "power_spectrum": centre_spectra({"real": truth.hu, **own}, truth.mask, average=np.median),
         "roughness": _roughness({"real": truth.hu, **own}, truth),
         "separability": separability(features.pop("real"), features, patients, extractor.name, 0),
@@ -109,6 +116,21 @@ def lesions_of(name: str, truth: Patches, crops: np.ndarray) -> pd.DataFrame:
     return intensity.lesion_table(name, crops, truth).assign(roughness_ratio=(own / real).to_numpy())
 
 
+def _histograms(lesions: pd.DataFrame, n_boot: int) -> pd.DataFrame:
+    """`lesion_histograms`, without the intervals of too few patients."""
+    patients = {(s, subtype): part.patient_id.nunique() for s, subtype, part in intensity.by_subtype(lesions)}
+    table = intensity.lesion_histograms(lesions, n_boot, 0)
+    few = [patients[key] < LEAST_PATIENTS for key in zip(table.system, table.subtype, strict=True)]
+    table.loc[few, ["ci_low", "ci_high"]] = np.nan
+    return table
+
+
+def _medians(lesions: pd.DataFrame) -> pd.DataFrame:
+    """system, subtype (and `all`), jsd, n_nodules, n_patients."""
+    rows = [(s, k, x.jsd.median(), len(x), x.patient_id.nunique()) for s, k, x in intensity.by_subtype(lesions)]
+    return pd.DataFrame(rows, columns="system subtype jsd n_nodules n_patients".split())
+
+
 def _roughness(crops: Mapping[str, np.ndarray], truth: Patches) -> pd.DataFrame:
     """Median over lesions of the SD beyond a Gaussian of 1 mm, over the lesion's SD: system, roughness, of_real, n."""
     values = {s: feature_table(hu, truth.mask)["inside_grain_1_share"].median() for s, hu in crops.items()}
@@ -122,7 +144,7 @@ def open_nodules(root: Path, split: str = "test", seed: int = 0) -> Study:
     Raises:
         ValueError: a manifest that does not validate, or no nodule in the split.
     """
-    profile = get_profile("quick")
+    profile = get_profile("quick", tables__n_boot=N_BOOT)
     frame = checked_manifest(root)
     frame = frame.assign(split="all") if split == "all" else frame
     chosen = frame[frame.split == split]
@@ -158,12 +180,44 @@ def displaced(study: Study, split: str, host: Host) -> tuple[Study, Patches]:
     )
 
 
+@dataclass(frozen=True)
+class Networks:
+    """What was judged and how, for `provenance.json`.
+
+    autoencoder, unet: `weights_digest`
+    config:            of the U-Net's training
+    sampling:          of each system
+    judged_by:         the settings of the study that judges; its networks are not used
+    """
+
+    autoencoder: str
+    unet: str
+    config: Stage2
+    sampling: dict[str, SamplingConfig]
+    judged_by: Profile
+
+
+def networks(study: Study, systems: Mapping[str, Generator]) -> Networks:
+    """The record of generators that share their networks."""
+    one, *_ = systems.values()
+    digests = weights_digest(one.autoencoder), weights_digest(one.unet)
+    return Networks(*digests, one.config, {name: g.sampling for name, g in systems.items()}, study.profile)
+
+
+def generators(on: str | None = None, **files: Path) -> dict[str, Generator]:
+    """The released network left to itself, and with the histogram imposed while sampling; files: see `released`."""
+    return {
+        "hr-ldm": released(on=on, **files),
+        "hr-ldm-matched": released(on=on, match_t_max=IMPOSED_T_MAX, **files),
+    }
+
+
 def judge_released(
-    study: Study, split: str, on: str | None = None, native: Patches | None = None
+    study: Study, split: str, on: str | None = None, native: Patches | None = None, **files: Path
 ) -> dict[str, pd.DataFrame]:
     """`judge` texture without training and the released network on a split: left to itself, with the histogram imposed, and
-    made part of its scan (`released`, what `insert` ships). native: see `judge`."""
-    alone, imposed = released(on=on), released(on=on, match_t_max=IMPOSED_T_MAX)
+    made part of its scan (`released`, what `insert` ships). native: see `judge`; files: see `released`."""
+    alone, imposed = generators(on, **files).values()
     systems: dict[str, Maker] = {
         "texture": lambda order, nodules: texture.generate(study, order, nodules.hu),
         "hr-ldm": lambda order, _: alone(order, progress="hr-ldm"),

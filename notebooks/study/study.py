@@ -28,10 +28,11 @@ from hrldm.nodules.histograms import FLOOR_REACH, choose_histogram, completed, h
 from hrldm.nodules.manifest import load_manifest
 from hrldm.nodules.patches import Patches, fitting, load_patches, manifest_digest
 from hrldm.nodules.split import assert_disjoint
+from hrldm.nodules.template import template
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder, load_maisi
 from hrldm.train.device import device
-from hrldm.train.latents import SHIFT, LatentCache, build_latents, lesion_histograms, weights_digest
+from hrldm.train.latents import SHIFT, LatentCache, Picture, build_latents, lesion_histograms, weights_digest
 from hrldm.train.ldm import VERSION as LDM_VERSION
 from hrldm.train.ldm import load_unet, train_ldm
 from hrldm.train.loop import follow, read_history
@@ -86,27 +87,29 @@ class Study:
         return obtain_autoencoder(self)
 
     @functools.cached_property
-    def _latents(self) -> dict[tuple[str, bool], LatentCache]:
+    def _latents(self) -> dict[tuple[str, Picture | None], LatentCache]:
         return {}
 
-    def latents(self, split: str, templates: bool | None = None) -> LatentCache:
+    def latents(self, split: str, picture: Picture | None = None) -> LatentCache:
         """The encoded crops of a split, made at the first call; the training split in `latent_variants`.
 
-        templates: with the histograms as pictures; None as the profile says
+        picture: what a network is shown besides; None as the profile says (the template or nothing)
         """
-        templates = self.profile.histogram.template if templates is None else templates
-        if (split, templates) not in self._latents:
-            self._latents[split, templates] = self._encoded(split, templates)
-        return self._latents[split, templates]
+        if picture is None and self.profile.histogram.template:
+            picture = template
+        if (split, picture) not in self._latents:
+            self._latents[split, picture] = self.encoded(split, picture, self.autoencoder)
+        return self._latents[split, picture]
 
-    def _encoded(self, split: str, templates: bool) -> LatentCache:
+    def encoded(self, split: str, picture: Picture | None, autoencoder: Autoencoder) -> LatentCache:
+        """`latents`, of any autoencoder and not kept in memory."""
         p = self.profile
         enough = -(-p.latents.least // len(self.split(split)))
         variants = max(p.latents.variants, min(enough, SYMMETRIES)) if split == "train" else 1
         size = p.data.patch_mm + (2 * SHIFT if variants > 1 else 0)
         patches, background = self.patches(split, size), self.backgrounds(split, size).hu
         settings = (p.data.patch_mm, variants, p.histogram.bins, self.seed, device())
-        return build_latents(self.autoencoder, patches, *settings, background, templates)
+        return build_latents(autoencoder, patches, *settings, background, picture)
 
     def with_seed(self, seed: int) -> Study:
         """The study with another seed and the same autoencoder: another one's latents would be another language."""
@@ -138,12 +141,8 @@ class Study:
 
     def pretrained(self, profile: Profile) -> ConditionalUNet | None:
         """The network that `profile` asks to begin with: nodules of known truth first, few real ones after."""
-        if self.dataset == "lidc-mini" or not profile.ldm.pretrain_steps:
-            return None
-        settings = changed(profile, histogram__weight=0.0, ldm__steps=profile.ldm.pretrain_steps)
-        embedded = open_study(settings, seed=self.seed)
-        vars(embedded)["autoencoder"] = self.autoencoder  # another one's latents would be another language
-        return embedded.unet()[0]
+        embedded = pretraining_study(self, changed(profile, histogram__weight=0.0))
+        return None if embedded is None else embedded.unet()[0]
 
     def run_path(self, profile: Profile, start: ConditionalUNet | None = None) -> Path:
         begun = None if start is None else weights_digest(start)
@@ -229,6 +228,15 @@ def open_study(
     return Study(p, dataset, root, seed, frame)
 
 
+def pretraining_study(study: Study, profile: Profile) -> Study | None:
+    """The embedded dataset with the same autoencoder and the profile's steps of pre-training; None where there are none."""
+    if study.dataset == "lidc-mini" or not profile.ldm.pretrain_steps:
+        return None
+    embedded = open_study(changed(profile, ldm__steps=profile.ldm.pretrain_steps), seed=study.seed)
+    vars(embedded)["autoencoder"] = study.autoencoder  # another one's latents would be another language
+    return embedded
+
+
 def _files(frame: pd.DataFrame) -> tuple[str, ...]:
     """The columns whose files can be looked at, all rows having one."""
     return tuple(c for c in paths.FILES if c in frame and frame[c].astype(bool).all())
@@ -282,7 +290,7 @@ def fit_ldm(study: Study, profile: Profile, path: Path, start: ConditionalUNet |
     """Train Stage II unless `path` is finished (resumes where it stopped); the loss history."""
     if path.exists() and ckpt.load_meta(path)["step"] == profile.ldm.steps:
         return read_history(path.parent)
-    cache = study.latents("train", profile.histogram.template)
+    cache = study.latents("train", template if profile.histogram.template else None)
     initial = None if start is None else start.state_dict()
     steps = train_ldm(cache, profile, study.seed, path, study.autoencoder, initial=initial)
     label = f"{profile.diffusion.objective} lambda={profile.histogram.weight:g}"

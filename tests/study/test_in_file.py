@@ -8,9 +8,10 @@ import pytest
 
 from hrldm.ct.geometry import to_world
 from hrldm.insertion.generator import Request
-from hrldm.nodules.histograms import hu_histogram
+from hrldm.nodules.histograms import FLOOR_REACH, hu_histogram
 from hrldm.nodules.transplant import Host
-from study.in_file import on_grid, others_histograms, realism_in_file, seen
+from study import in_file
+from study.in_file import drawn_histograms, on_grid, realism_in_file, seen
 from study.systems.inserted import in_crops
 from tests import tiny
 
@@ -38,15 +39,24 @@ def test_noise_seen_through_thick_slices_loses_the_variance_of_a_mean_and_a_fine
     assert thick.array.std() == pytest.approx(50, rel=0.05)
 
 
-def test_each_asks_for_another_patients_nodule_of_its_subtype_and_size():
-    nodules = tiny.patches(18)
-    own = np.stack([hu_histogram(hu[m]) for hu, m in zip(nodules.hu, nodules.mask, strict=True)])
-    asked = others_histograms(nodules, np.ones(3), 40, seed=1)
-    sources = [int(np.flatnonzero((own == h).all(1))[0]) for h in asked]
-    assert all(i != j and nodules.subtype[i] == nodules.subtype[j] for i, j in enumerate(sources))
-    lonely = dataclasses.replace(nodules, frame=nodules.frame.assign(patient_id="one"))
-    with pytest.raises(ValueError, match="n0: no nodule of its subtype of another patient"):
-        others_histograms(lonely, np.ones(3), 40, seed=1)
+def test_each_asks_for_what_insert_would_draw_there(monkeypatch):
+    size = 2 * FLOOR_REACH + 17
+    nodules, lung = tiny.patches(6, size=size), np.linspace(-900, -650, 6)
+    hu = np.full(nodules.hu.shape, 300, np.int16)
+    near = slice(size // 2 - FLOOR_REACH, size // 2 + FLOOR_REACH + 1)
+    hu[:, near, near, near] = lung[:, None, None, None]
+    places, asked, draw = dataclasses.replace(nodules, hu=hu), [], in_file.draw_histogram
+    monkeypatch.setattr(in_file, "draw_histogram", lambda *given: asked.append(given) or draw(*given))
+    made = drawn_histograms(places, seed=1)
+    for (subtype, diameter, _, floor), row, mask, hu_there in zip(
+        asked, places.frame.itertuples(), places.mask, lung.astype(np.int16), strict=True
+    ):
+        assert subtype == row.subtype and floor == hu_there - 30
+        assert np.pi / 6 * diameter**3 == pytest.approx(mask.sum())
+    np.testing.assert_allclose(made.sum(1), 1)
+    np.testing.assert_array_equal(drawn_histograms(places, seed=1), made)
+    assert (drawn_histograms(places, seed=2) != made).any(1).all()
+    np.testing.assert_array_equal(drawn_histograms(places[[0, 1, 2]], seed=1), made[:3])
 
 
 def request(nodules, histogram):
@@ -56,7 +66,7 @@ def request(nodules, histogram):
 
 def test_in_a_crop_of_its_own_the_lesion_has_the_histogram_and_the_rest_its_values():
     nodules = tiny.patches(3, size=40)
-    asked = request(nodules, others_histograms(tiny.patches(9, size=40), np.ones(3), 40, 0)[:3])
+    asked = request(nodules, drawn_histograms(nodules, seed=0))
     made = in_crops(asked, tiny.PaintingGenerator()(asked))
     for hu, mask, wanted, before in zip(made, asked.mask, asked.histogram, asked.background, strict=True):
         assert np.abs(hu_histogram(hu[mask]) - wanted).max() < 0.02

@@ -1,5 +1,7 @@
 """A system that obeys is told from one that is deaf to what is asked, in every line of a judgement."""
 
+import dataclasses
+import json
 import sys
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from hrldm.train.latents import lesion_histograms
 from study import __main__ as cli
 from study import judging
 from study.measure.features import Extractor
+from study.report.provenance import write_provenance
 from tests import tiny
 
 EXTRACTOR = Extractor("coarse", 16, nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten()))
@@ -58,6 +61,41 @@ def test_who_obeys_and_who_does_not(tables):
     assert order["paint"] == 1 and order["deaf"] == 0
     apart = tables["separability"].set_index("system").auroc
     assert apart["deaf"] > apart["paint"] and set(apart.index) == {"autoencoder", "paint", "deaf"}
+
+
+def test_the_rows_of_single_nodules_give_the_tables(tables):
+    lesions, means = tables["lesions"], tables["lesion_histograms"].set_index(["system", "subtype", "metric"])
+    assert lesions.groupby("system").nodule_id.nunique().to_dict() == dict.fromkeys(
+        ["real", "autoencoder", "paint", "deaf"], 18
+    )
+    for (system, subtype), part in lesions.groupby(["system", "subtype"]):
+        row = means.loc[system, subtype, "jsd"]
+        assert row.value == pytest.approx(part.jsd.mean())
+        assert np.isnan(row.ci_low) == (part.patient_id.nunique() < judging.LEAST_PATIENTS)
+    assert tables["control"].groupby("system").size().to_dict() == {"paint": 36, "deaf": 36}
+    median = tables["median_jsd"].set_index(["system", "subtype"])
+    assert median.n_nodules["deaf", "all"] == 18 and median.n_patients["deaf", "all"] == lesions.patient_id.nunique()
+
+
+def test_intervals_of_few_patients_are_left_out(tables):
+    few = tables["lesions"].query("patient_id in @patients", local_dict={"patients": ["p0", "p1", "p2"]})
+    table = judging._histograms(few, 50)
+    assert table.value.notna().all() and table[["ci_low", "ci_high"]].isna().all(axis=None)
+    many = judging._histograms(tables["lesions"], 50).query("subtype == 'all'")
+    assert many[["ci_low", "ci_high"]].notna().all(axis=None)
+
+
+def test_the_record_names_the_networks_and_how_each_system_samples(monkeypatch, tmp_path):
+    monkeypatch.setattr(judging, "released", tiny.painting)
+    made = judging.networks(STUDY, judging.generators())
+    one = tiny.painting()
+    assert made.config == one.config and made.judged_by == STUDY.profile and made.unet != ""
+    assert made.sampling["hr-ldm"] == dataclasses.replace(one.sampling)
+    assert made.sampling["hr-ldm-matched"].match_t_max == judging.IMPOSED_T_MAX
+    file = write_provenance(tmp_path, made, "mine", 0)
+    said = json.loads(file.read_text(encoding="utf-8"))
+    assert said["profile"] == "released" and said["profile_fields"]["unet"] == made.unet
+    assert said["profile_fields"]["sampling"]["hr-ldm-matched"]["match_t_max"] == judging.IMPOSED_T_MAX
 
 
 def test_the_summary_is_what_the_tables_say(tables):

@@ -7,11 +7,13 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from hrldm.model.diffusion import Schedule
 from hrldm.model.unet import ConditionalUNet
 from hrldm.model.window import lesion_window
 from hrldm.nodules.histograms import hu_histogram
@@ -76,6 +78,28 @@ def test_cuda_graphs_compute_what_single_launches_compute(cache, tmp_path, monke
     assert np.allclose(runs["graphs"], runs["launches"], rtol=1e-2 if changes.get("mixed_precision") else 1e-3)
     for key, value in weights(tmp_path / "graphs").items():
         assert torch.allclose(value.float(), weights(tmp_path / "launches")[key].float(), atol=1e-2), key
+
+
+@pytest.mark.parametrize(
+    ("kind", "processes", "total", "step", "captured"),
+    [
+        pytest.param("cpu", 1, 1000, 0, False, id="a CPU has none"),
+        pytest.param("cuda", 2, 1000, 0, False, id="several processes"),
+        pytest.param("cuda", 1, 199, 0, False, id="a short run"),
+        pytest.param("cuda", 1, 200, 0, True, id="a long run"),
+        pytest.param("cuda", 1, 200, 199, True, id="its last step, resumed"),
+    ],
+)
+def test_a_run_is_captured_if_it_is_long_enough_as_a_whole(cache, monkeypatch, kind, processes, total, step, captured):
+    asked = []
+    monkeypatch.setattr(ldm, "graphed", lambda *given: asked.append(given) or "graphs")
+    accelerator = SimpleNamespace(device=torch.device(kind), num_processes=processes)
+    loop = SimpleNamespace(accelerator=accelerator, total=total, meta={"step": step}, modules={"model": "net"})
+    batches = ldm.Batches(cache, tiny.profile())
+    assert ldm._graphs(loop, batches, Schedule()) == ("graphs" if captured else None)
+    if captured:
+        [(net, examples, precision)] = asked
+        assert (net, precision) == ("net", "no") and len(examples) == len(batches.groups)
 
 
 # -- resumption ----------------------------------------------------------------------------------------------------------
@@ -148,6 +172,20 @@ def test_checkpoint_of_other_settings_seed_or_latents_is_refused(cache, tmp_path
     fewer = build_latents(tiny.autoencoder(), tiny.patches(5), 16, 2, 40, 0)
     with pytest.raises(ckpt.CheckpointError, match="another run .*n is 6, not 5"):
         next(train(fewer, tmp_path / "a"))
+
+
+def test_checkpoint_of_another_decoder_is_refused_where_l_hist_reads_it(cache, tmp_path):
+    other = tiny.autoencoder()
+    with torch.no_grad():
+        for weight in other.decoder.parameters():
+            weight.mul_(1.5)
+    for name, value in (("a", 10.0), ("b", 0.0)):
+        steps = train(cache, tmp_path / name, save_every=1, histogram__weight=value)
+        next(steps)
+        steps.close()
+    with pytest.raises(ckpt.CheckpointError, match="a: L_hist read another decoder"):
+        next(ldm.train_ldm(cache, tiny.profile(histogram__weight=10.0), 0, tmp_path / "a", other))
+    assert next(ldm.train_ldm(cache, tiny.profile(histogram__weight=0.0), 0, tmp_path / "b", other)).step == 2
 
 
 def test_same_seed_same_weights_other_seed_other_weights(cache, tmp_path):
@@ -277,8 +315,6 @@ def test_loss_reads_the_lesion_only_and_its_gradient_stays_inside(cache):
 
 @pytest.mark.parametrize("t", [0, 300, 999])
 def test_gradient_through_the_frozen_decoder_is_finite_at_every_t(cache, t):
-    from hrldm.model.diffusion import Schedule
-
     term, batch = term_and_batch(cache)
     times, schedule, z0 = torch.full((2,), t), Schedule(), batch["z0"]
     g = torch.Generator().manual_seed(t)

@@ -8,6 +8,8 @@ of the points in it are l = diag (C C^T)^(1/2), and the influence of point i (de
 
 Kernel: squared MMD = mean k(x, x') + mean k(y, y') - 2 mean k(x, y), every mean over pairs of *different groups*, from
 sums K of the Gram matrix and counts P over pairs of groups, so that weights w cost nothing: mean = w^T K w / w^T P w.
+Its expectation for two samples of one distribution is zero. What chance alone puts between two halves of the groups is
+the bias that leaving out those pairs removes, 4 / G (mean k within a group - mean k between groups).
 """
 
 from __future__ import annotations
@@ -109,8 +111,21 @@ def pair_sums(a: Sample, b: Sample, kernel: Kernel) -> PairSums:
 def squared_mmd(xx: PairSums, yy: PairSums, xy: PairSums, wx: np.ndarray, wy: np.ndarray) -> np.ndarray:
     """Unbiased squared MMD (n_draws,) with group weights wx, wy (n_draws, G); NaN where a draw leaves no pair."""
 
-    def mean(sums: PairSums, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            return ((left @ sums.kernel) * right).sum(1) / ((left @ sums.pairs) * right).sum(1)
+    return _mean(xx, wx, wx) + _mean(yy, wy, wy) - 2 * _mean(xy, wx, wy)
 
-    return mean(xx, wx, wx) + mean(yy, wy, wy) - 2 * mean(xy, wx, wy)
+
+def halves_distance(sample: Sample, kernel: Kernel, within: PairSums, weights: np.ndarray) -> np.ndarray:
+    """Expected squared MMD (n_draws,) between two halves of the groups, when pairs of one group are not left out.
+
+    sample, within: points and their `pair_sums` with themselves; weights: (n_draws, G)
+    """
+    groups = [sample.points[sample.group == g] for g in range(sample.n_groups)]
+    squares = np.array([len(x) for x in groups]) ** 2.0
+    own = weights @ np.array([kernel(x, x).sum() for x in groups]) / (weights @ squares)
+    effective = len(sample.points) ** 2 / squares.sum()  # number of groups, were they of equal size
+    return 4 / effective * (own - _mean(within, weights, weights))
+
+
+def _mean(sums: PairSums, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return ((left @ sums.kernel) * right).sum(1) / ((left @ sums.pairs) * right).sum(1)

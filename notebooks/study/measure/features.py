@@ -124,7 +124,18 @@ def default_extractor() -> Extractor:
     """
     if file := os.environ.get(paths.RADIMAGENET):
         return Extractor("radimagenet-resnet50", 224, radimagenet_resnet50(file))
+    return lite0()
+
+
+def lite0() -> Extractor:
+    """EfficientNet-Lite0, which everybody has: the second opinion where the default is another."""
     return Extractor("efficientnet-lite0", 128, EfficientNetLite0(wheel_file(*LITE0)))
+
+
+def extractors() -> list[Extractor]:
+    """Every extractor there is here, the default first."""
+    first = default_extractor()
+    return [first] if first.name == "efficientnet-lite0" else [first, lite0()]
 
 
 def plane_images(crops_hu: np.ndarray, plane: str, n_slices: int) -> np.ndarray:

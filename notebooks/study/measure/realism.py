@@ -36,6 +36,7 @@ MODELS = {
     "logistic": lambda seed: make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)),
     "forest": lambda seed: RandomForestClassifier(100, min_samples_leaf=2, random_state=seed, n_jobs=1),
 }
+LEAST_PATIENTS = 5  # with fewer, no interval: resampled, they say nothing of others
 REFERENCE = "texture"  # what no training made: a network has to be better
 
 
@@ -159,7 +160,7 @@ def realism(
 
     Returns:
         system, place, features, model, auroc, ci_low, ci_high, minus_texture with its interval (NaN without texture),
-        n_nodules (synthetic), n_patients. 0.5 is chance, 1 is always told.
+        n_nodules (synthetic), n_patients. 0.5 is chance, 1 is always told. No interval below `LEAST_PATIENTS`.
 
     Raises:
         ValueError: fewer than two patients.
@@ -167,6 +168,8 @@ def realism(
     truth = np.repeat([0, 1], [len(groups), len(groups_synthetic)])
     weights = patient_weights(np.concatenate([groups, groups_synthetic]), n_boot, seed)
     counts = (len(groups_synthetic), len(np.unique(groups_synthetic)))
+    if counts[1] < LEAST_PATIENTS:
+        weights = np.full_like(weights, np.nan)
     rows = []
     for features, columns in feature_sets(real.columns).items():
         for model in MODELS:

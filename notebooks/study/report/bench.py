@@ -35,9 +35,9 @@ from hrldm.train.device import device, free_memory_mb
 from hrldm.train.histogram_term import HistogramTerm
 from hrldm.train.latents import LatentCache, encode_patches
 from hrldm.train.ldm import Batches, train_ldm
+from study.measure.timing import measure
 from study.profiles import Profile, get_profile
 from study.report import bench_insert
-from study.report.measuring import measure
 from study.report.provenance import write_provenance
 
 COLUMNS = ["benchmark", "variant", "time_s", "peak_mb", "ratio", "device"]

@@ -33,7 +33,7 @@ from hrldm.insertion.wish import Wish, copies
 from hrldm.nodules.shapes import load_shapes
 from hrldm.train.device import device
 from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
-from study.report.measuring import measure
+from study.measure.timing import measure
 from study.systems.algorithm2 import algorithm2
 
 WHOLE_BODY_MB = 16 * 1024  # what the whole body of this CT takes, measured

@@ -42,7 +42,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "table1_fidelity": _schema(
         "system extractor metric plane value ci_low ci_high n_real n_synthetic",
-        {"metric": ("fid", "kid", "mmd"), "plane": ("axial", "sagittal", "coronal", "average")},
+        {"metric": ("fid", "fid_whole", "kid", "mmd"), "plane": ("axial", "sagittal", "coronal", "average")},
     ),
     "lesion_histograms": _schema("system subtype metric value ci_low ci_high n", {"metric": ("jsd", "wasserstein_hu")}),
     "control": _schema("system nodule_id subtype requested_mean_hu obtained_mean_hu requested_sd_hu obtained_sd_hu"),
@@ -80,7 +80,12 @@ VIEWS: dict[str, View] = {
     "autoencoder": View("region", "metric"),
     "table1_fidelity": View("system", "metric extractor n_synthetic", where="plane average"),
     "table1_differences": View(values="b a metric difference p", where="plane average"),
+    "table1_ratios": View("system", "metric extractor", where="plane average"),
+    "table1_subtypes": View("system subtype", "metric extractor", where="plane average"),
+    "known_answer": View("damage strength", "metric"),
+    "extractors": View(values="metric a b tau n_systems"),
     "separability": View("system", "extractor", "auroc"),
+    "readers_accuracy": View("nodules observer condition", "quantity"),
     "lesion_histograms": View("system", "metric", where="subtype all"),
     "lesion_differences": View(values="b a metric difference p"),
     "lesion_texture": View("system subtype", "metric"),
@@ -112,6 +117,12 @@ SYSTEM_NAMES = {
     "autoencoder": "autoencoder (floor)",
     "texture": "texture, no training",
     "transplant": "real lesion, pasted",
+    "diff-tumor": "DiffTumor-style, T = 4",
+    "diff-tumor-200": "DiffTumor-style, T = 200",
+    "lesion-diffusion": "LesionDiffusion-style",
+    "lefusion": "LeFusion-style",
+    "maisi-v2": "MAISI-v2 (stands apart)",
+    "energy": "maisi-ddpm, energy-guided",
     "hr-ldm-template": "hr-ldm, template (ours)",
     "hr-ldm-matched": "hr-ldm, histogram imposed (ours)",
     "released": "hr-ldm, as inserted (ours)",
@@ -122,13 +133,13 @@ TITLES = {"value": "", "mean": "", "a": "minus", "b": "system", "cycles_per_mm":
 WORDS = {
     "fid": "FID", "kid": "KID × 10³", "mmd": "MMD × 10²", "jsd": "JSD", "wasserstein": "Wasserstein distance", "sd": "SD",
     "psnr": "PSNR", "ssim": "SSIM", "mae": "mean absolute error", "hist": "histogram", "auroc": "AUROC", "auprc": "AUPRC",
-    "r2": "R²", "mann": "Mann", "whitney": "Whitney", "holm": "Holm",
+    "r2": "R²", "whole": "whole sample", "mann": "Mann", "whitney": "Whitney", "holm": "Holm",
 }  # fmt: skip
 UNITS = {"hu": "HU", "hu2": "HU²", "mm": "mm", "db": "dB", "s": "s", "mb": "MB"}
 SCALES = {"kid": 1e3, "mmd": 1e2}  # shown in the units of the paper's Table 1
 INTERVALS = {  # value: its bounds are <name>_low and <name>_high
     "value": "ci", "mean": "ci", "auroc": "ci", "ours": "ci", "difference": "ci", "minus_texture": "minus",
-    "jsd_minus_25": "jsd", "jsd_minus_shipped": "jsd",
+    "jsd_minus_25": "jsd", "jsd_minus_shipped": "jsd", "tau": "ci",
 }  # fmt: skip
 
 

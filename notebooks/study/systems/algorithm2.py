@@ -88,7 +88,7 @@ def algorithm2(ct: CT, nodule: Nodule, generator: Generator) -> tuple[np.ndarray
     )  # fmt: skip
     with torch.no_grad(), _lean_attention(generator.unet):
         z_bg = _encoded(generator, background) * generator.scale  # Algorithm 2, line 1
-        if (picture := generator.templates(request)) is not None:
+        if (picture := generator.pictures(request)) is not None:
             picture = _encoded(generator, picture[0]) * generator.scale
         for state in generator.denoise(request, z_bg, mask_tensor(mask[None]), picture=picture):
             z = state.z

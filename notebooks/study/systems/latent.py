@@ -5,9 +5,7 @@ Same autoencoder, U-Net, conditions, nodules, noise and number of steps; only th
 
 from __future__ import annotations
 
-import numpy as np
-
-from hrldm.insertion.generator import Generator, Request
+from hrldm.insertion.generator import Generator
 from study.study import Study
 
 CHANGES: dict[str, dict] = {  # in the order of the tables
@@ -23,8 +21,3 @@ CHANGES: dict[str, dict] = {  # in the order of the tables
 def trained(study: Study, system: str) -> Generator:
     """The trained generator of a system (trained now when it is not on disk yet)."""
     return study.generator(**CHANGES[system])
-
-
-def generate(study: Study, request: Request, truth: np.ndarray, system: str) -> np.ndarray:
-    """HU crops (N, D, D, D); `truth` is not looked at."""
-    return trained(study, system)(request, progress=system)

@@ -1,29 +1,61 @@
-"""Every system of Table 1 by name. A new one is a function (study, request, truth) -> HU crops and a line here."""
+"""Every system of Table 1 by name. A new one is a function (study, request, truth) -> HU crops and a line here; one with a
+network of its own is a subclass of `Peer` in a file of its own, and a line of `GENERATORS`."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import numpy as np
 
 from hrldm.atomic import atomic
 from hrldm.cache import keyed
-from hrldm.insertion.generator import Request
+from hrldm.insertion.generator import Generator, Request
 from hrldm.nodules.patches import Patches
 from hrldm.train.latents import lesion_histograms, weights_digest
 from hrldm.train.ldm import VERSION as TRAINING
 from study.study import Study
-from study.systems import latent, reconstruction, texture, transplant
+from study.systems import energy, latent, peer, reconstruction, texture, transplant
+from study.systems.diff_tumor import DiffTumor, DiffTumor200
+from study.systems.lefusion import LeFusion
+from study.systems.lesion_diffusion import LesionDiffusion
+from study.systems.maisi_v2 import MaisiV2
 
-SYSTEMS = {  # in the order of the tables; diff-tumor and lesion-diffusion go after texture
+PEERS = {system.name: system for system in (DiffTumor, DiffTumor200, LesionDiffusion, LeFusion, MaisiV2)}
+GENERATORS: dict[str, Callable[[Study], Generator]] = {  # trained at the first call
+    **{name: functools.partial(peer.trained, system=system) for name, system in PEERS.items()},
+    **{name: functools.partial(latent.trained, system=name) for name in latent.CHANGES},
+    "energy": energy.guided,
+}
+
+
+def generate(study: Study, request: Request, truth: np.ndarray, system: str) -> np.ndarray:
+    """HU crops (N, D, D, D) of a trained system; `truth` is not looked at."""
+    return GENERATORS[system](study)(request, progress=system)
+
+
+SYSTEMS = {  # in the order of the tables
     "autoencoder": reconstruction.generate,
     "transplant": transplant.generate,
     "texture": texture.generate,
-    **{name: functools.partial(latent.generate, system=name) for name in latent.CHANGES},
+    **{name: functools.partial(generate, system=name) for name in GENERATORS},
 }
+NOT_ASKED = {
+    "autoencoder",
+    "transplant",
+    "diff-tumor",
+    "diff-tumor-200",
+    "lesion-diffusion",
+    "maisi-v2",
+}  # no histogram
 
-VERSION = f"{TRAINING}.1"  # raise the last when the same networks would give other crops
+VERSION = f"{TRAINING}.2"  # raise the last when the same networks would give other crops
+
+
+def comparable(request: Request, truth: Patches) -> list[str]:
+    """Names of the systems that say something about these nodules: all, but for `transplant` where no place is healthy."""
+    return [name for name in SYSTEMS if name != "transplant" or transplant.has_places(request, truth.hu)]
 
 
 def request_for(
@@ -55,6 +87,8 @@ def synthesise(study: Study, system: str, request: Request, truth: Patches) -> n
     """
     if system not in SYSTEMS:
         raise ValueError(f"unknown system {system!r}; choose one of {', '.join(SYSTEMS)}")
+    if system in NOT_ASKED:
+        request = replace(request, histogram=np.zeros_like(request.histogram))  # the same crops, whatever is asked for
     p = study.profile
     settings = (p.stage2(), p.sampling, p.data.patch_mm, study.data_hash, study.seed, weights_digest(study.autoencoder))
     asked = (getattr(request, f.name) for f in fields(request))

@@ -1,10 +1,12 @@
 """The true lesion itself, set into the place of another nodule: what a perfect generator would reach, without any training.
 
-Of the other nodules' backgrounds, in an order drawn by the study's seed, it takes the first that is healthy lung wherever
-the lesion touches it, as `data.transplant` asks of a host CT; where none is (images that still hold their nodules), its own.
+Of the other nodules' backgrounds without their nodules, in an order drawn by the study's seed, it takes the first that is
+healthy lung wherever the lesion touches it, as `hrldm.nodules.transplant` asks of a host CT; where none is, its own.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -21,10 +23,26 @@ def generate(study: Study, request: Request, truth: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng((study.seed, PLACE_SEED))
     made = []
     for i, (hu, mask) in enumerate(zip(truth, request.mask, strict=True)):
-        touched = weight(mask) > 0
-        places = (j for j in rng.permutation(len(truth)) if j != i and _healthy(request.background[j][touched]))
-        made.append(paste(request.background[next(places, i)], hu, mask))
+        place = next(_places(request, truth, i, rng.permutation(len(truth))), i)
+        made.append(paste(request.background[place], hu, mask))
     return np.stack(made).astype(np.float32)
+
+
+def has_places(request: Request, truth: np.ndarray) -> bool:
+    """Whether most lesions find the healthy place of another. Where not (backgrounds that still hold their nodules), `generate`
+    gives the truth back, and the row says nothing: leave it out."""
+    everywhere = range(len(request))
+    found = [next(_places(request, truth, i, everywhere), None) is not None for i in everywhere]
+    return float(np.mean(found)) > 0.5
+
+
+def _places(request: Request, truth: np.ndarray, i: int, order: Iterable[int]) -> Iterator[int]:
+    """The other nodules' places that are empty, and healthy wherever lesion `i` touches them."""
+    touched = weight(request.mask[i]) > 0
+    for j in order:
+        behind, own = request.background[j], request.mask[j]
+        if j != i and _healthy(behind[touched]) and not np.array_equal(behind[own], truth[j][own]):
+            yield j
 
 
 def _healthy(hu: np.ndarray) -> bool:

@@ -17,6 +17,8 @@ from study.measure import features as ft
 # from the reference implementation, efficientnet_lite_pytorch 0.1.0 with the same weights, on `waves()`
 REFERENCE = {100: 0.189065, 900: 3.913571}
 REFERENCE_NORM, REFERENCE_SUM = 51.539165, 738.504578
+# norm, channel 100 and sum of `reference_resnet50` with `seeded_state`, on `waves()`
+RECORDED = {False: (7949.527, 350.769, 274036.844), True: (4022.41, 7.8, 137870.469)}
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,14 @@ def test_bad_crops_are_named(crops, n_slices, said):
         ft.plane_images(crops, "axial", n_slices)
 
 
+def test_lite0_is_the_second_opinion_where_the_user_has_radimagenet(weights, trunk, tmp_path, monkeypatch):
+    monkeypatch.delenv(paths.RADIMAGENET, raising=False)
+    assert [e.name for e in ft.extractors()] == ["efficientnet-lite0"]
+    torch.save(seeded_state(trunk, biases=True), tmp_path / "notop.pth")
+    monkeypatch.setenv(paths.RADIMAGENET, str(tmp_path / "notop.pth"))
+    assert [e.name for e in ft.extractors()] == ["radimagenet-resnet50", "efficientnet-lite0"]
+
+
 def test_features_do_not_depend_on_the_batch(weights, monkeypatch):
     monkeypatch.delenv(paths.RADIMAGENET, raising=False)
     extractor = dataclasses.replace(ft.default_extractor(), size=32)
@@ -141,23 +151,42 @@ def test_features_do_not_depend_on_the_batch(weights, monkeypatch):
         np.testing.assert_allclose(a[plane][1], alone[plane][0], atol=1e-4)
 
 
-def keras_reference(state: dict, x: torch.Tensor) -> torch.Tensor:
-    """ResNet-50 v1 with convolution biases, written out from its definition, on keys of the Keras conversion."""
+def reference_resnet50(state: dict, x: torch.Tensor, keras: bool) -> torch.Tensor:
+    """ResNet-50 written out from its definition: Keras' (v1, biases) or torchvision's (v1.5)."""
 
     def conv_bn(x, conv, bn, stride=1, padding=0):
-        x = F.conv2d(x, state[f"{conv}.weight"], state[f"{conv}.bias"], stride, padding)
+        x = F.conv2d(x, state[f"{conv}.weight"], state.get(f"{conv}.bias"), stride, padding)
         mean, var = state[f"{bn}.running_mean"], state[f"{bn}.running_var"]
-        return F.batch_norm(x, mean, var, state[f"{bn}.weight"], state[f"{bn}.bias"], eps=1.001e-5)
+        return F.batch_norm(x, mean, var, state[f"{bn}.weight"], state[f"{bn}.bias"], eps=1.001e-5 if keras else 1e-5)
 
     x = F.max_pool2d(conv_bn(x, "conv1", "bn1", 2, 3).relu(), 3, 2, 1)
     for layer, blocks in enumerate((3, 4, 6, 3), start=1):
         for i in range(blocks):
             at, stride = f"layer{layer}.{i}", 2 if i == 0 and layer > 1 else 1
-            h = conv_bn(x, f"{at}.conv1", f"{at}.bn1", stride).relu()
-            h = conv_bn(conv_bn(h, f"{at}.conv2", f"{at}.bn2", 1, 1).relu(), f"{at}.conv3", f"{at}.bn3")
+            first, second = (stride, 1) if keras else (1, stride)
+            h = conv_bn(x, f"{at}.conv1", f"{at}.bn1", first).relu()
+            h = conv_bn(conv_bn(h, f"{at}.conv2", f"{at}.bn2", second, 1).relu(), f"{at}.conv3", f"{at}.bn3")
             x = conv_bn(x, f"{at}.downsample.0", f"{at}.downsample.1", stride) if i == 0 else x
             x = (x + h).relu()
     return x.mean((-2, -1))
+
+
+def seeded_state(trunk: nn.Module, biases: bool) -> dict[str, torch.Tensor]:
+    """Weights by NumPy's generator, key by key in alphabetical order, on the scale of a trained network."""
+    shapes = {k: v.shape for k, v in trunk.state_dict().items() if "num_batches" not in k}
+    if biases:
+        shapes |= {f"{k}.bias": m.weight.shape[:1] for k, m in trunk.named_modules() if isinstance(m, nn.Conv2d)}
+    rng, state = np.random.default_rng(0), {}
+    for key in sorted(shapes):
+        x = rng.normal(size=shapes[key])
+        if len(shapes[key]) == 4:
+            x = x * np.sqrt(2 / np.prod(shapes[key][1:]))
+        elif key.endswith(("running_var", "weight")):
+            x = 1 + 0.2 * np.tanh(x)
+        else:
+            x = 0.1 * x
+        state[key] = torch.from_numpy(x).float()
+    return state
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +227,26 @@ def test_radimagenet_keras_conversion_keeps_its_biases_and_strides(trunk, tmp_pa
     images = torch.rand(2, 1, 64, 64, generator=generator)
     bgr = images - torch.tensor([0.406, 0.456, 0.485]).view(1, 3, 1, 1)
     with torch.no_grad():
-        torch.testing.assert_close(net(images), keras_reference(state, bgr), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(net(images), reference_resnet50(state, bgr, keras=True), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("keras", [False, True], ids=["PyTorch release", "Keras conversion"])
+def test_radimagenet_gives_the_recorded_features_of_seeded_weights(trunk, tmp_path, keras):
+    state = seeded_state(trunk, biases=keras)
+    names = {v: k for k, v in ft._SEQUENTIAL.items()}
+    stored = (
+        state if keras else {f"backbone.{names[k.split('.')[0]]}.{k.split('.', 1)[1]}": v for k, v in state.items()}
+    )
+    torch.save(stored, tmp_path / "file.pth")
+    with torch.no_grad():
+        out = ft.radimagenet_resnet50(tmp_path / "file.pth")(waves())[0]
+        images = (
+            waves() - torch.tensor([0.406, 0.456, 0.485]).view(1, 3, 1, 1)
+            if keras
+            else (2 * waves() - 1).repeat(1, 3, 1, 1)
+        )
+        torch.testing.assert_close(out, reference_resnet50(state, images, keras)[0], rtol=1e-3, atol=1e-3)
+    assert (out.norm().item(), out[100].item(), out.sum().item()) == pytest.approx(RECORDED[keras], rel=1e-3)
 
 
 def test_a_file_of_neither_layout_is_refused(trunk, tmp_path, monkeypatch):

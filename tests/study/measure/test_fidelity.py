@@ -8,6 +8,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from study.measure import distances as di
 from study.measure import fidelity as fi
+from study.measure.statistics import cluster_weights, percentile_interval
 
 IDENTITY = torch.nn.Identity()
 IDENTITY.num_features = 12
@@ -77,6 +78,43 @@ def test_influence_is_the_derivative_of_fid_with_respect_to_a_points_weight():
     assert on_x[7] == pytest.approx(slope, rel=1e-3)
 
 
+@pytest.mark.parametrize("n, m, f", [(60, 50, 5), (9, 12, 20)], ids=["more points than dimensions", "fewer"])
+def test_fid_of_known_mean_and_covariance_has_its_closed_form(n, m, f):
+    rng = np.random.default_rng(0)
+    rank = min(n, m, f + 1) - 1  # directions in which the points vary, the same orthogonal ones on both sides
+    axes = np.linalg.qr(rng.normal(size=(f, f)))[0][:rank]
+
+    def exact(n, mean, sd):  # points whose sample mean and covariance are exactly these
+        white = np.linalg.qr(np.column_stack([np.ones(n), rng.normal(size=(n, rank))]))[0][:, 1:] * np.sqrt(n - 1)
+        return mean + white * sd @ axes
+
+    mu, nu = rng.normal(size=(2, f))
+    s, t = rng.uniform(0.5, 2, (2, rank))
+    expected = ((mu - nu) ** 2).sum() + ((s - t) ** 2).sum()  # covariances that commute
+    assert di.frechet(exact(n, mu, s), exact(m, nu, t))[0] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("kernel", [di.cubic_kernel, di.rbf_kernel(4.0)], ids=["kid", "mmd"])
+def test_kernel_distances_equal_the_double_loop_and_a_resample_a_set_with_copies(kernel):
+    x, y = draw(20, 9), draw(21, 7, 0.5)
+    gx, gy = np.array([0, 0, 1, 2, 2, 2, 3, 4, 4]), np.array([1, 1, 2, 3, 5, 5, 5])
+
+    def loop(x, gx, y, gy):
+        def mean(a, ga, b, gb):
+            pairs = [(i, j) for i in range(len(a)) for j in range(len(b)) if ga[i] != gb[j]]
+            return np.mean([kernel(a[[i]], b[[j]]) for i, j in pairs])
+
+        return mean(x, gx, x, gx) + mean(y, gy, y, gy) - 2 * mean(x, gx, y, gy)
+
+    a, b = di.Sample(x, gx, 6), di.Sample(y, gy, 6)
+    sums = [di.pair_sums(s, t, kernel) for s, t in ((a, a), (b, b), (a, b))]
+    drawn = np.array([2, 1, 0, 1, 0, 2])  # how often each group; its copies keep its label
+    times_x, times_y = np.repeat(np.arange(9), drawn[gx]), np.repeat(np.arange(7), drawn[gy])
+    weights = np.stack([np.ones(6), drawn])
+    expected = loop(x, gx, y, gy), loop(x[times_x], gx[times_x], y[times_y], gy[times_y])
+    np.testing.assert_allclose(di.squared_mmd(*sums, weights, weights), expected)
+
+
 def test_kid_equals_torchmetrics_when_every_point_is_its_own_group():
     x, y = draw(7, 80), draw(8, 80, 0.2)
     a, b = di.Sample(x, np.arange(80), 160), di.Sample(y, np.arange(80, 160), 160)
@@ -97,6 +135,38 @@ def test_mmd_of_two_gaussians_has_its_closed_form_on_average():
     assert np.std(found) < 0.1
 
 
+@pytest.mark.parametrize("kernel", [di.cubic_kernel, di.rbf_kernel(2.0)], ids=["kid", "mmd"])
+def test_what_chance_puts_between_two_halves(kernel):
+    """The naive distance, nothing left out, of independent halves of one distribution, against its estimate."""
+    sizes = np.array([1, 3, 2, 1, 2, 3] * 4)
+    group = np.repeat(np.arange(24), sizes)
+    naive, expected = [], []
+    for seed in range(100):
+        x = (draw(seed, 24, f=3) * 0.7)[group] + draw(500 + seed, len(group), 0.0, 0.7, 3)
+        first = np.isin(group, np.arange(24)[:12])
+        a, b = x[first], x[~first]
+        naive.append(kernel(a, a).mean() + kernel(b, b).mean() - 2 * kernel(a, b).mean())
+        sample = di.Sample(x, group, 24)
+        expected.append(di.halves_distance(sample, kernel, di.pair_sums(sample, sample, kernel), np.ones((1, 24)))[0])
+    assert np.mean(expected) == pytest.approx(np.mean(naive), rel=0.1)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_intervals_hold_the_closed_form_about_as_often_as_they_say(shift):
+    width, n, held = 1.2, 30, []
+    spread = width**2 + 2
+    truth = 2 * width / np.sqrt(spread) * (1 - np.exp(-(shift**2) / (2 * spread)))
+    for seed in range(120):
+        groups = np.arange(2 * n)
+        a = di.Sample(draw(seed, n, f=1), groups[:n], 2 * n)
+        b = di.Sample(draw(5000 + seed, n, shift, f=1), groups[n:], 2 * n)
+        sums = [di.pair_sums(s, t, di.rbf_kernel(width)) for s, t in ((a, a), (b, b), (a, b))]
+        weights = cluster_weights(2 * n, 200, np.random.default_rng(seed))
+        low, high = percentile_interval(di.squared_mmd(*sums, weights, weights))
+        held.append(low <= truth <= high)
+    assert 0.88 <= np.mean(held)  # above .95 at no difference, where the statistic is degenerate: on the safe side
+
+
 def test_pairs_of_one_group_do_not_count():
     group = np.repeat(np.arange(5), 2)
     x = draw(11, 10)
@@ -111,7 +181,7 @@ def test_table_has_the_columns_of_the_design_and_orders_damage():
     systems = {"copy": planes(100), "off": planes(200, mean=0.5), "far": planes(300, mean=1.5)}
     table = fi.as_table(rows_of(real, systems, groups, 50), "test")
     assert list(table.columns) == "system extractor metric plane value ci_low ci_high n_real n_synthetic".split()
-    assert len(table) == 4 * 3 * 4 and set(table["extractor"]) == {"test"}
+    assert len(table) == (4 * 3 + 3) * 4 and set(table["extractor"]) == {"test"}  # no fid_whole of the floor
     assert (table["ci_low"] <= table["value"]).all() and (table["value"] <= table["ci_high"]).all()
     average = table[table["plane"] == "average"].set_index(["metric", "system"])["value"]
     for metric in fi.METRICS:
@@ -132,6 +202,72 @@ def test_a_perfect_generator_scores_as_the_floor_even_on_the_same_patients():
     value = {(r.system, r.metric): r.value for r in rows if r.plane == "average"}
     assert value["twin", "fid"] == pytest.approx(value["real", "fid"], rel=0.05)
     assert abs(value["twin", "kid"]) < 0.01 and abs(value["real", "kid"]) < 0.05
+
+
+def test_whole_samples_are_what_the_paper_compares():
+    real, groups = planes(0), np.arange(40)
+    off = planes(200, mean=0.5)
+    rows = rows_of(real, {"off": off}, groups, 50)
+    row = next(r for r in rows if (r.system, r.metric, r.plane) == ("off", "fid_whole", "axial"))
+    expected, *_ = di.frechet(real["axial"].reshape(-1, 12), off["axial"].reshape(-1, 12))
+    assert row.value == pytest.approx(expected) and row.n_real == row.n_synthetic == 40
+    half = next(r for r in rows if (r.system, r.metric, r.plane) == ("off", "fid", "axial"))
+    assert row.value < half.value  # twice the nodules, half the bias
+
+
+def test_ratio_is_one_for_a_perfect_generator_and_grows_with_damage():
+    real, groups = planes(0, n=60), np.arange(60)
+    rng = np.random.default_rng(5)
+    twin = {p: x + rng.normal(0, 1e-3, x.shape) for p, x in real.items()}
+    rows = rows_of(
+        real, {"twin": twin, "off": planes(200, n=60, mean=0.4), "far": planes(300, n=60, mean=1.0)}, groups, 99
+    )
+    table = fi.floor_ratios(rows, "x").query("plane == 'average'").set_index(["metric", "system"])
+    for metric in ("FID", "KID", "MMD"):
+        value = table.value[metric]
+        assert value["twin"] == pytest.approx(1, abs=0.03) and 1.1 < value["off"] < value["far"]
+        assert (
+            table.ci_low[metric, "off"] > 1
+            and table.ci_low[metric, "far"] < value["far"] < table.ci_high[metric, "far"]
+        )
+    assert (table.loc["FID"].loc["real", ["value", "ci_low", "ci_high"]] == 1).all()
+
+
+def test_orders_of_two_extractors_are_compared():
+    real, groups = {"axial": draw(0, 40, slices=1)}, np.arange(40)
+    systems = {f"s{i}": {"axial": draw(100 * i, 40, 0.5 * i, slices=1)} for i in range(1, 5)}
+    names = list(systems)
+    backwards = dict(zip(names, reversed(systems.values()), strict=True))
+    rows = {"a": rows_of(real, systems, groups, 30), "b": rows_of(real, systems, groups, 30)}
+    rows["c"] = rows_of(real, backwards, groups, 30)
+    table = fi.same_order(rows).set_index(["metric", "a", "b"])
+    assert (
+        set(table.index.get_level_values("metric")) == {"fid", "kid", "mmd", "fid_whole"}
+        and (table.n_systems == 4).all()
+    )
+    assert (table.xs(("a", "b"), level=(1, 2))[["tau", "ci_low", "ci_high"]] == 1).all(axis=None)
+    assert (table.xs(("a", "c"), level=(1, 2))[["tau", "ci_low", "ci_high"]] == -1).all(axis=None)
+    close = {name: {"axial": draw(7 + i, 40, 0.3, slices=1)} for i, name in enumerate(names)}
+    unsure = fi.same_order({"a": rows["a"], "d": rows_of(real, close, groups, 30)})
+    assert (unsure.ci_high - unsure.ci_low > 0.3).all()
+    assert fi.same_order({"a": rows["a"]}).empty
+
+
+def test_subtypes_are_drawn_uniformly_and_measured_where_patients_suffice(caplog):
+    subtype = np.repeat(["solid", "part-solid", "ground-glass"], [70, 30, 30])
+    groups = np.concatenate([np.arange(100), np.arange(30) % 7])  # ground-glass: 30 nodules of 7 patients
+    drawn = fi.uniform_rows(subtype, 130, 0)
+    assert np.unique(subtype[drawn], return_counts=True)[1].tolist() == [30, 30, 30]
+    assert len(set(drawn)) == 90 and len(fi.uniform_rows(subtype, 20, 0)) == 18
+    assert not np.array_equal(drawn, fi.uniform_rows(subtype, 130, 1))
+    real, off = planes(0, n=130, slices=1), planes(100, n=130, slices=1)
+    off = {p: x + 2 * (subtype == "solid")[:, None, None] for p, x in off.items()}  # bad at solid ones only
+    table = fi.fidelity_by_subtype(real, {"off": off}, groups, subtype, "net", 20, 0)
+    assert set(table.subtype) == {"uniform", "solid", "part-solid"}
+    assert "ground-glass: 7 patients, too few" in caplog.text
+    kid = table.query("metric == 'kid' and plane == 'average' and system == 'off'").set_index("subtype")
+    assert kid.n_real.to_dict() == {"uniform": 90, "part-solid": 30, "solid": 70}
+    assert kid.value["solid"] > kid.value["uniform"] > 0.1 and abs(kid.value["part-solid"]) < 0.1
 
 
 def test_differences_are_paired():
@@ -188,7 +324,7 @@ def test_too_few_patients_leave_the_table_empty_and_say_so(caplog):
     rows = fi.fidelity_rows(real, {"a": planes(1), "b": planes(2)}, groups, {"a": groups, "b": np.arange(40)}, 5, 0)
     assert "3 patients, and to halve and resample them takes 4" in caplog.text
     table = fi.as_table(rows, "x")
-    assert len(table) == 3 * 3 * 4 and table[["value", "ci_low", "ci_high"]].isna().all(axis=None)
+    assert len(table) == (3 * 3 + 2) * 4 and table[["value", "ci_low", "ci_high"]].isna().all(axis=None)
     assert fi.fidelity_difference(rows, "a", "b")[["difference", "ci_low", "p"]].isna().all(axis=None)
 
 

@@ -92,5 +92,7 @@ def test_a_lesion_of_a_few_voxels_has_features_and_one_patient_is_refused():
         assert np.isfinite(list(realism.lesion_features(hu, mask).values())).all()
         assert np.isfinite(list(realism.lesion_features(hu, tiny.ball(SIDE, 6)).values())).all()
     table = realism.feature_table(*lesions(6, n=4))
+    few = realism.realism(table, {"a": table}, np.arange(4), np.arange(4), "displaced", 10, 0)
+    assert few.auroc.notna().all() and few[["ci_low", "ci_high"]].isna().all(axis=None) and (few.n_patients == 4).all()
     with pytest.raises(ValueError, match="at least two"):
         realism.realism(table, {"a": table}, np.zeros(4), np.zeros(4), "displaced", 10, 0)
