@@ -70,13 +70,21 @@ class HistogramTerm:
 
     groups: nodules that L_hist is computed for
     scale:  of their latents
+    ranges: lo, hi of other nodules; None computes them from the groups
     lo, hi: (C,) first and last bin centre per channel: 0.1 and 99.9 percentile of training lesions' features
 
     Raises:
         ValueError: unknown histogram.space, or no autoencoder.
     """
 
-    def __init__(self, autoencoder: Autoencoder, groups: Sequence[Windowed], scale: float, config: Stage2) -> None:
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        groups: Sequence[Windowed],
+        scale: float,
+        config: Stage2,
+        ranges: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         if config.histogram.space not in ("feature", "hu"):
             raise ValueError(f"unknown histogram.space {config.histogram.space!r}; choose feature or hu")
         if autoencoder is None:
@@ -84,7 +92,7 @@ class HistogramTerm:
         self.config, self.scale, self.device, self.groups = config, scale, groups[0].z0.device, groups
         self.decoder = autoencoder.to(self.device).eval().requires_grad_(False)
         self.cubes = {id(g): lesion_cubes(g.mask, config.histogram.max_voxels) for g in groups}
-        self.lo, self.hi = self._ranges()
+        self.lo, self.hi = self._ranges() if ranges is None else ranges
         self._targets: dict[int, Tensor] = {}
 
     def features(self, z: Tensor) -> Tensor:

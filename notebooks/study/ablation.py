@@ -98,8 +98,7 @@ def generator(study: Study, changes: dict, seed: int) -> Generator:
 
 def run_ablations(study: Study) -> dict[str, pd.DataFrame]:
     """Lesion tables of every cell, averaged over its seeds, by cell name; networks are kept on disk, equal ones made once."""
-    test = study.patches("test")[: study.profile.ablation.n]
-    background = study.backgrounds("test")[: study.profile.ablation.n]
+    test, background = (part[: study.profile.ablation.n] for part in study.places("test"))
     request = request_for(study, test, background, condition="target")
     done: dict[tuple[str, int], pd.DataFrame] = {}
     out = {}

@@ -55,9 +55,10 @@ def shape_patients(frame: pd.DataFrame) -> np.ndarray:
 
 
 def evaluation_nodules(study: Study) -> tuple[Patches, Patches]:
-    """The nodules of Tables 1 and 2 and the same places without them, at most `n_synthetic`."""
+    """The nodules of Tables 1 and 2 and the same places without them (`Study.places`), at most `n_synthetic`."""
     rows = slice(study.profile.tables.n_synthetic)
-    return study.patches("test")[rows], study.backgrounds("test")[rows]
+    truth, background = study.places("test")
+    return truth[rows], background[rows]
 
 
 def crossed_request(study: Study, truth: Patches, background: Patches) -> tuple[Patches, Request, np.ndarray]:
@@ -176,7 +177,7 @@ def pool_request(study: Study) -> tuple[Patches, Request]:
     There are as many of each as the largest subtype has in the training split, at most `n_synthetic`. Where a subtype has
     fewer nodules, they are used again with another histogram and another noise; where it has none, none is made.
     """
-    train, background = study.patches("train"), study.backgrounds("train")
+    train, background = study.places("train")
     counts = np.bincount(train.subtype, minlength=len(SUBTYPES))
     n = min(int(counts.max()), study.profile.tables.n_synthetic)
     rng = np.random.default_rng((study.seed, POOL_SEED))

@@ -39,10 +39,12 @@ from hrldm.train.loop import follow, read_history
 from hrldm.train.vae import VERSION as VAE_VERSION
 from hrldm.train.vae import train_autoencoder
 from hrldm.wheels import LITE0, wheel_file
+from study.places import healthy_images
 from study.profiles import Profile, get_profile
 
 logger = logging.getLogger(__name__)
 SYMMETRIES = 48  # of a cube
+LEAST_PLACES = 0.25  # share of nodules with a healthy place from which on the others are left out
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,29 @@ class Study:
         """Crops of one split; `size` defaults to the profile's training crop."""
         return load_patches(self.split(split), size or self.profile.data.patch_mm, image_column)
 
+    @functools.cached_property
+    def _healthy(self) -> pd.Series:
+        return healthy_images(self.frame)
+
+    def _places(self, split: str) -> pd.Series:
+        return self._healthy[self.frame.split == split].reset_index(drop=True)
+
     def backgrounds(self, split: str, size: int | None = None) -> Patches:
-        """The same places, without their nodules where the manifest has a background, else the images themselves."""
-        frame = self.split(split)
-        if "background" in frame:
-            frame = frame.assign(image=frame.background.where(frame.background != "", frame.image))
+        """The same places without their nodules (`healthy_images`); the images themselves where a nodule cannot be erased."""
+        frame, healthy = self.split(split), self._places(split)
+        frame = frame.assign(image=healthy.where(healthy != "", frame.image))
         return load_patches(frame, size or self.profile.data.patch_mm)
+
+    def places(self, split: str, size: int | None = None) -> tuple[Patches, Patches]:
+        """The nodules of a split whose place is known without them, and these places; the others tell what is asked for.
+
+        Where hardly any is (images with no margin about the nodule), all, in the images that hold them.
+        """
+        healthy = self._places(split) != ""
+        rows = np.flatnonzero(healthy) if healthy.mean() > LEAST_PLACES else np.arange(len(healthy))
+        if len(rows) < len(healthy) or not healthy.all():
+            logger.warning("%s: healthy places for %d of %d nodules", split, healthy.sum(), len(healthy))
+        return self.patches(split, size)[rows], self.backgrounds(split, size)[rows]
 
     @functools.cached_property
     def autoencoder(self) -> Autoencoder:

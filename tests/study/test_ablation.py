@@ -59,8 +59,7 @@ def test_equal_networks_are_made_once_and_a_cell_is_the_mean_of_its_seeds(study,
 
     monkeypatch.setattr(ablation, "generator", generator)
     monkeypatch.setattr(ablation, "request_for", lambda *a, **k: None)
-    monkeypatch.setattr(Study, "patches", lambda self, split: test)
-    monkeypatch.setattr(Study, "backgrounds", lambda self, split: test)
+    monkeypatch.setattr(Study, "places", lambda self, split: (test, test))
     out = ablation.run_ablations(study)
     assert len(calls) == len(set(calls)) < sum(c.seeds for c in ablation.cells(study))
     assert all((frame["system"] == name).all() for name, frame in out.items())

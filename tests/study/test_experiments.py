@@ -53,6 +53,9 @@ class FakeStudy:
     def backgrounds(self, split: str) -> Patches:
         return self.patches(split, background=True)
 
+    def places(self, split: str) -> tuple[Patches, Patches]:
+        return self.patches(split), self.backgrounds(split)
+
     def library_histograms(self, places: Patches, seed: int) -> np.ndarray:
         frame = places.frame
         edges = np.linspace(-1000, 400, 41)

@@ -41,9 +41,14 @@ def test_study_splits_patches_and_backgrounds(study):
     assert study.results.parts[-2:] == ("mine", "smoke")
 
 
-def test_a_place_without_background_is_the_image_and_only_that_one(study):
+def test_a_place_that_cannot_be_had_is_the_image_and_its_nodule_left_out_and_counted(study, caplog, monkeypatch):
+    monkeypatch.setattr(runs, "healthy_images", lambda frame: frame.background)
     frame = study.frame.assign(background=study.frame.background.where(study.frame.nodule_id != "n1", ""))
-    places = runs.Study(study.profile, "mine", study.root, 0, frame).backgrounds("train")
+    mine = runs.Study(study.profile, "mine", study.root, 0, frame)
+    places = mine.backgrounds("train")
+    truth, healthy = mine.places("train")
+    assert truth.frame.nodule_id.tolist() == healthy.frame.nodule_id.tolist() == ["n0", "n2", "n3", "n4", "n5"]
+    assert "train: healthy places for 5 of 6 nodules" in caplog.text
     whole, clean = study.patches("train").hu, study.backgrounds("train").hu
     np.testing.assert_array_equal(places.hu[1], whole[1])
     np.testing.assert_array_equal(np.delete(places.hu, 1, 0), np.delete(clean, 1, 0))

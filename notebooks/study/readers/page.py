@@ -46,8 +46,8 @@ def study_nodules(study: Study, system: str, side: int = CONTEXT_MM) -> tuple[Pa
     """The real nodules of Table 2 in crops of `side` mm, and those places with the nodules that a system makes there."""
     truth, background = evaluation_nodules(study)
     made = synthesise(study, system, request_for(study, truth, background, seed=study.seed), truth)
-    real = study.patches("test", side)[: len(truth)]
-    hu = study.backgrounds("test", side)[: len(truth)].hu.copy()
+    real, places = (part[: len(truth)] for part in study.places("test", side))
+    hu = places.hu.copy()
     start = (side - made.shape[1]) // 2
     if start > 0:
         hu[(slice(None), *[slice(start, start + made.shape[1])] * 3)] = made

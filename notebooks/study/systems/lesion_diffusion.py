@@ -8,7 +8,7 @@ channels and voxels,
 
 where the denominator is the volume of M's bounding box. Sampling takes 200 DDIM steps with eta = 1, that is with the
 posterior variance. In each, the clean background is pasted around M, and then the predicted soft mask overwrites M. T = 1000
-and its betas are those of the paper. A nodule costs 200 network calls.
+and its betas are those of the paper. A nodule costs 200 network calls as published.
 
 Adapted: our autoencoder for its VQ-GAN, with our window of HU for its piecewise linear one; our U-Net's widths, window,
 optimiser, learning rate and number of updates; learned tokens for its text encoder's (BiomedCLIP), of the attributes that every

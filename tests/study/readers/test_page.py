@@ -127,7 +127,7 @@ def test_a_systems_crops_are_set_into_the_wider_field(monkeypatch):
     monkeypatch.setattr(page, "evaluation_nodules", lambda study: (narrow[:3], healthy.centred(40)[:3]))
     monkeypatch.setattr(page, "request_for", lambda *_, seed: None)
     monkeypatch.setattr(page, "synthesise", lambda *_: narrow.hu[:3])
-    study = SimpleNamespace(seed=0, patches=lambda *_: wide, backgrounds=lambda *_: healthy)
+    study = SimpleNamespace(seed=0, places=lambda *_: (wide, healthy))
     real, synthetic = page.study_nodules(study, "hr-ldm", 48)
     assert len(real) == len(synthetic) == 3
     assert (real.hu == wide.hu[:3]).all() and (synthetic.centred(40).hu == narrow.hu[:3]).all()

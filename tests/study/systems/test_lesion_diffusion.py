@@ -195,7 +195,7 @@ def system(net: nn.Module, steps: int = 3, **changes) -> LesionDiffusion:
 @pytest.mark.parametrize(
     ("asked", "timesteps", "taken"), [(50, 1000, 200), (1000, 1000, 200), (50, 150, 150), (1, 1000, 4)]
 )
-def test_two_hundred_steps_or_as_few_as_a_small_profile_takes(asked, timesteps, taken):
+def test_two_hundred_steps_or_as_many_as_the_profile_and_the_schedule_allow(asked, timesteps, taken):
     request, stub = ball_request(1), Stub(lambda z, m, t: z, lambda z, m, t: m)
     made = system(stub, asked, diffusion__timesteps=timesteps)
     states = list(made.denoise(request, torch.zeros(1, CHANNELS, SIDE, SIDE, SIDE), mask_tensor(request.mask)))
