@@ -22,7 +22,8 @@ from hrldm.atomic import writing
 from hrldm.ct.dicom_headers import stored_range
 from hrldm.ct.dicom_read import opened
 
-NOTE = "SYNTHETIC NODULE, RESEARCH ONLY"
+NOTE, ERASED = "SYNTHETIC NODULE, RESEARCH ONLY", "LESION ERASED, RESEARCH ONLY"
+DONE = {NOTE: "A lung nodule was synthesised", ERASED: "A lesion was replaced by lung of the same scan"}
 PRIVATE = ("keep", "strip")
 _STALE = ("SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
           "IconImageSequence", "InstanceCreationDate", "InstanceCreationTime", "InstanceCreatorUID", "MACParametersSequence",
@@ -38,12 +39,13 @@ def check_source(source: str | Path, series_uid: str | None = None) -> None:
                 raise ValueError(_NOT_FROM.format(file.name, reason))
         file, header = slices[0]  # its other elements stand for those of all slices
         least = float(header.RescaleIntercept) + float(header.RescaleSlope) * stored_range(header)[0]
-        _write(pydicom.dcmread(file), np.full((header.Rows, header.Columns), least), "", "keep", io.BytesIO())
+        _write(pydicom.dcmread(file), np.full((header.Rows, header.Columns), least), "", "keep", NOTE, io.BytesIO())
 
 
 def write_series(
-    source: str | Path, hu: np.ndarray, folder: Path, key: str, private: str = "strip", series_uid: str | None = None
-) -> Path:
+    source: str | Path, hu: np.ndarray, folder: Path, key: str, private: str = "strip", series_uid: str | None = None,
+    note: str = NOTE,
+) -> Path:  # fmt: skip
     """Write HU (X, Y, Z) of the series under `source`, in the voxel order of `read_series`, to a new `folder`.
 
     Args:
@@ -53,6 +55,7 @@ def write_series(
         key:        what the UIDs depend on besides the source's (the record of the insertion)
         private:    strip or keep the vendor's private tags
         series_uid: which series, as for `read_series`
+        note:       of `DONE`, what was done to it
 
     Raises:
         ValueError: shape differs from the series, a slice cannot hold its values or is big endian, unknown `private`.
@@ -68,7 +71,7 @@ def write_series(
         for k, (file, _) in enumerate(slices):
             data = pydicom.dcmread(file)
             with writing(folder):
-                _write(data, hu[:, :, k].T, key, private, folder / f"{k + 1:04d}.dcm")
+                _write(data, hu[:, :, k].T, key, private, note, folder / f"{k + 1:04d}.dcm")
     return folder
 
 
@@ -81,11 +84,11 @@ def _why_not(header: Dataset) -> str:
     return ""
 
 
-def _write(data: FileDataset, hu: np.ndarray, key: str, private: str, out: Path | io.BytesIO) -> None:
+def _write(data: FileDataset, hu: np.ndarray, key: str, private: str, note: str, out: Path | io.BytesIO) -> None:
     """Write the slice derived from `data` with `hu` (rows, columns); OSError, or ValueError for any other reason."""
     file = Path(data.filename).name
     try:
-        _derive(data, hu, key, private)
+        _derive(data, hu, key, private, note)
         data.save_as(out, enforce_file_format=True)
     except OSError:
         raise
@@ -93,7 +96,7 @@ def _write(data: FileDataset, hu: np.ndarray, key: str, private: str, out: Path 
         raise ValueError(_NOT_FROM.format(file, error)) from error
 
 
-def _derive(data: Dataset, hu: np.ndarray, key: str, private: str) -> None:
+def _derive(data: Dataset, hu: np.ndarray, key: str, private: str, note: str) -> None:
     """Turn a slice's dataset into the derived one, with pixels from `hu` (rows, columns).
 
     Raises:
@@ -120,9 +123,9 @@ def _derive(data: Dataset, hu: np.ndarray, key: str, private: str) -> None:
     data.SOPInstanceUID = generate_uid(entropy_srcs=[str(data.SOPInstanceUID), key])
     kind, *rest = [str(x) for x in np.atleast_1d(data.get("ImageType") or [])][2:] or [""]  # a lone value is plain text
     data.ImageType = ["DERIVED", "SECONDARY", kind or "AXIAL", *rest]
-    data.SeriesDescription = f"{NOTE}: {data.get('SeriesDescription', '')}"[:64].rstrip(": ")
-    data.DerivationDescription = "A lung nodule was synthesised by HR-LDM companion; not for clinical use."
-    data.ContributingEquipmentSequence = [*(data.get("ContributingEquipmentSequence") or []), _software()]
+    data.SeriesDescription = f"{note}: {data.get('SeriesDescription', '')}"[:64].rstrip(": ")
+    data.DerivationDescription = f"{DONE[note]} by HR-LDM companion; not for clinical use."
+    data.ContributingEquipmentSequence = [*(data.get("ContributingEquipmentSequence") or []), _software(note)]
     meta = FileMetaDataset()  # the old one names the program that wrote the old file
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -132,12 +135,12 @@ def _derive(data: Dataset, hu: np.ndarray, key: str, private: str) -> None:
     data["PixelData"].VR = "OW"
 
 
-def _software() -> Dataset:
+def _software(note: str) -> Dataset:
     """Item of the Contributing Equipment Sequence: the software that changed the image."""
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = _code("109103", "Modifying Equipment")
     item.Manufacturer, item.ManufacturerModelName, item.SoftwareVersions = "HR-LDM companion", "hrldm", __version__
-    item.ContributionDescription = NOTE
+    item.ContributionDescription = note
     return item
 
 

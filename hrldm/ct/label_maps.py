@@ -186,7 +186,7 @@ def read_avoided(path: str | Path, ct: CT, labels: np.ndarray) -> np.ndarray:
     """
     values, affine = read_beside(path, ct)
     if not (values > 0).any():
-        raise ValueError(f"{path}: empty mask; mark what no nodule may touch, or leave it out")
+        raise ValueError(f"{path}: empty mask; mark the lesion or lesions")
     mask = sample(values > 0, affine, ct.shape, ct.affine, order=0, outside=0)
     if not mask.any():
         raise ValueError(f"{path}: no voxel of it lies within {ct.source or 'the CT'}; is it the mask of this scan?")

@@ -150,6 +150,7 @@ OPTIONS = {
     "insert": SHARED | {"lobe": one_of, "location": one_of, "at": point, "histogram": path, "spiculation": number,
                         "core": number, "mask": path, "avoid": path, "series-uid": one_of},
     "batch": SHARED,
+    "erase": {"mask": path, "lungs": path, "seed": number, "series-uid": one_of},
 }  # fmt: skip
 
 
