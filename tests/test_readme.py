@@ -12,35 +12,43 @@ from tests.conftest import ROOT
 
 FINDINGS = " ".join((ROOT / "README.md").read_text(encoding="utf-8").partition("## Install")[0].split())
 CONTROL = "system == 'hr-ldm' and quantity == 'mean_hu' and subtype == '{}'"
-JSD = "subtype == 'all' and metric == 'jsd' and system == '{}'"
+JSD = "subtype == '{}' and metric == 'jsd' and system == '{}'"
 DISPLACED = "where == 'displaced' and template and "
+OUT = "released/displaced/tables/"  # in healthy lung, out of their own place
 IN_FILE = "released/in_file/1x1x1/tables/realism"
-TOLD = "features == 'inside' and model == '{}' and system == '{}'"
+TOLD = "features == '{}' and model == '{}' and system == '{}'"
+MINUS = "{minus_texture:+.2f}, {minus_low:+.2f} to {minus_high:+.2f}"
 SCARCE = "metric == 'auroc' and retention == 0.1 and subtype == '{}' and arm == 'Clinical (n%){}'"
 ALL = " + Synth (100%)"
 CASES = [  # file below results/, its row (of several seeds the mean), and the words with its figures
-    ("released/tables/control_summary", CONTROL.format("solid"), "R² {r2:.2f} (solid)"),
-    ("released/tables/control_summary", CONTROL.format("part-solid"), "{r2:.2f} (part-solid)"),
-    ("released/tables/control_summary", CONTROL.format("ground-glass"), "{r2:.2f} (ground-glass)"),
-    ("released/tables/lesion_histograms", JSD.format("hr-ldm"), "JSD {value:.3f} ({ci_low:.3f} to {ci_high:.3f}) where"),
-    ("released/tables/lesion_histograms", JSD.format("hr-ldm"), "{n:.0f} nodules of unseen patients"),
-    ("released/tables/lesion_histograms", JSD.format("real"), "two halves of one real lesion have {value:.3f}"),
+    (OUT + "control_summary", CONTROL.format("solid"), "R² {r2:.2f} (56 solid)"),
+    (OUT + "control_summary", CONTROL.format("part-solid"), "{r2:.2f} (10 part-solid)"),
+    (OUT + "control_summary", CONTROL.format("ground-glass"), "{r2:.2f} (5 ground-glass"),
+    (OUT + "lesion_histograms", JSD.format("solid", "hr-ldm"), "({n:.0f} solid)"),
+    (OUT + "lesion_histograms", JSD.format("part-solid", "hr-ldm"), "({n:.0f} part-solid)"),
+    (OUT + "lesion_histograms", JSD.format("ground-glass", "hr-ldm"), "({n:.0f} ground-glass"),
+    (OUT + "lesion_histograms", JSD.format("all", "hr-ldm"), "JSD {value:.3f} ({ci_low:.3f} to {ci_high:.3f}), of which"),
+    (OUT + "lesion_histograms", JSD.format("all", "autoencoder"), "the autoencoder alone leaves {value:.3f}"),
+    (OUT + "realism", TOLD.format("inside", "forest", "hr-ldm"), "{n_nodules:.0f} nodules of {n_patients:.0f} test patients"),
     ("released/lambda/lambda_differences", DISPLACED + "metric == 'jsd'", "without: JSD {difference:+.4f} ({ci_low:+.4f} to {ci_high:+.4f})"),
-    ("released/lambda/lambda_differences", DISPLACED + "metric == 'jsd'", "{n:.0f} nodules in healthy lung, {seeds:.0f} seeds)"),
+    ("released/lambda/lambda_differences", DISPLACED + "metric == 'jsd'", "the {n:.0f} nodules of claim 1, {seeds:.0f} seeds)"),
     ("released/lambda/lambda_differences", DISPLACED + "metric == 'wasserstein_hu'", "distance {difference:+.1f} HU ({ci_low:+.1f} to {ci_high:+.1f})"),
     ("released/lambda/lambda", DISPLACED + "`lambda` == 0", "of {jsd:.3f}, Wasserstein"),
-    ("released/lambda/lambda", DISPLACED + "`lambda` == 0", "of {wasserstein_hu:.0f} (released"),
+    ("released/lambda/lambda", DISPLACED + "`lambda` == 0", "of {wasserstein_hu:.0f}, of which"),
+    (OUT + "lesion_histograms", "subtype == 'all' and metric == 'wasserstein_hu' and system == 'released'", "exact histogram leaves {value:.0f}, since"),
     ("lidc-cubes/quick/tables/ablations", "factor == 'c_hist x L_hist' and level == 'c_hist only' and metric == 'jsd_difference'",
      "changes JSD by {value:+.4f} ({ci_low:+.4f} to {ci_high:+.4f}), {n_seeds:.0f} seeds"),
     ("lidc-cubes/quick/tables/claims", "claim.str.contains('FID of HR-LDM is lower than that of maisi-ddpm')",
      "MAISI-DDPM: {ours:+.1f} ({ci_low:+.1f} to {ci_high:+.1f}; paper {published:+.1f})"),
-    (IN_FILE, TOLD.format("logistic", "inserted"), "inside {auroc:.2f} ({ci_low:.2f} to {ci_high:.2f}), of a"),
-    (IN_FILE, TOLD.format("forest", "inserted"), "forest {auroc:.2f} ({ci_low:.2f} to {ci_high:.2f}); "),
-    (IN_FILE, TOLD.format("logistic", "inserted"), "({n_nodules:.0f} nodules, {n_patients:.0f} patients, seen"),
-    (IN_FILE, TOLD.format("logistic", "texture"), "); {auroc:.2f} and"),
-    (IN_FILE, TOLD.format("forest", "texture"), "and {auroc:.2f} for a texture"),
-    (IN_FILE, TOLD.format("logistic", "texture-inserted"), "never trained, {auroc:.2f} and"),
-    (IN_FILE, TOLD.format("forest", "texture-inserted"), "and {auroc:.2f} with the same finish"),
+    (OUT + "realism", TOLD.format("inside_isotropic", "logistic", "hr-ldm"), "regression {auroc:.2f} (" + MINUS + ", to the texture)"),
+    (OUT + "realism", TOLD.format("inside_isotropic", "forest", "hr-ldm"), "forest {auroc:.2f} (" + MINUS + "); at"),
+    (OUT + "realism", TOLD.format("edge", "logistic", "hr-ldm"), "edge {auroc:.2f} ({minus_texture:+.2f}) and"),
+    (OUT + "realism", TOLD.format("edge", "forest", "hr-ldm"), "and {auroc:.2f} ({minus_texture:+.2f}). What"),
+    (IN_FILE, TOLD.format("inside", "logistic", "inserted"), "file {auroc:.2f} ({ci_low:.2f} to {ci_high:.2f}) and"),
+    (IN_FILE, TOLD.format("inside", "forest", "inserted"), "and {auroc:.2f} ({ci_low:.2f} to {ci_high:.2f}) inside"),
+    (IN_FILE, TOLD.format("inside", "logistic", "inserted"), "texture {minus_texture:+.2f} ({minus_low:+.2f} to {minus_high:+.2f}) and"),
+    (IN_FILE, TOLD.format("inside", "forest", "inserted"), "and {minus_texture:+.2f} ({minus_low:+.2f} to {minus_high:+.2f}). The"),
+    (IN_FILE, TOLD.format("inside", "forest", "inserted"), "The {n_nodules:.0f} nodules of claim 1, seen"),
     ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("solid", ""), "from solid {mean:.2f} to"),
     ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("solid", ALL), "to {mean:.2f}, part-solid"),
     ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("part-solid", ""), "part-solid {mean:.2f} to"),

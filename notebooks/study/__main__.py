@@ -72,7 +72,7 @@ def judge(
             drop_table(out, name)
         save_tables(tables, out)
         wall_time = {f"judge {split}": round(time.perf_counter() - started, 1)}
-        write_provenance(out, study.profile, study.dataset, study.seed, study.data_hash, wall_time)
+        write_provenance(out, judging.networks(study, judging.generators(device)), study.dataset, study.seed, study.data_hash, wall_time)
     return 0
 
 
@@ -101,11 +101,12 @@ def realism(
     started = time.perf_counter()
     taker = read_host(host, host_lungs, host.resolve().parent.name, (split,))
     study, native = judging.displaced(judging.open_nodules(root, split, seed), split, taker)
-    made = functools.partial(released(on=device), paste=False, progress="inserted")
+    generator = released(on=device)
+    made = functools.partial(generator, paste=False, progress="inserted")
     table = realism_in_file(study, split, native, taker, made, np.array(spacing))
     save_tables({"realism": table}, out)
     wall_time = {"realism": round(time.perf_counter() - started, 1)}
-    write_provenance(out, study.profile, study.dataset, study.seed, study.data_hash, wall_time)
+    write_provenance(out, judging.networks(study, {"inserted": generator}), study.dataset, study.seed, study.data_hash, wall_time)
     print(
         table[["system", "features", "model", "auroc", "ci_low", "ci_high", "minus_texture"]].to_markdown(
             index=False, floatfmt=".3f"

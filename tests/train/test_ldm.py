@@ -177,7 +177,7 @@ def test_checkpoint_of_other_settings_seed_or_latents_is_refused(cache, tmp_path
 def test_checkpoint_of_another_decoder_is_refused_where_l_hist_reads_it(cache, tmp_path):
     other = tiny.autoencoder()
     with torch.no_grad():
-        for weight in other.decoder.parameters():
+        for weight in other.net.decoder.parameters():
             weight.mul_(1.5)
     for name, value in (("a", 10.0), ("b", 0.0)):
         steps = train(cache, tmp_path / name, save_every=1, histogram__weight=value)

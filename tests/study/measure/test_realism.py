@@ -85,13 +85,14 @@ def test_nothing_inside_reads_beyond_the_mask_but_the_noise_of_the_surroundings(
     assert not [c for c in realism.feature_sets(a.columns)["inside_isotropic"] if "anisotropy" in c]
 
 
-def test_a_lesion_of_a_few_voxels_has_features_and_one_patient_is_refused():
+def test_a_lesion_of_a_few_voxels_has_features_few_patients_no_interval_and_one_is_refused(monkeypatch):
     mask = np.zeros((SIDE,) * 3, bool)
     mask[12, 12, 12] = mask[12, 12, 13] = True
     for hu in (np.random.default_rng(0).normal(-800, 20, mask.shape), np.full(mask.shape, -400.0)):
         assert np.isfinite(list(realism.lesion_features(hu, mask).values())).all()
         assert np.isfinite(list(realism.lesion_features(hu, tiny.ball(SIDE, 6)).values())).all()
     table = realism.feature_table(*lesions(6, n=4))
+    monkeypatch.setattr(realism, "REPEATS", 1)
     few = realism.realism(table, {"a": table}, np.arange(4), np.arange(4), "displaced", 10, 0)
     assert few.auroc.notna().all() and few[["ci_low", "ci_high"]].isna().all(axis=None) and (few.n_patients == 4).all()
     with pytest.raises(ValueError, match="at least two"):
