@@ -101,7 +101,9 @@ CLAIMS = [
             "table1_fidelity, paired patient bootstrap")
       for other, metric, paper in (
           ("maisi-ddpm", "fid", "-0.3647"), ("maisi-ddpm", "kid", "-0.0003638"), ("maisi-ddpm", "mmd", "-0.0013"),
-          ("maisi-rflow", "fid", "-1.072"), ("maisi-rflow", "kid", "-0.001034"), ("maisi-rflow", "mmd", "-0.00394"))),
+          ("maisi-rflow", "fid", "-1.072"), ("maisi-rflow", "kid", "-0.001034"), ("maisi-rflow", "mmd", "-0.00394"),
+          ("diff-tumor", "fid", "-5.859"), ("diff-tumor", "kid", "-0.006239"), ("diff-tumor", "mmd", "-0.02187"),
+          ("lesion-diffusion", "fid", "-2.982"), ("lesion-diffusion", "kid", "-0.002972"), ("lesion-diffusion", "mmd", "-0.01043"))),
     Claim("Section 3.2.3: L_hist brings the lesion's HU histogram closer to its target (JSD difference)", "not measured", "below",
           stated, "lesion_differences.difference", f"metric == 'jsd' and {LAMBDA}", PAIRED),
     Claim("Section 3.2.3: L_hist brings lesion intensities closer to their target (HU difference)", "not measured", "below",

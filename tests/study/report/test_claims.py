@@ -39,7 +39,7 @@ def test_the_papers_figures_are_what_its_own_tables_give():
         for (other, metric), value in fidelity.items()
     )
     found = claims_table(tables, semi_synthetic=False).dropna(subset="ours")
-    assert len(found) == 6 + 2 + 8 + 2
+    assert len(found) == 12 + 2 + 8 + 2
     assert found["published"].astype(float).tolist() == pytest.approx(found["ours"].tolist(), rel=5e-4)
 
 
