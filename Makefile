@@ -62,7 +62,7 @@ env: $(ENV)
 	@[ -x .venv/bin/python ] || $(BASE) -m venv .venv
 	@echo "installing the pinned packages into .venv (minutes)"
 	@.venv/bin/python -m pip install --quiet --constraint constraints.txt torch
-	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks,test]'
 	@touch $@
 
 # -- the notebooks ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""Command line: ``python -m hrldm insert CT OUT --subtype part-solid --diameter 12``, ``batch FOLDER OUT``."""
+"""Command line: ``hrldm insert CT OUT --subtype part-solid --diameter 12``, ``batch FOLDER OUT``, ``erase CT OUT --mask M``;
+``python -m hrldm`` is the same."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from hrldm import __version__
 from hrldm.insertion.wish import Subtype, Wish, copies, read_plan
 
 logger = logging.getLogger(__name__)
@@ -146,8 +148,43 @@ def batch(
     return int(any(what not in ("done", "there already") for what in said.values()))
 
 
+def erase(
+    ct: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    mask: Path,
+    lungs: Path | None = None,
+    seed: int = 0,
+    series_uid: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Replace lesions of a CT by lung of the same scan and change nothing else. Research only.
+
+    Args:
+        ct: NIfTI file, DICOM folder or zip
+        out: output folder, created here: ct.nii.gz, mask.nii.gz, record.json, and dicom/ for a DICOM input
+        mask: mask of the lesion or lesions
+        lungs: lung mask or lobe map of this CT
+        seed: random seed of the places that lung may come from
+        series_uid: which series to read from a DICOM folder with several
+        overwrite: replace the output folder of an earlier run
+    """
+    from hrldm.insertion.erase import erase_file
+
+    record = erase_file(ct, out, mask, lungs, seed, overwrite, series_uid)
+    for k, lesion in enumerate(record["erased"], start=1):
+        sources = ", ".join(str(patch["source"]) for patch in lesion["patches"])
+        print(
+            f"{k}: {lesion['volume_mm3']:g} mm³ at {lesion['centre_ras_mm']} mm, mean {lesion['mean_hu']:.0f} HU before, "
+            f"{lesion['mean_hu_erased']:.0f} after; lung from {sources} mm"
+        )
+    return 0
+
+
 def main() -> int:
-    return run({"insert": insert, "batch": batch}, "python -m hrldm")
+    if sys.argv[1:] == ["--version"]:
+        print(f"hrldm {__version__}")
+        return 0
+    return run({"insert": insert, "batch": batch, "erase": erase}, "hrldm")
 
 
 def run(commands: dict[str, Callable], prog: str) -> int:
@@ -182,7 +219,7 @@ def _as_options(text: str) -> str:
         value = "" if found[2] in ("True", "...") else " " + found[2].strip("'")
         return f"--{name.replace('_', '-')}{value}"
 
-    names = "overwrite|retries|lungs|steps|on|series_uid|format"
+    names = "overwrite|retries|lungs|steps|on|series_uid|format|location"
     return re.sub(rf"(?<![^ (])({names})=(\.\.\.|'?[\w.+-]+'?)", option, text)
 
 

