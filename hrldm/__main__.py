@@ -95,8 +95,8 @@ def insert(
 
     Args:
         ct: NIfTI file, DICOM folder or zip
-        out: output folder, created here: ct.nii.gz, mask.nii.gz, core.nii.gz for a solid core, record.json, and dicom/ for a
-            DICOM input
+        out: output folder, created here: ct.nii.gz, mask.nii.gz, core.nii.gz for a solid core, record.json, preview.png, and
+            dicom/ for a DICOM input
         lungs: lung mask or lobe map of this CT
         avoid: mask that no nodule may touch
         series_uid: which series to read from a DICOM folder with several
@@ -115,6 +115,7 @@ def insert(
         logger.warning("%s was made otherwise, so other voxels may come: %s", options.plan, "; ".join(apart))
     record = insert_file(ct, out, wishes, generator, overwrite=overwrite, series_uid=series_uid, **asked)
     print(described(wishes, record))
+    print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     return 0
 
 

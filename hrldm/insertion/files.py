@@ -2,7 +2,7 @@
 
 The results of one CT appear together, once all are written: `ct.nii.gz` (or `.nii`, as the input) with the input's
 affine, header and dtype, `mask.nii.gz` (k for the k-th nodule), where a nodule has a solid core `core.nii.gz` (1 lesion,
-2 core: as a wish's `mask` takes it), `record.json`, and for a DICOM input the derived series in `dicom/`.
+2 core: as a wish's `mask` takes it), `record.json`, `preview.png`, and for a DICOM input the derived series in `dicom/`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from hrldm.ct.lungs import lung_labels
 from hrldm.ct.volume import CT, read_ct, write_nifti
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.insert import Inserted, check_retries, insert
+from hrldm.insertion.preview import draw_preview
 from hrldm.insertion.record import RECORD, asked_for, inputs, record_of, stamp
 from hrldm.insertion.wish import Wish
 
 logger = logging.getLogger(__name__)
 FORMATS = ("same", "nifti")
-_WRITTEN = re.compile(r"ct\.nii(\.gz)?|(mask|core)\.nii\.gz|record\.json|dicom/\d+\.dcm")  # what `insert_file` writes
+_WRITTEN = re.compile(r"ct\.nii(\.gz)?|(mask|core)\.nii\.gz|record\.json|preview\.png|dicom/\d+\.dcm")  # what `insert_file` writes
 
 
 def insert_file(
@@ -98,6 +99,7 @@ def insert_file(
         if derive:
             key = hashlib.sha256(json.dumps(record["nodules"], sort_keys=True).encode()).hexdigest()
             write_series(path, made.stored, part / "dicom", key, private, series_uid)
+        draw_preview(part / "preview.png", ct, made.stored, made.records)
         write_text(part / RECORD, json.dumps(record, indent=1, allow_nan=False) + "\n")
     return record
 

@@ -41,7 +41,7 @@ def voxels(file):
 def test_nifti_in_nifti_out_with_mask_and_record(nifti, tmp_path):
     out = tmp_path / "out"
     record = put(nifti, out, Wish("solid", 12.0), Wish("ground-glass", 10.0, seed=4))
-    assert names(out) == ["ct.nii.gz", "mask.nii.gz", "record.json"]
+    assert names(out) == ["ct.nii.gz", "mask.nii.gz", "preview.png", "record.json"]
     before, after, mask = (nib.load(p) for p in (nifti, out / "ct.nii.gz", out / "mask.nii.gz"))
     assert before.header.binaryblock == after.header.binaryblock
     assert 0 < (np.asarray(before.dataobj) != np.asarray(after.dataobj)).sum() == record["voxels_changed"]
@@ -359,7 +359,7 @@ def test_a_series_that_no_other_can_be_derived_from_is_said_before_the_work_and_
     status, _, error = call("insert", source, tmp_path / "out")
     assert status == 2 and "--format nifti" in error and not (tmp_path / "out").exists()
     assert call("insert", source, tmp_path / "out", "--format", "nifti")[0] == 0
-    assert names(tmp_path / "out") == ["ct.nii.gz", "mask.nii.gz", "record.json"]
+    assert names(tmp_path / "out") == ["ct.nii.gz", "mask.nii.gz", "preview.png", "record.json"]
     assert call("batch", tmp_path, tmp_path / "many", "--format", "nifti")[1].strip().endswith("in: done")
     with pytest.raises(ValueError, match="format: choose same or nifti, not 'dicom'"):
         put(source, tmp_path / "other", format="dicom")

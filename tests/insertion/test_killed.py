@@ -57,7 +57,7 @@ def whole(result: Path, source: Path) -> dict:
     files = (source, result / "ct.nii.gz", result / "mask.nii.gz")
     before, after, mask = (np.asarray(nib.load(file).dataobj) for file in files)
     assert (before != after).sum() == made["voxels_changed"] > 0 and mask.max() == len(made["nodules"])
-    assert sorted(f.name for f in result.iterdir()) == ["ct.nii.gz", "mask.nii.gz", "record.json"]
+    assert sorted(f.name for f in result.iterdir()) == ["ct.nii.gz", "mask.nii.gz", "preview.png", "record.json"]
     return made
 
 
