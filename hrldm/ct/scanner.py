@@ -10,10 +10,15 @@ A lesion put into the scan gets both (`insertion/finish.py`); without them it is
 from __future__ import annotations
 
 import functools
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import nibabel as nib
 import numpy as np
 from scipy import fft, ndimage, stats
+
+from hrldm.ct.volume import CT
 
 # edges
 LUNG_HU, TISSUE_HU = -650.0, -200.0  # at least this dark and this bright, EDGE_MM to both sides of an edge
@@ -21,8 +26,12 @@ BRIGHTEST_HU = 60.0  # bone and contrast beyond the pleura would move the upper 
 EDGE_MM = 4.0
 BESIDE_MM = 0.7  # SD of the smoothing along the other two axes, against noise
 ACROSS = 0.85  # least share of the squared gradient along the axis: more oblique surfaces look blurred
+COARSEST_MM = 6.0  # along an axis with thicker voxels, what looks like an edge is anatomy
 LEAST_EDGES, MOST_EDGES = 100, 1000
-USUAL_PSF_MM = 0.7  # where too few edges are seen, and half a voxel if that is more
+SCAN_EDGES = 1000  # edges that the whole scan counts as, beside those about a place
+PART_MM, MOST_PARTS = 50.0, 16  # parts of the scan that are looked at for that
+PART_SHARE = 0.1  # least share of a part that is lung, and that is tissue
+USUAL_PSF_MM = 0.7  # where too few edges are seen
 # noise
 SMOOTH_MM = 4.0  # Gaussian whose rest is noise: wider keeps structure of the lung, narrower takes coarse noise away
 AERATED_HU = (-980.0, -750.0)  # of the surroundings' mean, without vessels, bullae and air outside
@@ -30,6 +39,7 @@ GUARD_MM = 1.5  # around what is not aerated lung
 CLIP = 3.0  # in local SDs: beyond, it is an edge
 TAPER_MM = 4.0  # SD of the Gaussian that ends the autocovariance
 QUANTILE = 25  # of the local SDs, %: vessels and fibrosis raise the others
+_measured = weakref.WeakKeyDictionary()  # by CT, its `scan_psf_mm`
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,41 +71,87 @@ class Noise:
 # -- sharpness ---------------------------------------------------------------------------------------------------------
 
 
-def psf_mm(hu: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+def scan_psf_mm(ct: CT) -> np.ndarray:
+    """SD (3,) in mm of the Gaussian point-spread function along R, A and S, from parts all over the CT; measured once."""
+    if ct not in _measured:
+        _measured[ct] = psf_mm(*_parts(ct))
+    return _measured[ct]
+
+
+def _parts(ct: CT) -> tuple[list[np.ndarray], np.ndarray]:
+    """At most `MOST_PARTS` parts (x, y, z) of the CT with lung and tissue, along R, A and S, and their spacing (3,)."""
+    turn = nib.io_orientation(ct.affine)
+    hu = nib.apply_orientation(ct.array, turn)  # a view
+    spacing = ct.spacing[np.argsort(turn[:, 0])]
+    side, every = np.ceil(PART_MM / spacing).astype(int), np.maximum(1, 2 / spacing).astype(int)
+    mixed = []
+    for start in np.ndindex(*np.maximum(1, np.array(hu.shape) // side)):
+        part = hu[tuple(slice(a * n, (a + 1) * n) for a, n in zip(start, side, strict=True))]
+        few = part[tuple(slice(None, None, n) for n in every)]
+        lung = (few > AERATED_HU[0]) & (few < LUNG_HU)
+        if min(lung.mean(), (few > TISSUE_HU).mean()) > PART_SHARE:
+            mixed.append(part)
+    return mixed[:: -(-len(mixed) // MOST_PARTS)] if mixed else [hu[:1]], spacing
+
+
+def psf_mm(parts: Sequence[np.ndarray], spacing: np.ndarray, scan: np.ndarray | None = None) -> np.ndarray:
     """SD (3,) in mm of the Gaussian point-spread function along each axis.
 
-    hu:      (x, y, z), a part of the CT with some pleura, mediastinum or large vessels
+    parts:   of the CT, each (x, y, z) HU with some pleura, mediastinum or large vessels
     spacing: (3,) mm
+    scan:    (3,) mm, that of the whole CT, which counts as `SCAN_EDGES` edges
 
-    An axis along which fewer than `LEAST_EDGES` edges are seen gets `USUAL_PSF_MM`, or half a voxel.
+    x and y share the reconstruction's kernel: if their spacing is equal, their edges are taken together. An axis with
+    fewer than `LEAST_EDGES` edges, or too coarse for any, has that of `scan`; without, `USUAL_PSF_MM` or the SD of its
+    voxel's width, if that is more.
     """
     spacing = np.asarray(spacing, float)
+    usual = np.maximum(USUAL_PSF_MM, spacing / np.sqrt(12)) if scan is None else np.asarray(scan, float)
+    found = [_edges(np.asarray(hu), spacing) for hu in parts]
+    seen, added, oblique, n = usual**2, np.zeros(3), np.eye(3), np.zeros(3)
+    for axes in ([0, 1], [2]) if np.isclose(spacing[0], spacing[1], rtol=1e-3) else ([0], [1], [2]):
+        profiles, ratios = (np.concatenate([part[axis][k] for part in found for axis in axes]) for k in (0, 1))
+        if len(profiles) < LEAST_EDGES:
+            continue
+        every, width = slice(None, None, len(profiles) // MOST_EDGES + 1), spacing[axes[0]]
+        seen[axes] = (_blur(profiles[every], _reach(width)) * width) ** 2
+        # an oblique edge adds the blur of the other axes: sd² = Σ_j psf_j² n_j² / n_axis²
+        ratio = ratios[every].mean(0)
+        added[axes] = (ratio.sum() - 1) * BESIDE_MM**2
+        oblique[axes] = ratio
+        oblique[np.ix_(axes, axes)] = ratio[axes].sum() * np.eye(len(axes))
+        n[axes] = len(profiles[every])
+    variance = np.maximum(np.linalg.solve(oblique, seen - added), 0.3**2 * seen)
+    share = 1.0 if scan is None else n / (n + SCAN_EDGES)
+    return np.sqrt(share * variance + (1 - share) * usual**2)
+
+
+def _reach(spacing: float) -> int:
+    """Voxels to both sides of an edge."""
+    return max(2, int(np.ceil(EDGE_MM / spacing)))
+
+
+def _edges(hu: np.ndarray, spacing: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The edges between lung and tissue along each axis: profiles (n, 2 reach + 2) from 0 to 1, that cross in the middle,
+    and the squares (n, 3) of their normals over that along the axis."""
     hu = np.clip(hu, -1024, BRIGHTEST_HU).astype(np.float32)
     smooth = ndimage.gaussian_filter(hu, 1.5 / spacing)
     slope = np.stack([np.gradient(smooth, s, axis=a) if hu.shape[a] > 1 else 0 * smooth for a, s in enumerate(spacing)])
     share = slope**2 / np.maximum((slope**2).sum(0), 1e-6)
-    seen, oblique = np.full(3, np.nan), np.eye(3)
+    found = []
     for axis in range(3):
-        reach = max(2, int(np.ceil(EDGE_MM / spacing[axis])))
         beside = np.where(np.arange(3) == axis, 0.0, BESIDE_MM / spacing)
-        found = _edges(ndimage.gaussian_filter(hu, beside), share, axis, reach)
-        if found is not None:
-            profiles, normals = found
-            seen[axis] = _blur(profiles, reach) * spacing[axis]
-            oblique[axis] = (normals / normals[:, [axis]]).mean(0)
-    # an oblique edge adds the blur of the other axes: sd² = Σ_j psf_j² n_j² / n_axis²
-    seen = np.where(np.isnan(seen), np.maximum(USUAL_PSF_MM, spacing / 2), seen)
-    added = (oblique.sum(1) - 1) * BESIDE_MM**2
-    return np.sqrt(np.maximum(np.linalg.solve(oblique, seen**2 - added), (0.3 * seen) ** 2))
+        found.append(_edges_along(ndimage.gaussian_filter(hu, beside), share, axis, spacing[axis]))
+    return found
 
 
-def _edges(hu: np.ndarray, share: np.ndarray, axis: int, reach: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The edges between lung and tissue along an axis: profiles (n, 2 reach + 2) from 0 to 1, that cross in the middle,
-    and the squares (n, 3) of their normals; None if they are too few."""
+def _edges_along(hu: np.ndarray, share: np.ndarray, axis: int, spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    """Those along one axis; share (3, x, y, z): the squares of the normals."""
+    reach = _reach(spacing)
     hu, share = np.moveaxis(hu, axis, 2), np.moveaxis(share, axis + 1, 3)
     n = hu.shape[2]
-    if n < 2 * reach + 2:
-        return None
+    if n < 2 * reach + 2 or spacing > COARSEST_MM:
+        return np.zeros((0, 2 * reach + 2), np.float32), np.zeros((0, 3), np.float32)
     size = np.abs(np.diff(hu, axis=2))
     inner = slice(reach, n - 1 - reach)
     peak = (size == ndimage.maximum_filter1d(size, 2 * reach + 1, axis=2))[:, :, inner]
@@ -104,13 +160,11 @@ def _edges(hu: np.ndarray, share: np.ndarray, axis: int, reach: int) -> tuple[np
     lung, tissue = np.minimum(left, right), np.maximum(left, right)
     across = share[axis][:, :, inner] >= ACROSS
     at = np.argwhere(peak & (lung < LUNG_HU) & (tissue > TISSUE_HU) & across)
-    if len(at) < LEAST_EDGES:
-        return None
-    at = at[:: len(at) // MOST_EDGES + 1]
     profiles = hu[at[:, 0, None], at[:, 1, None], at[:, 2, None] + np.arange(2 * reach + 2)]
     falling = profiles[:, -1] < profiles[:, 0]
     profiles[falling] = profiles[falling, ::-1]
-    return _from_0_to_1(profiles), share[:, at[:, 0], at[:, 1], at[:, 2] + reach].T
+    normals = share[:, at[:, 0], at[:, 1], at[:, 2] + reach].T
+    return _from_0_to_1(profiles), normals / normals[:, [axis]]
 
 
 def _from_0_to_1(profiles: np.ndarray) -> np.ndarray:

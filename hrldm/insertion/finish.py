@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from hrldm.ct.geometry import equivalent_diameter, reach, sample, shifted, voxel_size
 from hrldm.ct.nifti import scaled
-from hrldm.ct.scanner import noise_of, psf_mm
+from hrldm.ct.scanner import noise_of, psf_mm, scan_psf_mm
 from hrldm.ct.volume import CT, from_ras, to_ras
 from hrldm.insertion.matching import core_lead
 from hrldm.nodules.histograms import quantiles
@@ -112,7 +112,7 @@ def finished(
         raise ValueError(f"{name}: NaN or infinite values in the generated crop; try another seed or checkpoint")
     corners = _corners(mask, affine)
     around = to_ras(_part(ct, corners, SHARPNESS_MM)[0])
-    psf = psf_mm(around.array, around.spacing)
+    psf = psf_mm([around.array], around.spacing, scan_psf_mm(ct))
     box_ct, box = _part(ct, corners, REACH_SDS * max(psf.max(), 1.0) + 1.0)
     here = to_ras(box_ct)  # one order of voxels, so that a flipped CT gets the same noise
     x, spacing = here.array.astype(np.float64), here.spacing
@@ -155,7 +155,7 @@ def finished(
     change = np.where(inside, change, np.where(fixed, 0.0, edge))
     stored, changed = here.stored.copy(), change != 0
     stored[changed] = ct.to_stored((x + change)[changed])
-    farthest = ndimage.distance_transform_edt(~inside, spacing)[changed].max(initial=0.0)
+    farthest = ndimage.distance_transform_edt(~inside, spacing)[stored != here.stored].max(initial=0.0)
     turned = (from_ras(a, box_ct) for a in (stored, inside, solid, x, scaled(stored, ct.slope, ct.inter)))
     return Finished(box, *turned, held, psf, noise.sd, float(farthest))
 

@@ -14,14 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from hrldm.config import SUBTYPES
-from hrldm.ct.geometry import crop_affine, equivalent_diameter, sample
+from hrldm.ct.geometry import crop_affine, equivalent_diameter, sample, shifted
 from hrldm.ct.label_maps import LOBE_NAMES
+from hrldm.ct.nifti import scaled
 from hrldm.ct.volume import CT
-from hrldm.insertion.finish import LEAST_VOXELS, Finished, finished, holds
+from hrldm.insertion.finish import LEAST_VOXELS, Finished, finished, holds, lesion_in, projected
 from hrldm.insertion.generator import Generator, Request
 from hrldm.insertion.place import LungSpace, Nodule, place_nodule
 from hrldm.insertion.quality import assess, faults
 from hrldm.insertion.wish import Wish
+from hrldm.nodules.histograms import histogram_moments
 from hrldm.nodules.shapes import ShapeLibrary, load_shapes
 
 logger = logging.getLogger(__name__)
@@ -77,8 +79,10 @@ def insert(
     for k, nodule in enumerate(nodules, start=1):
         if not holds(size := equivalent_diameter(nodule.mask.sum()), ct.spacing):
             logger.warning(
-                "nodule %d: %.1f mm in voxels of up to %.1f mm mixes with the lung around it; its histogram holds from %.0f mm on",
-                k, size, ct.spacing.max(), LEAST_VOXELS * ct.spacing.max(),
+                "nodule %d: %.1f mm in voxels of up to %.1f mm mixes with the lung around it: expect a mean of about %.0f HU, not "
+                "%.0f; histograms hold from %.0f mm on",
+                k, size, ct.spacing.max(), _mixed_mean(ct, nodule), histogram_moments(nodule.histogram)[0],
+                LEAST_VOXELS * ct.spacing.max(),
             )  # fmt: skip
     request, crops = requested(ct, nodules)
     keep = np.zeros(ct.shape, bool) if avoid is None else np.array(avoid, bool)
@@ -87,8 +91,11 @@ def insert(
     stored, core = ct.stored.copy(order="K"), np.zeros(ct.shape, bool)
     mask, records = np.zeros(ct.shape, np.min_scalar_type(len(nodules))), []
     for k, (nodule, (lesion, found, seed, tries)) in enumerate(zip(nodules, made, strict=True), start=1):
-        changed = lesion.lesion | (lesion.stored != ct.stored[lesion.box]) & (mask[lesion.box] == 0)
-        stored[lesion.box][changed] = lesion.stored[changed]
+        edge = (lesion.stored != ct.stored[lesion.box]) & ~lesion.lesion & (mask[lesion.box] == 0)
+        shared = edge & (stored[lesion.box] != ct.stored[lesion.box])  # with another's edge: partial volumes add up
+        added = scaled(stored[lesion.box], ct.slope, ct.inter)[shared] + (lesion.after - lesion.before)[shared]
+        stored[lesion.box][edge | lesion.lesion] = lesion.stored[edge | lesion.lesion]
+        stored[lesion.box][shared] = ct.to_stored(added)
         mask[lesion.box][lesion.lesion] = k
         core[lesion.box][lesion.core] = True
         scan = {
@@ -139,6 +146,15 @@ def _centred(mask: np.ndarray, side: int) -> np.ndarray:
     return out
 
 
+def _mixed_mean(ct: CT, nodule: Nodule) -> float:
+    """Mean HU to expect of a lesion where the grid is too coarse: each voxel holds as much of it as lies within."""
+    affine = crop_affine(nodule.centre_mm, nodule.mask.shape)
+    box, lesion = lesion_in(ct, nodule.mask, affine)
+    here = shifted(ct.affine, [s.start for s in box])
+    share = projected(nodule.mask.astype(np.float32), affine, lesion.shape, here)[lesion]
+    return float((share * histogram_moments(nodule.histogram)[0] + (1 - share) * ct.array[box][lesion]).mean())
+
+
 def _made(
     ct: CT,
     generator: Generator,
@@ -173,7 +189,8 @@ def nodule_record(nodule: Nodule, found: dict, noise_seed: int, tries: int) -> d
     """What reproduces and describes one nodule."""
     missed = faults(found)
     if missed:
-        logger.warning("nodule at %s mm misses its wish: %s", np.round(nodule.centre_mm), "; ".join(missed))
+        place = ", ".join(f"{x:.0f}" for x in nodule.centre_mm)
+        logger.warning("nodule at %s mm misses its wish: %s", place, "; ".join(missed))
     return {
         "wish": nodule.wish.given(),
         "centre_ras_mm": [round(float(x), 2) for x in nodule.centre_mm],

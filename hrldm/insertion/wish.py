@@ -30,7 +30,9 @@ Subtype = Literal[*SUBTYPES]
 Lobe = Literal["LUL", "LLL", "RUL", "RML", "RLL"]  # as in `hrldm.ct.label_maps`
 Location = Literal["inner", "subpleural"]  # as in `hrldm.nodules.positions`
 Base = Literal["narrow", "broad"]  # as in `hrldm.nodules.pleura`
-LIMITS = {"mean_hu": (HIST_HU_MIN, HIST_HU_MAX), "sd_hu": (10.0, 400.0)}
+BINS = 40  # of a requested histogram
+BIN_HU = (HIST_HU_MAX - HIST_HU_MIN) / BINS
+LIMITS = {"mean_hu": (HIST_HU_MIN + BIN_HU, HIST_HU_MAX - BIN_HU), "sd_hu": (BIN_HU, 400.0)}
 
 
 def _read_as(kind) -> object:
@@ -52,11 +54,11 @@ class Wish:
             diameter at least 0.6 of the nodule's; default: drawn
         histogram:   text file with 40 numbers (in Python: the numbers), the requested HU histogram over -1000..400;
             default: one like a real one of that subtype and size
-        mean_hu:     mean of the histogram, which is moved there
+        mean_hu:     mean of the histogram, which is moved there; a part-solid nodule's core follows it
         sd_hu:       standard deviation of the histogram, which is stretched to it
         spiculation: 1 (none) to 5 (marked)
-        core_mm:     diameter in mm (sphere of equal volume) of a part-solid nodule's solid core, 0 for none; default: the
-            histogram's share of solid tissue
+        core_mm:     diameter in mm (sphere of equal volume) of a part-solid nodule's solid core, 0 for none; default: what
+            the histogram has of solid tissue, at most 0.67 of the diameter where neither histogram nor moments are given
         mask:        NIfTI mask of the lesion on this CT (1 lesion, 2 solid core) instead of shape, size and position
         seed:        random seed of shape, position, histogram and noise
 
@@ -113,8 +115,24 @@ class Wish:
             raise ValueError("a place is given; leave out location")
         if self.seed < 0:
             raise ValueError(f"seed {self.seed!r}: give a whole number, 0 or more")
-        if self.histogram is not None:
-            read_histogram(self.histogram)
+        self._check_intensity()
+
+    def _check_intensity(self) -> None:
+        """Raise ValueError for a histogram, mean, SD and core size that cannot be had together."""
+        given = None if self.histogram is None else read_histogram(self.histogram)
+        if self.mean_hu is None and (given is None or not (self.sd_hu or self.core_mm)):
+            return
+        from hrldm.nodules.histograms import with_moments, with_solid_share  # slow
+
+        histogram = np.full(BINS, 1 / BINS) if given is None else given  # what can be had does not depend on its form
+        core = ""
+        try:
+            if self.core_mm:
+                core = f"a core of {self.core_mm:g} mm in a nodule of {self.diameter_mm:g} mm: "
+                histogram = with_solid_share(histogram, (self.core_mm / self.diameter_mm) ** 3)
+            with_moments(histogram, self.mean_hu, self.sd_hu, keep_solid=bool(core))
+        except ValueError as error:
+            raise ValueError(f"{core}{error}") from error
 
     def _plain(self) -> None:
         """Convert text, NumPy numbers, arrays and paths to plain numbers, tuples and text, which a record can hold."""
@@ -168,7 +186,7 @@ def point(at: str | Sequence[float]) -> tuple[float, ...]:
     return tuple(float(x) for x in (at.replace(",", " ").split() if isinstance(at, str) else at))
 
 
-def read_histogram(given: str | Path | Sequence[float], bins: int = 40) -> np.ndarray:
+def read_histogram(given: str | Path | Sequence[float], bins: int = BINS) -> np.ndarray:
     """HU histogram (bins,) of sum 1 from `bins` numbers or a text file of them, the shares of equal bins over -1000..400 HU.
 
     Raises:
@@ -181,9 +199,14 @@ def read_histogram(given: str | Path | Sequence[float], bins: int = 40) -> np.nd
         values = np.array([float(x) for x in numbers])
     except (OSError, ValueError) as error:
         raise ValueError(f"{name}: not a histogram ({error}); give a text file of {bins} numbers") from error
-    if values.shape != (bins,) or not np.isfinite(values).all() or (values < 0).any() or not 0 < values.sum() < np.inf:
+    unfit = np.flatnonzero(~np.isfinite(values) | (values < 0)) + 1
+    if values.shape != (bins,) or len(unfit) or not 0 < values.sum() < np.inf:
+        wrong = f"{values.size} numbers"
+        if values.shape == (bins,):
+            places = ", ".join(map(str, unfit[:5])) + (f" and {len(unfit) - 5} more" if len(unfit) > 5 else "")
+            wrong = f"negative or not finite: number {places}" if len(unfit) else f"the numbers sum to {values.sum():g}"
         raise ValueError(
-            f"{name}: {values.size} numbers; a histogram has {bins} that are not negative, the shares of equal bins over "
+            f"{name}: {wrong}; a histogram has {bins} that are not negative, the shares of equal bins over "
             f"{HIST_HU_MIN:g}..{HIST_HU_MAX:g} HU"
         )
     return values / values.sum()

@@ -72,6 +72,11 @@ def quantiles(histogram: np.ndarray, n: int) -> np.ndarray:
     return np.interp((np.arange(n) + 0.5) / n, cdf, edges)
 
 
+def solid_share(histogram: np.ndarray) -> float:
+    """What part of the histogram (k,) lies above `SOLID_HU`."""
+    return float(histogram[bin_centres(len(histogram)) > SOLID_HU].sum() / histogram.sum())
+
+
 def with_solid_share(histogram: np.ndarray, share: float) -> np.ndarray:
     """The histogram (k,) reweighted so that `share` of it lies above `SOLID_HU`, as a core of known volume requires.
 
@@ -88,10 +93,15 @@ def with_solid_share(histogram: np.ndarray, share: float) -> np.ndarray:
     return np.where(solid, histogram * (share / above), histogram * ((1 - share) / below))
 
 
-def with_moments(histogram: np.ndarray, mean_hu: float | None = None, sd_hu: float | None = None) -> np.ndarray:
+def with_moments(
+    histogram: np.ndarray, mean_hu: float | None = None, sd_hu: float | None = None, keep_solid: bool = False
+) -> np.ndarray:
     """The histogram (B,) shifted and stretched to a mean and SD (HU) as `histogram_moments` gives them.
 
-    Values beyond -1000..400 HU fall into the first and the last bin. None keeps the histogram's own.
+    Values beyond -1000..400 HU fall into the first and the last bin. None keeps the histogram's own, as far as it can be had.
+
+    keep_solid: what lies above `SOLID_HU` stays above and what lies below stays below, in the bins beside it at least, so that
+        the solid share stays as it is
 
     Raises:
         ValueError: out of reach; the message says what can be reached.
@@ -102,13 +112,22 @@ def with_moments(histogram: np.ndarray, mean_hu: float | None = None, sd_hu: flo
     cdf = np.concatenate([[0.0], np.cumsum(histogram)]) / np.cumsum(histogram)[-1]  # ends at 1 exactly
     own_mean, own_sd = histogram_moments(histogram)
     mean, sd = own_mean if mean_hu is None else mean_hu, own_sd if sd_hu is None else sd_hu
-    if not edges[1] <= mean <= edges[-2]:
-        raise ValueError(f"a histogram of mean {mean:g} HU: it can be {edges[1]:g} to {edges[-2]:g} HU")
+    width, middle = edges[1] - edges[0], int((bin_centres(len(histogram)) <= SOLID_HU).sum())
+    kept = f" with {1 - cdf[middle]:.0%} of it above {SOLID_HU:g} HU" if keep_solid else ""
 
     def moved(stretch: float, shift: float) -> np.ndarray:
         """Histogram of stretch * value + shift."""
         below = np.interp((edges - shift) / stretch, edges, cdf)
+        if keep_solid:
+            below = np.append(below[:middle].clip(max=cdf[middle]), below[middle:].clip(min=cdf[middle]))
+            below[middle] = cdf[middle]
         return np.diff(below[1:-1], prepend=0.0, append=1.0)
+
+    span = HIST_HU_MAX - HIST_HU_MIN
+    darkest, brightest = (histogram_moments(moved(1.0, shift))[0] for shift in (-span, span))
+    low, high = darkest + width / 2, brightest - width / 2
+    if not low - 1e-6 <= mean <= high + 1e-6:
+        raise ValueError(f"a histogram of mean {mean:g} HU{kept}: it can be {low:.0f} to {high:.0f} HU")
 
     def of_mean(log_stretch: float) -> np.ndarray:
         """Histogram stretched, and shifted to the mean; its SD grows with the stretch."""
@@ -117,9 +136,12 @@ def with_moments(histogram: np.ndarray, mean_hu: float | None = None, sd_hu: flo
         return moved(stretch, brentq(lambda shift: histogram_moments(moved(stretch, shift))[0] - mean, least, most))
 
     narrow, wide = np.log(1e-3), np.log(1e3)
-    least, most = edges[1] - edges[0], histogram_moments(of_mean(wide))[1]
+    least, most = max(width, histogram_moments(of_mean(narrow))[1]), histogram_moments(of_mean(wide))[1]
+    if sd_hu is None:
+        sd = min(max(sd, least), most)
     if not least <= sd <= most:
-        raise ValueError(f"a histogram of SD {sd:g} HU at mean {mean:g} HU: it can be {least:g} to {most:.0f} HU there")
+        reach = f"{least:.0f} to {most:.0f} HU there"
+        raise ValueError(f"a histogram of SD {sd:g} HU at mean {mean:.4g} HU{kept}: it can be {reach}")
     return of_mean(brentq(lambda stretch: histogram_moments(of_mean(stretch))[1] - sd, narrow, wide, xtol=1e-9))
 
 

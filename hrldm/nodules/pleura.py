@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -17,6 +18,7 @@ BASES = {"narrow": (0.2, 0.45), "broad": (0.6, np.inf)}
 PLEURAL_TRIES = 200  # at the pleura, each of some 50 ms
 PLEURA_MM, STEP_MM = 4.0, 0.5  # the pleura lies this near to the labels' surface; steps towards it
 VESSEL_MM = 4.0  # tissue that is no thicker is no chest wall
+CLOSING_MM, GRID_MM = 20.0, 2  # fills in the hilum and the vessels that labels leave out, on this grid
 
 
 def chest_wall(hu: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -36,6 +38,24 @@ def chest_wall(hu: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarr
     wall = outer[parts]
     thick = depth_mm(~(depth_mm(wall) > VESSEL_MM / 2)) <= VESSEL_MM / 2
     return wall, wall & tissue & thick
+
+
+@functools.lru_cache(maxsize=1)
+def _filled(lungs: LungMap) -> np.ndarray:
+    """Depth (x, y, z) in mm below the surface of the lungs closed by `CLOSING_MM`, every `GRID_MM`, with a margin of
+    `_MARGIN` voxels; not above 0 outside."""
+    inside = np.pad(lungs.lobes[(slice(None, None, GRID_MM),) * 3] > 0, _MARGIN)
+    grown = depth_mm(~inside) * GRID_MM <= CLOSING_MM
+    return depth_mm(grown) * GRID_MM - CLOSING_MM - GRID_MM / 2
+
+
+_MARGIN = int(CLOSING_MM) // GRID_MM + 2
+
+
+def below_surface(lungs: LungMap, low: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Depth in mm below the surface of the lungs with hilum and vessels filled in: of voxels from `low` on, in this shape."""
+    offset = np.asarray(low) / GRID_MM + _MARGIN
+    return ndimage.affine_transform(_filled(lungs), np.full(3, 1 / GRID_MM), offset, tuple(shape), order=1)
 
 
 def at_pleura(
@@ -86,12 +106,15 @@ def _approach(
     voxels = offsets(highest(distance, n_voxels))
     reach = float(np.linalg.norm(voxels, axis=1).max())
     to = lungs.outwards(start, reach + SHELL_MM)
+    if below_surface(lungs, start + to, (1, 1, 1)).item() > PLEURA_MM:
+        return None, None, "hilum or vessel"
     far = np.linalg.norm(to)
     meets = far - (voxels @ to).max() / far  # mm from the start, where the shape meets the labels' surface
     half = int(np.ceil(reach + 2 * PLEURA_MM)) + 1
     here, _ = overlap(np.rint(start + meets / far * to).astype(int) - half, (2 * half + 1,) * 3, ct.shape)
     low = np.array([s.start for s in here])
     wall, pleura = chest_wall(ct[here], lungs.lobes[here] > 0)
+    pleura &= below_surface(lungs, low, pleura.shape) <= PLEURA_MM
     way = np.arange(meets - PLEURA_MM, far + PLEURA_MM, STEP_MM)
     middles = np.rint(start + np.outer(way / far, to)).astype(int) - low
     if (middles[0] < 0).any() or (middles[0] >= wall.shape).any() or wall[tuple(middles[0])]:

@@ -19,6 +19,8 @@ RATING_WIDTH = 0.5  # largest deviation from the requested spiculation, if enoug
 BEND_SD_MM, BEND_MM = 0.5, 6.0  # SD and kernel of the field that bends a shape
 CORE_MM = 3.0  # kernel of the field that moves a core off the middle
 CORE_WANDER = 0.25  # its SD as a fraction of the lesion's depth
+RIM_MM = 1.5  # ground-glass about a core
+RIM_WEIGHT = 10.0  # a voxel with 1 mm less of it is taken as if it lay so many mm farther from the core's middle
 
 
 def choose_shape(
@@ -72,7 +74,8 @@ def fitted_distance(mask: np.ndarray, diameter_mm: float, rng: np.random.Generat
 
 
 def core_of(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> np.ndarray:
-    """The solid core of a part-solid lesion: one off-centre lump with the volume of a sphere of `diameter_mm`.
+    """The solid core of a part-solid lesion: one off-centre lump with the volume of a sphere of `diameter_mm`, with a rim of
+    `RIM_MM` about it where the lesion has room for it.
 
     mask: (x, y, z) bool at 1 mm, the whole lesion
 
@@ -92,6 +95,7 @@ def core_of(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> n
     score = deep + CORE_WANDER * deep.max() / noise.std() * noise
     middle = np.array(np.unravel_index(np.where(mask, score, -np.inf).argmax(), mask.shape))
     score -= np.linalg.norm(np.indices(mask.shape) - middle[:, None, None, None], axis=0)
+    score -= RIM_WEIGHT * np.maximum(RIM_MM + 1 - deep, 0)  # a voxel under a rim of n voxels has depth n + 1
     core = np.zeros(mask.shape, bool)
     inside = np.flatnonzero(mask)
     core.ravel()[inside[np.argsort(-score.ravel()[inside], kind="stable")[:n_voxels]]] = True

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from hrldm.ct.scanner import USUAL_PSF_MM, noise_of, psf_mm
-from hrldm.ct.volume import read_ct
+from hrldm.ct.scanner import USUAL_PSF_MM, noise_of, psf_mm, scan_psf_mm
+from hrldm.ct.volume import CT, read_ct
 from hrldm.wheels import LIDC_0001_CT, wheel_file
 from tests import phantom
 
@@ -38,7 +38,7 @@ def correlations(field):
 @pytest.mark.parametrize("name", SCANS)
 def test_a_known_point_spread_function_is_found_within_a_tenth(name):
     spacing, psf = (np.array(x) for x in SCANS[name][:2])
-    np.testing.assert_allclose(psf_mm(scanned(name)[0], spacing), psf, rtol=0.1)
+    np.testing.assert_allclose(psf_mm([scanned(name)[0]], spacing), psf, rtol=0.1)
 
 
 @pytest.mark.parametrize("name", SCANS)
@@ -59,7 +59,7 @@ def test_what_is_bright_beyond_the_pleura_does_not_matter(bright):
     spacing = np.array(SCANS["2.5 mm slices"][0])
     (plain, _), (other, _) = scanned("2.5 mm slices"), scanned("2.5 mm slices", bright)
     assert (other - plain).max() > 90
-    np.testing.assert_allclose(psf_mm(other, spacing), psf_mm(plain, spacing), rtol=0.1)
+    np.testing.assert_allclose(psf_mm([other], spacing), psf_mm([plain], spacing), rtol=0.1)
     assert noise_of(other, spacing).sd == pytest.approx(noise_of(plain, spacing).sd, rel=0.05)
 
 
@@ -75,7 +75,8 @@ def test_without_edges_or_lung_the_usual_is_assumed_and_no_noise_is_added():
     spacing = np.array([0.7, 0.7, 3.0])
     lung = np.random.default_rng(0).normal(-850, 20, (40, 40, 14))
     for alone in (lung, lung + 900, lung[:, :, :1], lung[:3, :3, :3]):
-        np.testing.assert_allclose(psf_mm(alone, spacing), [USUAL_PSF_MM, USUAL_PSF_MM, 1.5])
+        np.testing.assert_allclose(psf_mm([alone], spacing), [USUAL_PSF_MM, USUAL_PSF_MM, 3 / 12**0.5])
+        np.testing.assert_allclose(psf_mm([alone], spacing, [0.5, 0.5, 1.1]), [0.5, 0.5, 1.1])
     tissue = noise_of(lung + 900, spacing)
     assert tissue.sd == 0 and not tissue.field((30, 5, 5), np.random.default_rng(0)).any()
     assert noise_of(np.full((30, 30, 10), -850.0), spacing).sd < 1e-9
@@ -85,13 +86,61 @@ def test_a_real_scan_made_smoother_is_found_smoother_by_as_much():
     """The embedded CT (0.7 x 0.7 x 2.5 mm): variances of blurs add up."""
     ct = read_ct(wheel_file(*LIDC_0001_CT))
     hu, spacing = ct.array[280:420, 240:400, 40:80].astype(np.float32), ct.spacing
-    own, noise = psf_mm(hu, spacing), noise_of(hu, spacing)
+    own, noise = psf_mm([hu], spacing), noise_of(hu, spacing)
     assert (own[:2] < 1.0).all() and own[2] > own[:2].max()  # thick slices
     for smoother, axis, variance in (
-        (ndimage.gaussian_filter1d(hu, 0.8 / spacing[1], axis=1), 1, 0.8**2),
+        (ndimage.gaussian_filter(hu, (0.8 / spacing[0], 0.8 / spacing[1], 0)), [0, 1], 0.8**2),
         ((hu[:, :, 1:] + hu[:, :, :-1]) / 2, 2, (spacing[2] / 2) ** 2),
     ):
-        found, wanted = psf_mm(smoother, spacing) ** 2, own**2
+        found, wanted = psf_mm([smoother], spacing) ** 2, own**2
         wanted[axis] += variance
         np.testing.assert_allclose(found, wanted, rtol=0.15)
         assert noise_of(smoother, spacing).sd < 0.9 * noise.sd
+
+
+def test_in_plane_there_is_one_sharpness_unless_the_spacing_differs():
+    """The phantom made smoother along x only: its mean variance in the plane, or each axis' own."""
+    spacing, psf = (np.array(x) for x in SCANS["1 mm"][:2])
+    hu = ndimage.gaussian_filter1d(scanned("1 mm")[0], 0.8, axis=0)
+    x, y, z = psf_mm([hu], spacing)
+    assert x == y and 0.8 < x < np.hypot(0.8, 0.8) and z == pytest.approx(0.8, rel=0.1)
+    x, y, z = psf_mm([hu], spacing * [1, 1.01, 1])
+    np.testing.assert_allclose([x, y, z], [np.hypot(0.8, 0.8), 0.8, 0.8], rtol=0.1)
+
+
+def test_slices_of_a_centimetre_have_the_sd_of_their_width():
+    thick = scanned("1 mm")[0][:, :, :48].reshape(56, 56, 4, 12).mean(3)
+    many = np.concatenate([thick] * 3, axis=2)
+    assert psf_mm([many], [1.0, 1.0, 12.0])[2] == pytest.approx(12 / 12**0.5)
+
+
+def test_the_whole_scan_counts_as_a_thousand_edges():
+    spacing, psf = (np.array(x) for x in SCANS["1 mm"][:2])
+    hu = scanned("1 mm")[0]
+    alone, other = psf_mm([hu], spacing), np.array([2.0, 2.0, 2.0])
+    both = psf_mm([hu], spacing, other)
+    share = (other**2 - both**2) / (other**2 - alone**2)
+    assert (0.2 < share).all() and (share <= 0.5).all()  # of 250 to 1000 edges
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_the_whole_scan_is_measured_once_along_r_a_and_s(order):
+    """Four phantoms side by side, in two orders of axes; then the CT is known."""
+    hu, spacing = np.tile(scanned("smooth kernel")[0], (2, 2, 1)), SCANS["smooth kernel"][0][0]
+    turn = np.eye(4)[:, [*order, 3]] * spacing
+    ct = CT(hu.transpose(order).astype(np.float32), turn)
+    found = scan_psf_mm(ct)
+    np.testing.assert_allclose(found, SCANS["smooth kernel"][1], rtol=0.1)
+    assert scan_psf_mm(ct) is found
+
+
+@pytest.mark.slow
+def test_at_neighbouring_places_of_a_real_scan_sharpness_is_alike():
+    """The embedded CT, parts of 80 mm a few centimetres apart along its lungs."""
+    ct = read_ct(wheel_file(*LIDC_0001_CT))
+    whole, found = scan_psf_mm(ct), []
+    for x in (90, 130, 170, 310, 350):
+        part = ct.array[x : x + 114, 200:314, 50:82].astype(np.float32)
+        found.append(psf_mm([part], ct.spacing, whole))
+    ratio = np.exp(np.abs(np.log(np.divide(found[1:], found[:-1]))))
+    assert ratio.max() < 1.25

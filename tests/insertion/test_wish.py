@@ -6,8 +6,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from hrldm.__main__ import _as_options
 from hrldm.ct.label_maps import LOBE_NAMES
-from hrldm.insertion.wish import Base, Lobe, Location, Wish, copies, own_seed, read_histogram, read_plan
+from hrldm.insertion.wish import LIMITS, Base, Lobe, Location, Wish, copies, own_seed, read_histogram, read_plan
 from hrldm.nodules.pleura import BASES
 from hrldm.nodules.positions import LOCATIONS
 from tests.insertion.chests import drawn
@@ -50,13 +51,20 @@ def plan(tmp_path):
         ({"base": "stalk"}, "unknown base 'stalk'; choose one of narrow, broad"),
         ({"base": "broad"}, "a broad base: nodules at the pleura have one; give location=subpleural"),
         ({"base": "narrow", "at": (0, 0, 0)}, "a narrow base: nodules at the pleura have one"),
-        ({"mean_hu": -1001}, "mean_hu -1001: give -1000 to 400"),
+        ({"mean_hu": -1001}, "mean_hu -1001: give -965 to 365"),
+        ({"mean_hu": 390}, "mean_hu 390: give -965 to 365"),
         ({"mean_hu": "dark"}, "mean_hu 'dark': give a number"),
-        ({"sd_hu": 9.0}, "sd_hu 9: give 10 to 400"),
-        ({"sd_hu": float("nan")}, "sd_hu nan: give 10 to 400"),
+        ({"sd_hu": 9.0}, "sd_hu 9: give 35 to 400"),
+        ({"mean_hu": -950, "sd_hu": 400}, "SD 400 HU at mean -950 HU: it can be 35 to 207 HU there"),
+        ({"histogram": np.eye(40)[1], "sd_hu": 390}, "SD 390 HU at mean -947.5 HU: it can be 35 to"),
+        ({"subtype": "part-solid", "mean_hu": -700, "core_mm": 8}, "a core of 8 mm in a nodule of 10 mm: .* mean -700 HU with 51% of it above -300 HU: it can be -607 to 23"),
+        ({"subtype": "part-solid", "mean_hu": -400, "sd_hu": 60, "core_mm": 6}, "a core of 6 mm .* SD 60 HU at mean -400 HU .* it can be"),
+        ({"subtype": "part-solid", "histogram": np.eye(40)[3], "core_mm": 6}, "a core of 6 mm .*the histogram has nothing above -300 HU"),
+        ({"sd_hu": float("nan")}, "sd_hu nan: give 35 to 400"),
         ({"histogram": 3}, "histogram 3: give a file's path, or numbers"),
         ({"histogram": [1, 2, 3]}, "histogram: 3 numbers; a histogram has 40"),
-        ({"histogram": [-1.0] * 40}, "histogram: 40 numbers; a histogram has 40 that are not negative"),
+        ({"histogram": [-1.0] * 40}, "histogram: negative or not finite: number 1, 2, 3, 4, 5 and 35 more; a histogram has 40"),
+        ({"histogram": [1.0] * 38 + [-1.0, float("nan")]}, "histogram: negative or not finite: number 39, 40; a histogram"),
         ({"mask": 3}, "a file's path"),
         ({"mask": "absent.nii.gz"}, "no such file"),
         ({"mask": "own.nii.gz", "at": (0, 0, 0)}, "says its shape and place; leave out at$"),
@@ -72,6 +80,18 @@ def test_wrong_wishes_say_what_may_be_asked(tmp_path, monkeypatch, wrong, messag
     drawn("own.nii.gz", (0, 0, 0), 9.0, core=5.0)
     with pytest.raises(ValueError, match=message):
         Wish(**wrong)
+
+
+def test_moments_at_the_limits_can_be_had():
+    for mean in LIMITS["mean_hu"]:
+        assert Wish(mean_hu=mean) and Wish("part-solid", mean_hu=mean, sd_hu=60)
+    assert Wish(mean_hu=-300, sd_hu=LIMITS["sd_hu"][0]) and Wish(mean_hu=-300, sd_hu=LIMITS["sd_hu"][1])
+
+
+def test_the_command_line_names_the_option_that_a_base_needs():
+    with pytest.raises(ValueError, match="location=subpleural") as error:
+        Wish(base="broad")
+    assert "give --location subpleural, too" in _as_options(str(error.value))
 
 
 def test_a_core_is_asked_for_by_its_size_or_drawn(tmp_path):
@@ -91,7 +111,7 @@ def test_histogram_files(tmp_path):
     file = tmp_path / "h.txt"
     file.write_text("\ufeff" + "\n".join(["0"] * 20 + ["2.5"] * 20), encoding="utf-8")  # as some editors save
     np.testing.assert_allclose(read_histogram(file), np.repeat([0, 0.05], 20))
-    for text, message in (("1 2 3", "3 numbers"), ("-1 " * 40, "not negative"), ("x " * 40, "could not convert"), ("0 " * 40, "40 numbers")):  # fmt: skip
+    for text, message in (("1 2 3", "3 numbers"), ("-1 " * 40, "not negative"), ("x " * 40, "could not convert"), ("0 " * 40, "the numbers sum to 0; a")):  # fmt: skip
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_histogram(file)

@@ -1,5 +1,6 @@
 """HU histograms: quantiles that have them, moments on demand, and the library of real ones, of which the lung allows some."""
 
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,7 @@ from hrldm.nodules.histograms import (
     lung_floor,
     quantiles,
     size_bin,
+    solid_share,
     with_moments,
     with_solid_share,
 )
@@ -63,6 +65,36 @@ def test_solid_share_is_set_and_each_side_keeps_its_form():
 )
 def test_moments_asked_for_are_obtained(own, mean, sd):
     assert histogram_moments(with_moments(own, mean, sd)) == pytest.approx((mean, sd), abs=0.01)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_moments_are_obtained_with_the_solid_share_kept(share):
+    own = with_solid_share(gaussian(-400, 250), share)
+    low, high = (
+        -982.5 + 700 * share + 17.5,
+        -317.5 + 700 * share - 17.5,
+    )  # both parts in their outermost bins, and one off
+    for mean in np.linspace(low, high, 5):
+        made = with_moments(own, mean, keep_solid=True)
+        assert histogram_moments(made)[0] == pytest.approx(mean, abs=0.01)
+        assert solid_share(made) == pytest.approx(share, abs=1e-9) and made.min() > -1e-12
+        # by hand: least, the parts drawn together at -300 HU; most, pushed to the four ends, the core first
+        with pytest.raises(ValueError, match=r"it can be \d+ to \d+ HU there") as error:
+            with_moments(own, mean, 900.0, keep_solid=True)
+        least, most = (float(x) for x in re.findall(r"(\d+) to (\d+) HU there", str(error.value))[0])
+        middle = -317.5 + 35 * share
+        one = (mean + 282.5 * share) / (1 - share) if mean < middle else (mean + 317.5 * (1 - share)) / share
+        other = (-282.5, share) if mean < middle else (-317.5, 1 - share)
+        by_hand = np.sqrt((1 - other[1]) * (one - mean) ** 2 + other[1] * (other[0] - mean) ** 2)
+        assert least == pytest.approx(max(35, by_hand), abs=20)  # a value between two bins has an SD of up to 17.5
+        for sd in (least + 1, (least + most) / 2, most - 1):
+            made = with_moments(own, mean, sd, keep_solid=True)
+            assert histogram_moments(made) == pytest.approx((mean, sd), abs=0.01)
+            assert solid_share(made) == pytest.approx(share, abs=1e-9)
+    with pytest.raises(
+        ValueError, match=rf"with {share:.0%} of it above -300 HU: it can be {low:.0f} to {high:.0f} HU"
+    ):
+        with_moments(own, low - 3, keep_solid=True)
 
 
 def test_shifted_and_stretched_gaussian_is_a_gaussian():

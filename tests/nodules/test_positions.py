@@ -182,6 +182,33 @@ def test_a_lesion_touches_the_pleura_that_the_ct_shows_and_keeps_its_volume(lung
         assert least < contact <= most
 
 
+@pytest.mark.parametrize("base", BASES)
+def test_the_hilum_and_vessels_that_labels_leave_out_are_no_pleura(base):
+    """A ball of lung with a bundle of vessels in it, 12 mm across, that reaches the wall on one side."""
+    at = np.indices((90, 90, 90)) - 45.0
+    away, beam = np.sqrt((at**2).sum(0)), np.hypot(at[0], at[1])
+    hilum = (beam < 6) & (at[2] < 12)
+    hu = np.where((away > 38) | hilum, 40.0, -860.0) + np.random.default_rng(0).normal(0, 20, away.shape)
+    lungs = LungMap(((away <= 38) & ~hilum).astype(np.uint8))
+    for seed in range(12):
+        shape = fitted_distance(tiny.ball(25, 8), (6.0, 9.0)[seed % 2], np.random.default_rng(seed))
+        mask, centre, _ = at_pleura(hu, lungs, *shape, np.random.default_rng(seed), base)
+        assert away[tuple((offsets(mask) + centre).T)].max() > 38 - 5
+
+
+def test_depth_below_the_filled_surface_is_that_of_the_ball(lung):
+    away = np.sqrt(sum((g - 32.3) ** 2 for g in np.indices(lung.shape)))
+    vessel = np.hypot(*(np.indices(lung.shape)[:2] - 32)) < 4
+    lungs = LungMap(((away <= 27) & ~vessel).astype(np.uint8))
+    low, shape = np.array([3, 10, 20]), (40, 30, 33)
+    found = pleura.below_surface(lungs, low, shape)
+    here = tuple(slice(a, a + n) for a, n in zip(low, shape, strict=True))
+    seen = (
+        np.abs(np.indices(lung.shape)[2] - 32)[here] < 15
+    )  # where the vessel leaves the ball, its mouth is filled flat
+    np.testing.assert_allclose(found.clip(0)[seen], (27.5 - away[here]).clip(0)[seen], atol=3.0)
+
+
 def test_at_the_pleura_lobe_and_occupied_places_are_kept(lung):
     away = np.sqrt(sum((g - 32.3) ** 2 for g in np.indices(lung.shape)))
     lobes = np.where(away <= 26, np.where(np.arange(66)[:, None, None] < 33, LEFT, RIGHT), 0).astype(np.uint8)

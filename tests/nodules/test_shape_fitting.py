@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from hrldm.config import SUBTYPES
 from hrldm.nodules import shape_fitting
-from hrldm.nodules.masks import highest
+from hrldm.nodules.masks import depth, highest
 from hrldm.nodules.shape_fitting import choose_shape, core_of, fitted, fitted_distance
 from hrldm.nodules.shapes import ShapeLibrary
 from tests import tiny
@@ -89,5 +89,9 @@ def test_a_core_is_one_lump_off_the_middle_with_the_volume_asked_for():
         assert np.bincount(ndimage.label(core)[0].ravel())[1:].max() >= 0.95 * core.sum()
         away.append(np.linalg.norm(np.argwhere(core).mean(0) - 12))
     assert 0.3 < np.mean(away) < 5 and len(set(away)) == 8
+    for diameter, share in ((9.0, 0.95), (11.0, 0.8)):  # by volume, balls of up to 12.9 mm leave a rim of 1.5 mm
+        core = core_of(mask, diameter, np.random.default_rng(1))
+        surface = core & ndimage.binary_dilation(~core)
+        assert (depth(mask)[surface] >= 2.4).mean() >= share
     with pytest.raises(ValueError, match=r"core of 20 mm does not fit into a lesion of 15.9 mm"):
         core_of(mask, 20.0, np.random.default_rng(0))
