@@ -33,7 +33,8 @@ from hrldm.insertion.wish import Wish
 
 logger = logging.getLogger(__name__)
 FORMATS = ("same", "nifti")
-_WRITTEN = re.compile(r"ct\.nii(\.gz)?|(mask|core)\.nii\.gz|record\.json|preview\.png|dicom/\d+\.dcm")  # what `insert_file` writes
+# what `insert_file` writes
+_WRITTEN = re.compile(r"ct\.nii(\.gz)?|(mask|core)\.nii\.gz|record\.json|preview\.png|dicom/\d+\.dcm")
 
 
 def insert_file(

@@ -72,7 +72,14 @@ def judge(
             drop_table(out, name)
         save_tables(tables, out)
         wall_time = {f"judge {split}": round(time.perf_counter() - started, 1)}
-        write_provenance(out, judging.networks(study, judging.generators(device)), study.dataset, study.seed, study.data_hash, wall_time)
+        write_provenance(
+            out,
+            judging.networks(study, judging.generators(device)),
+            study.dataset,
+            study.seed,
+            study.data_hash,
+            wall_time,
+        )
     return 0
 
 
@@ -106,7 +113,9 @@ def realism(
     table = realism_in_file(study, split, native, taker, made, np.array(spacing))
     save_tables({"realism": table}, out)
     wall_time = {"realism": round(time.perf_counter() - started, 1)}
-    write_provenance(out, judging.networks(study, {"inserted": generator}), study.dataset, study.seed, study.data_hash, wall_time)
+    write_provenance(
+        out, judging.networks(study, {"inserted": generator}), study.dataset, study.seed, study.data_hash, wall_time
+    )
     print(
         table[["system", "features", "model", "auroc", "ci_low", "ci_high", "minus_texture"]].to_markdown(
             index=False, floatfmt=".3f"
