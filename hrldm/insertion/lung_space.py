@@ -15,9 +15,8 @@ from hrldm.nodules.positions import LungMap, PlacementReport, overlap
 
 BEYOND_MM = 6  # outside the lung labels, where the pleura may lie
 FEATHERED_MM = MARGIN_SIGMAS * FEATHER_MM  # beyond a lesion, what its feather reaches
-EDGE_VOXELS = (
-    1.25  # beyond a lesion, how far its finished edge reaches: 2.5 SDs of the scan's sharpness, half a voxel each
-)
+# beyond a lesion, how far its finished edge reaches: 2.5 SDs of the scan's sharpness, each half a voxel
+EDGE_VOXELS = 1.25
 
 
 def _ends(labels: np.ndarray) -> tuple[list[int], list[int]]:
