@@ -28,12 +28,8 @@ SYSTEM_COLOURS = {
     "hr-ldm": PALETTE[1],
     "hr-ldm-matched": PALETTE[3],
     "hr-ldm-template": "#8c510a",
-    "diff-tumor": PALETTE[7],
-    "diff-tumor-200": "#8a8a00",
-    "lesion-diffusion": PALETTE[2],
-    "lefusion": "#1b9e77",
-    "maisi-v2": "#6a3d9a",
-    "energy": "#b15928",
+    # more cannot be told apart: these share one, and are drawn only where a label names them
+    **dict.fromkeys(("diff-tumor", "diff-tumor-200", "lesion-diffusion", "lefusion", "maisi-v2", "energy"), "#bdbdbd"),
 }
 SUBTYPE_COLOURS = {"solid": PALETTE[0], "part-solid": PALETTE[1], "ground-glass": PALETTE[2]}
 COLOURS = SYSTEM_COLOURS | SUBTYPE_COLOURS | {  # a name has one colour in every figure
