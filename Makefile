@@ -121,13 +121,15 @@ include $(DEPS)
 
 # -- tests --------------------------------------------------------------------------------------------------------------
 # Own cache and results, so that a stage made by former code cannot pass for this one's; only the fetched wheels stay.
+# One process a core, each of one thread and with about 2 GB; the cells of a notebook stay together.
 TESTING := .cache/test
 test: export HRLDM_CACHE := $(CURDIR)/$(TESTING)
 test: export HRLDM_RESULTS := $(CURDIR)/$(TESTING)/results
+test: export OMP_NUM_THREADS := 1
 test: lint
 	@mkdir -p $(TESTING) && find $(TESTING) -mindepth 1 -maxdepth 1 ! -name wheels -exec rm -rf {} +
 	@[ -e $(TESTING)/wheels ] || [ ! -d .cache/wheels ] || cp -r .cache/wheels $(TESTING)/wheels
-	$(PY) -m pytest -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --durations=10 tests $(NOTEBOOKS)
+	$(PY) -m pytest -n logical --maxprocesses 4 --dist loadfile -p no:cacheprovider --nbval-lax --nbval-current-env --nbval-cell-timeout=600 --durations=10 tests $(NOTEBOOKS)
 
 lint: $(ENV)
 	$(PY) -m ruff check --output-format concise .
