@@ -114,8 +114,8 @@ GPU = Profile(
     ldm=LdmConfig(pretrain_steps=4000, steps=8000, batch=32, lr=2e-4, ema=0.999),
     tables=TablesConfig(n_synthetic=400, n_boot=1000),
     ablation=AblationConfig(steps=2000, start="scratch", seeds=3, n=150),
-    downstream=DownstreamConfig(crop_mm=40, scarcity_folds=5, beside_folds=5),
-    classifier=ClassifierConfig(arch="densenet121", epochs=60, lr=1e-3, patience=10),
+    downstream=DownstreamConfig(crop_mm=40, scarcity_folds=5),
+    classifier=ClassifierConfig(arch="densenet121", lr=1e-3, patience=8),
 )
 PAPER = Profile(
     name="paper",

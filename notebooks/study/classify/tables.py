@@ -61,7 +61,7 @@ GRID = np.linspace(0, 1, 101)  # of the curves
 def subtype_table(results: Sequence[RunResult], test: ClassifierData, n_boot: int, seed: int) -> pd.DataFrame:
     """`table3_subtype.csv` (Table 3): mean and SD over runs of each metric, size, subtype and arm, with p-values.
 
-    Every arm is tested against `Real only` in the same folds: p_mann_whitney as in the paper, uncorrected; p_bootstrap
+    Every arm but the rules is tested against `Real only` in the same folds: p_mann_whitney as in the paper, uncorrected; p_bootstrap
     two-sided, Holm-corrected over all cells of the arm. n_patients counts the test patients of the size bin; a cell of a
     single class has mean NaN.
     """
@@ -84,7 +84,7 @@ def subtype_table(results: Sequence[RunResult], test: ClassifierData, n_boot: in
                     valid = values[~np.isnan(values)]
                     row |= {"mean": _mean(values), "sd": float(valid.std(ddof=1)) if len(valid) > 1 else np.nan}
                     row |= {"n_runs": len(values), "n_patients": len(set(test.groups[inside].tolist()))}
-                    tested = arm != REAL_ONLY and len(valid) > 0 and len(first) > 0
+                    tested = arm not in (REAL_ONLY, *RULES) and len(valid) > 0 and len(first) > 0
                     row["p_mann_whitney"] = mann_whitney(first, values) if tested else np.nan
                     row["p_bootstrap"] = two_sided_p(boot - first_boot) if tested else np.nan
                     rows.append(row)
