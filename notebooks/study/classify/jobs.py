@@ -57,6 +57,7 @@ BESIDE = {  # our arms beside the two of Table 3
     "Real + transplant": Recipe("transplant"),
     "Real + maisi-ddpm": Recipe("maisi-ddpm"),  # lambda = 0
 }
+FIG7, FIG8 = (CLINICAL, PROPORTIONAL, FULL, *RULES), (SCRATCH, IMBALANCED, BALANCED, *RULES)
 ARMS = {
     **{arm: Recipe() for arm in (REAL_ONLY, CLINICAL, SCRATCH)},
     **{arm: Recipe(OURS) for arm in (REAL_SYNTH, PROPORTIONAL, FULL)},
@@ -259,7 +260,7 @@ def malignancy_jobs(
     """
     jobs = []
     for fold, train, val, steps in _folds(real, profile, seed):
-        for arm in (SCRATCH, IMBALANCED, BALANCED, *RULES):
+        for arm in FIG8:
             source = ARMS[arm].start
             if source and (source, fold) not in weights:
                 raise ValueError(f"no subtype run {source!r} of fold {fold}; run the jobs of `subtype_jobs` first")

@@ -20,19 +20,7 @@ import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from hrldm.config import SIZE_BINS_MM, SUBTYPES
-from study.classify.jobs import (
-    BALANCED,
-    BESIDE,
-    CLINICAL,
-    FULL,
-    IMBALANCED,
-    PROPORTIONAL,
-    REAL_ONLY,
-    REAL_SYNTH,
-    RULES,
-    SCRATCH,
-    ClassifierData,
-)
+from study.classify.jobs import BESIDE, FIG7, FIG8, REAL_ONLY, REAL_SYNTH, RULES, ClassifierData
 from study.classify.runs import RunResult
 from study.measure.statistics import auroc, holm, mann_whitney, patient_weights, percentile_interval, two_sided_p
 
@@ -108,7 +96,7 @@ def scarcity_table(
         for metric in METRICS:
             for share in retention:
                 cell = [r for r in results if r.retention == share]
-                for arm in (CLINICAL, PROPORTIONAL, FULL, *RULES):
+                for arm in FIG7:
                     row = {"subtype": subtype, "metric": metric, "retention": share, "arm": arm}
                     rows.append(row | _mean_interval(cell, arm, test, k, metric, weights))
     return pd.DataFrame(rows)
@@ -118,7 +106,7 @@ def malignancy_table(results: Sequence[RunResult], test: ClassifierData, n_boot:
     """`fig8_malignancy.csv` (Fig. 8): AUROC of each initialisation, mean over runs, interval by patient bootstrap."""
     weights = patient_weights(test.groups, n_boot, seed)
     rows = []
-    for arm in (SCRATCH, IMBALANCED, BALANCED, *RULES):
+    for arm in FIG8:
         row = _mean_interval(results, arm, test, 1, "auroc", weights)
         rows.append({"arm": arm} | row | {"n_patients": len(set(test.groups.tolist()))})
     return pd.DataFrame(rows).rename(columns={"mean": "auroc"})
@@ -153,7 +141,7 @@ def roc_curves(results: Sequence[RunResult], test: ClassifierData) -> pd.DataFra
     if labels.all() or not labels.any():
         results = []
     rows = []
-    for arm in (SCRATCH, IMBALANCED, BALANCED):
+    for arm in FIG8:
         runs = [roc_curve(labels, r.probabilities[:, 1], drop_intermediate=False) for r in results if r.arm == arm]
         curves = [np.interp(GRID, fpr, tpr) for fpr, tpr, _ in runs]
         if curves:
