@@ -4,8 +4,8 @@ The measures themselves are in `measure` and `classify`; here are only the choic
 that they find each other's crops and runs in the cache:
 
 - the test nodules of Tables 1 and 2, and what every system is asked to make of them;
-- the synthetic pool of Table 3 and Figs. 7 and 8: places and shapes of *training* nodules, each with another training
-  nodule's histogram of its subtype and size and a noise of its own.
+- the synthetic pool of Table 3 and Figs. 7 and 8: shapes held out from the classifiers' real nodules, at random healthy
+  places of the training scans, each with a training nodule's histogram of its subtype and size and a noise of its own.
 
 Nodules are grouped by the patient of their shape, the unit of every interval and of every fold.
 """
@@ -20,22 +20,29 @@ import pandas as pd
 
 from hrldm.config import SUBTYPES
 from hrldm.insertion.generator import Request
+from hrldm.nodules.augmentation import CUBE_SYMMETRIES, cube_symmetry
 from hrldm.nodules.manifest import UNIT
 from hrldm.nodules.patches import Patches
+from hrldm.paths import EMBEDDED
 from hrldm.train.device import device
 from study.classify.jobs import (
+    ARMS,
+    OURS,
     ClassifierData,
     Job,
     centre_crop,
     draw,
     malignancy_data,
     malignancy_jobs,
+    patient_folds,
     scarcity_jobs,
     subtype_jobs,
 )
 from study.classify.runs import RunResult, run_jobs
+from study.measure.border import border_table
 from study.measure.intensity import power_spectrum
 from study.measure.statistics import Estimate
+from study.places import random_places, scans_of
 from study.study import Study
 from study.systems.registry import request_for, synthesise
 
@@ -130,17 +137,28 @@ def printed_table1(table: pd.DataFrame) -> pd.DataFrame:
 class Downstream:
     """What the classifiers of Sections 6.3-6.5 learn from and are tested on, crops of `downstream.crop_mm`."""
 
-    real: ClassifierData  # train + validation
-    synthetic: ClassifierData
+    real: ClassifierData  # train + validation without the patients who give shapes
+    synthetic: dict[str, ClassifierData]  # of each system, from the same shapes in the same places
     test: ClassifierData
     rated: ClassifierData  # those of `real` whose malignancy the readers rated, with it as label
     rated_test: ClassifierData
 
     def counts(self) -> pd.DataFrame:
         """Nodules and patients of each subtype in the three sets."""
-        parts = {"real (train + val)": self.real, "synthetic": self.synthetic, "test": self.test}
+        parts = {"real (train + val)": self.real, **self.synthetic, "test": self.test}
         rows = [[*np.bincount(d.labels, minlength=len(SUBTYPES)), len(np.unique(d.groups))] for d in parts.values()]
         return pd.DataFrame(rows, index=list(parts), columns=[*SUBTYPES, "patients"])
+
+    def border(self, n_boot: int, seed: int) -> pd.DataFrame:
+        """`border.csv`: each system's nodules against the real ones by what surrounds them, other scans judged than learned
+        from; where all lie in one scan, other shapes."""
+        sides = {
+            name: (d.crops, d.masks, d.labels, d.groups, d.places)
+            for name, d in ({"": self.real} | self.synthetic).items()
+        }
+        single = len(np.unique(self.real.places)) < 2
+        sides = {name: (*side[:3], side[3 if single else 4]) for name, side in sides.items()}
+        return border_table(sides.pop(""), sides, n_boot, seed)
 
     def lacks_subtypes(self) -> str:
         """What cannot be had of subtypes that are absent from the real or the test nodules; "" where none is."""
@@ -171,53 +189,90 @@ class Downstream:
         return ""
 
 
-def pool_request(study: Study) -> tuple[Patches, Request]:
-    """The synthetic pool: the same number of each subtype in the training split, from its places and shapes; and these.
+def known_nodules(study: Study) -> tuple[Patches, np.ndarray]:
+    """The nodules of train and validation, and (M, D, D, D) HU of their places without them."""
+    splits = [s for s in ("train", "val") if (study.frame.split == s).any()]
+    parts, behind = [study.patches(s) for s in splits], [study.backgrounds(s).hu for s in splits]
+    frame = pd.concat([part.frame for part in parts], ignore_index=True)
+    hu, mask = (np.concatenate([getattr(part, name) for part in parts]) for name in ("hu", "mask"))
+    return Patches(hu, mask, frame), np.concatenate(behind)
 
-    There are as many of each as the largest subtype has in the training split, at most `n_synthetic`. Where a subtype has
-    fewer nodules, they are used again with another histogram and another noise; where it has none, none is made.
+
+def pool_request(
+    study: Study, known: Patches, behind: np.ndarray, donors: np.ndarray, n: int
+) -> tuple[Patches, Request, np.ndarray]:
+    """The synthetic pool: `n` nodules of each subtype that the donors have, solid ones last.
+
+    The shapes are the donors', each time turned or mirrored anew; the places are random ones of the training scans
+    (`random_places`). Where a subtype has fewer donors than `n`, they are used again.
+
+    Args:
+        known, behind: see `known_nodules`.
+        donors:        rows of `known` that give their shapes.
+
+    Returns:
+        the donors' nodules as turned, what is asked of the generators, and the scan of each place.
     """
-    train, background = study.places("train")
-    counts = np.bincount(train.subtype, minlength=len(SUBTYPES))
-    n = min(int(counts.max()), study.profile.tables.n_synthetic)
     rng = np.random.default_rng((study.seed, POOL_SEED))
-    index = np.concatenate([draw(np.flatnonzero(train.subtype == k), n, rng) for k in np.flatnonzero(counts)])
-    return train[index], request_for(study, train[index], background[index], "library", POOL_SEED)
+    pools = [donors[known.subtype[donors] == k] for k in range(len(SUBTYPES))]
+    rows = np.concatenate([draw(pool, n, rng) for pool in reversed(pools) if len(pool)])
+    turns = rng.integers(len(CUBE_SYMMETRIES), size=len(rows))
+    hu, mask = (
+        np.stack([cube_symmetry(array[i], t) for i, t in zip(rows, turns, strict=True)])
+        for array in (known.hu, known.mask)
+    )
+    source = Patches(hu, mask, known.frame.iloc[rows].reset_index(drop=True))
+    places, scans = random_places(mask, rows, known, behind, study.dataset == EMBEDDED, rng)
+    request = request_for(study, source, Patches(places, mask, source.frame), "library", POOL_SEED)
+    return source, request, scans
 
 
 def downstream_data(study: Study) -> Downstream:
     """Real, synthetic and test nodules for the classifiers; the synthetic ones are made once and kept on disk.
 
+    One patient in `downstream.shape_part` of train and validation gives shapes for synthesis, and no real nodule. HR-LDM makes
+    all subtypes, the systems of the other arms of Table 3 those that are filled up.
+
     Raises:
-        ValueError: `downstream.crop_mm` exceeds `data.patch_mm`; see `pool_request`.
+        ValueError: `downstream.crop_mm` exceeds `data.patch_mm`.
     """
     p = study.profile
     if p.downstream.crop_mm > p.data.patch_mm:
         raise ValueError(
             f"downstream.crop_mm {p.downstream.crop_mm} exceeds data.patch_mm {p.data.patch_mm}, the side of synthetic crops"
         )
-    parts = [study.patches(s) for s in ("train", "val") if (study.frame.split == s).any()]
-    frame = pd.concat([part.frame for part in parts], ignore_index=True)
-    known = Patches(np.concatenate([part.hu for part in parts]), np.concatenate([part.mask for part in parts]), frame)
-    unseen = study.patches("test")
-    source, request = pool_request(study)
-    made = synthesise(study, "hr-ldm", request, source)
-    real, test = (_data(nodules, nodules.hu, p.downstream.crop_mm, False) for nodules in (known, unseen))
-    rated, rated_test = (
-        malignancy_data(data, nodules.frame.reindex(columns=["malignancy"]).malignancy)
-        for data, nodules in ((real, known), (test, unseen))
+    (known, behind), unseen = known_nodules(study), study.patches("test")
+    everything, test = (_data(part, part.hu, p.downstream.crop_mm) for part in (known, unseen))
+    kept, donors = patient_folds(everything, p.downstream.shape_part, study.seed)[0]
+    real = everything.take(kept)
+    most = max(
+        np.bincount(real.labels[train]).max() for train, _ in patient_folds(real, p.downstream.folds, study.seed)
     )
-    return Downstream(real, _data(source, made, p.downstream.crop_mm, True), test, rated, rated_test)
+    source, request, scans = pool_request(study, known, behind, donors, int(most))
+    synthetic = {}
+    for system in dict.fromkeys(recipe.system for recipe in ARMS.values() if recipe.system):
+        rows = np.flatnonzero((source.subtype != np.bincount(real.labels).argmax()) | (system == OURS))
+        if len(rows):
+            made = synthesise(study, system, request[rows], source[rows])
+            synthetic[system] = _data(source[rows], made, p.downstream.crop_mm, system, scans[rows])
+        else:  # nothing is to be filled up
+            synthetic[system] = synthetic[OURS].take(rows)
+    ratings = [part.frame.reindex(columns=["malignancy"]).malignancy.to_numpy() for part in (known, unseen)]
+    rated, rated_test = malignancy_data(real, ratings[0][kept]), malignancy_data(test, ratings[1])
+    return Downstream(real, synthetic, test, rated, rated_test)
 
 
-def _data(nodules: Patches, hu: np.ndarray, side: int, synthetic: bool) -> ClassifierData:
-    crops, diameters = centre_crop(hu, side), nodules.frame.diameter_mm.to_numpy(float)
-    is_synthetic = np.full(len(nodules), synthetic)
-    return ClassifierData(crops, nodules.subtype, shape_patients(nodules.frame), diameters, is_synthetic)
+def _data(
+    nodules: Patches, hu: np.ndarray, side: int, source: str = "", scans: np.ndarray | None = None
+) -> ClassifierData:
+    crops, masks = centre_crop(hu, side), centre_crop(nodules.mask, side)
+    scans = scans_of(nodules.frame) if scans is None else scans
+    columns = (nodules.subtype, shape_patients(nodules.frame), scans, nodules.frame.diameter_mm.to_numpy(float))
+    return ClassifierData(crops, masks, *columns, np.full(len(nodules), source, object))
 
 
 def subtype_runs(study: Study, data: Downstream) -> list[RunResult]:
-    """Table 3 and Fig. 6: Real only and Real + Synth in every fold."""
+    """Table 3 and Fig. 6: Real only and Real + Synth in every fold, the other arms in some."""
     jobs = subtype_jobs(data.real, data.synthetic, study.profile, study.seed)
     return _run(study, jobs, data.real, data.synthetic, data.test)
 
@@ -238,7 +293,7 @@ def malignancy_runs(study: Study, data: Downstream) -> list[RunResult]:
         return []
     weights = {(run.arm, run.fold): run.weights for run in subtype_runs(study, data)}
     jobs = malignancy_jobs(data.rated, weights, study.profile, study.seed)
-    return _run(study, jobs, data.rated, None, data.rated_test)
+    return _run(study, jobs, data.rated, {}, data.rated_test)
 
 
 def run_overview(runs: list[RunResult]) -> pd.DataFrame:
@@ -247,7 +302,14 @@ def run_overview(runs: list[RunResult]) -> pd.DataFrame:
     return pd.DataFrame([[getattr(r, c) for c in columns] for r in runs], columns=columns)
 
 
+def run_curves(runs: list[RunResult]) -> pd.DataFrame:
+    """Training and validation loss of every epoch: arm, retention, fold, epoch, train_loss, val_loss."""
+    parts = [pd.DataFrame(r.history).assign(arm=r.arm, retention=r.retention, fold=r.fold) for r in runs if r.history]
+    columns = "arm retention fold epoch train_loss val_loss".split()
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
 def _run(
-    study: Study, jobs: list[Job], real: ClassifierData, synthetic: ClassifierData | None, test: ClassifierData
+    study: Study, jobs: list[Job], real: ClassifierData, synthetic: dict[str, ClassifierData], test: ClassifierData
 ) -> list[RunResult]:
     return run_jobs(jobs, real, synthetic, test, study.profile, study.seed, device=device())

@@ -54,18 +54,23 @@ class DownstreamConfig:
     crop_mm: int = 32  # 90 in the paper
     folds: int = 5
     retention: tuple[float, ...] = (1.0, 0.5, 0.2, 0.1, 0.0)
-    scarcity_folds: int = 1
+    scarcity_folds: int = 3
+    beside_folds: int = 3  # of the arms beside the paper's two
+    shape_part: int = 5  # one patient in so many gives shapes for synthesis and no real nodule
+    equal_updates: bool = (
+        True  # every arm makes as many an epoch; False: one pass over its own nodules, as in the paper
+    )
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
     """Training of their classifiers."""
 
-    arch: str = "densenet-small"  # densenet121 in the paper; see study/classify/train.py
-    epochs: int = 6
+    arch: str = "densenet-tiny"  # densenet121 in the paper; see study/classify/train.py
+    epochs: int = 30  # at most
     batch: int = 16
-    lr: float = 1e-3
-    patience: int = 100
+    lr: float = 3e-3
+    patience: int = 5  # epochs without a lower validation loss before training stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +99,8 @@ SMOKE = Profile(
     sampling=SamplingConfig(steps=4),
     tables=TablesConfig(n_synthetic=12, n_boot=20, fid_slices=1),
     ablation=AblationConfig(steps=3, core_seeds=2, n=4),
-    downstream=DownstreamConfig(folds=2, retention=(1.0, 0.2, 0.0)),
-    classifier=ClassifierConfig(arch="densenet-tiny", epochs=1, batch=8),
+    downstream=DownstreamConfig(folds=2, retention=(1.0, 0.2, 0.0), scarcity_folds=1, beside_folds=1),
+    classifier=ClassifierConfig(epochs=1, batch=8),
 )
 GPU = Profile(
     name="gpu",
@@ -110,7 +115,7 @@ GPU = Profile(
     tables=TablesConfig(n_synthetic=400, n_boot=1000),
     ablation=AblationConfig(steps=2000, start="scratch", seeds=3, n=150),
     downstream=DownstreamConfig(crop_mm=40, scarcity_folds=5),
-    classifier=ClassifierConfig(arch="densenet121", epochs=30, patience=10),
+    classifier=ClassifierConfig(arch="densenet121", lr=1e-3, patience=8),
 )
 PAPER = Profile(
     name="paper",
@@ -131,7 +136,7 @@ PAPER = Profile(
     sampling=SamplingConfig(sampler="ddpm", steps=1000),
     tables=TablesConfig(n_synthetic=500, n_boot=2000),
     ablation=AblationConfig(steps=200 * 2950, start="scratch", seeds=3, n=390),
-    downstream=DownstreamConfig(crop_mm=90, scarcity_folds=5),
+    downstream=DownstreamConfig(crop_mm=90, scarcity_folds=5, beside_folds=5, equal_updates=False),
     classifier=ClassifierConfig(arch="densenet121", epochs=100, batch=2, lr=1e-4, patience=15),
 )  # fmt: skip
 PROFILES: dict[str, Profile] = {p.name: p for p in (SMOKE, Profile(name="quick"), GPU, PAPER)}

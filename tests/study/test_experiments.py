@@ -11,7 +11,9 @@ from hrldm.config import SUBTYPES, changed
 from hrldm.insertion.generator import Request
 from hrldm.nodules.histograms import histogram_moments
 from hrldm.nodules.patches import Patches
+from hrldm.nodules.positions import MAX_VESSEL, VESSEL_HU
 from study import experiments as protocol
+from study.classify import jobs
 from study.measure.statistics import Estimate
 from study.profiles import get_profile
 from study.report.published import load_published
@@ -26,6 +28,7 @@ class FakeStudy:
 
     counts: dict = field(default_factory=lambda: {"train": (6, 2, 3), "val": (2, 1, 1), "test": (4, 2, 2)})
     seed: int = 0
+    dataset: str = "fake"
     profile: object = field(
         default_factory=lambda: get_profile("smoke", data__patch_mm=SIDE, tables__n_synthetic=5, ablation__n=4)
     )
@@ -111,21 +114,38 @@ def test_crossed_request_keeps_label_and_shape_but_asks_for_another_subtypes_his
     assert np.array_equal(request.histogram, again.histogram) and np.array_equal(request.seeds, again.seeds)
 
 
-def test_pool_is_balanced_from_training_places_and_repeats_differ(study):
-    source, request = protocol.pool_request(study)
-    assert np.bincount(request.subtype).tolist() == [5, 5, 5]  # the largest has 6, n_synthetic caps at 5
-    assert set(source.frame.split) == {"train"}
+def test_pool_is_balanced_with_the_donors_shapes_in_places_of_others(study):
+    known, behind = protocol.known_nodules(study)
+    donors = np.array([0, 7, 9, 10])  # one solid, one part-solid, two ground-glass
+    source, request, scans = protocol.pool_request(study, known, behind, donors, 5)
+    assert request.subtype.tolist() == [2] * 5 + [1] * 5 + [0] * 5  # the largest last: other systems leave it out
+    assert set(source.frame.nodule_id) == set(known.frame.nodule_id[donors])
     assert len(np.unique(request.seeds)) == len(request)
-    part_solid = np.flatnonzero(request.subtype == 1)  # two nodules, used again
-    assert source.frame.nodule_id[part_solid].nunique() == 2
-    assert len({h.tobytes() for h in request.histogram[part_solid]}) == 5
-    own = source.hu[~source.mask] == request.background[~source.mask]
-    assert own.all()  # each shape stays in its own place
+    assert len({h.tobytes() for h in request.histogram[request.subtype == 1]}) == 5
+    assert (scans != source.frame.patient_id).all() and set(scans) <= set(known.frame.patient_id)
+    levels = request.background[:, 0, 0, 0] + 850  # tell the places apart, split by split
+    assert len(set(levels)) > 5 and not (request.background[request.mask] == 0).any()
 
 
-def test_pool_has_the_subtypes_of_the_training_split():
-    study = FakeStudy(counts={"train": (3, 0, 2), "test": (1, 1, 1)})
-    assert np.bincount(protocol.pool_request(study)[1].subtype, minlength=3).tolist() == [3, 0, 3]
+def test_pool_of_lidc_mini_goes_anywhere_in_the_training_lung(study):
+    known, behind = protocol.known_nodules(study)
+    known = replace(
+        known, frame=known.frame.assign(lobe="RLL", shape_patient_id=known.frame.patient_id, location="inner")
+    )
+    study.dataset = "lidc-mini"
+    source, request, scans = protocol.pool_request(study, known, behind, np.array([0, 7]), 6)
+    assert set(scans) == {"LIDC-IDRI-0001 right lung"}
+    assert len({crop.tobytes() for crop in request.background}) == len(request) == 12
+    inside = request.background[request.mask].reshape(12, -1)
+    assert ((inside > VESSEL_HU).mean(1) <= MAX_VESSEL).all() and inside.mean() < -750  # healthy lung
+    again = protocol.pool_request(study, known, behind, np.array([0, 7]), 6)[1]
+    assert np.array_equal(again.background, request.background) and np.array_equal(again.mask, request.mask)
+
+
+def test_pool_has_the_subtypes_of_the_donors(study):
+    known, behind = protocol.known_nodules(study)
+    source, request, _ = protocol.pool_request(study, known, behind, np.array([0, 9]), 3)
+    assert np.bincount(request.subtype, minlength=3).tolist() == [3, 0, 3]
 
 
 def test_without_ratings_nothing_is_learnt_of_malignancy_and_it_is_said(painted):
@@ -144,9 +164,7 @@ def test_test_nodules_of_one_class_are_said(painted):
     assert "0 nodules rated benign (column `malignancy`, 1 or 2) and 6 rated malignant (4 or 5) to test on" in (
         data.lacks_malignancy(2)
     )
-    assert "rarer class has nodules of 3 patients to train on; 9 folds" in (
-        replace(data, rated_test=data.rated).lacks_malignancy(9)
-    )
+    assert "patients to train on; 9 folds" in replace(data, rated_test=data.rated).lacks_malignancy(9)
     said = data.lacks_subtypes()
     for words in ("No part-solid nodule to train on", "No solid nodule to train", "All test nodules are ground-glass"):
         assert (words in said) is (words != "No solid nodule to train")
@@ -156,21 +174,31 @@ def test_test_nodules_of_one_class_are_said(painted):
 def test_downstream_data_parts_the_sets_and_cuts_about_the_centre(study, painted):
     data = protocol.downstream_data(study)
     side = study.profile.downstream.crop_mm
-    assert data.real.crops.shape == (15, side, side, side) and data.synthetic.crops.shape == (15, side, side, side)
-    assert not data.real.is_synthetic.any() and data.synthetic.is_synthetic.all() and not data.test.is_synthetic.any()
-    assert not set(data.test.groups) & (set(data.real.groups) | set(data.synthetic.groups))
-    assert set(data.synthetic.groups) <= set(study.frame.patient_id[study.frame.split == "train"])
-    assert data.counts().loc["real (train + val)", list(SUBTYPES)].tolist() == [8, 3, 4]
+    ours, known = data.synthetic["hr-ldm"], study.frame[study.frame.split != "test"]
+    n_real = len(data.real)
+    assert 0 < n_real < len(known) == 15
+    assert data.real.crops.shape == (n_real, side, side, side) and ours.crops.shape[1:] == (side, side, side)
+    assert set(data.real.source) == set(data.test.source) == {""} and set(ours.source) == {"hr-ldm"}
+    assert set(data.synthetic) == {"hr-ldm", "texture", "transplant", "maisi-ddpm"}
+    largest = np.bincount(data.real.labels).argmax()
+    for name, made in data.synthetic.items():
+        assert not set(made.groups) & set(data.real.groups)  # held-out shapes
+        assert not (set(made.groups) | set(made.places)) & (set(data.test.groups) | set(data.test.places))
+        assert set(made.places) <= set(known.patient_id) and (made.labels == largest).any() <= (name == "hr-ldm")
+    folds = jobs.patient_folds(data.real, study.profile.downstream.folds, study.seed)
+    most = max(np.bincount(data.real.labels[train]).max() for train, _ in folds)
+    assert set(np.bincount(ours.labels)) <= {0, most}  # no cap but the largest subtype of a fold
     c = side // 2
-    assert (data.real.crops[:, c, c, c] == 0).all()
-    centre = data.synthetic.crops[:, c, c, c]
-    assert np.abs(centre - LEVELS[data.synthetic.labels]).max() < 30
-    assert np.bincount(data.rated.labels).tolist() == [5, 5] and not set(data.rated_test.groups) - set(data.test.groups)
+    assert (data.real.crops[:, c, c, c] == 0).all() and np.allclose(data.real.mean_hu, 0)
+    assert np.abs(ours.crops[:, c, c, c] - LEVELS[ours.labels]).max() < 30
+    assert not set(data.rated.groups) - set(data.real.groups) and not set(data.rated_test.groups) - set(
+        data.test.groups
+    )
 
 
 def test_downstream_data_without_a_validation_split(painted):
     study = FakeStudy(counts={"train": (3, 2, 2), "test": (1, 1, 1)})
-    assert len(protocol.downstream_data(study).real) == 7
+    assert 3 < len(protocol.downstream_data(study).real) < 7
 
 
 def test_classifier_crops_must_fit_the_synthetic_ones(study):
@@ -188,21 +216,28 @@ def test_the_three_experiments_share_their_runs(study, painted, monkeypatch, tmp
         classifier__epochs=1,
         downstream__folds=2,
         downstream__scarcity_folds=1,
+        downstream__beside_folds=1,
         downstream__retention=(1.0, 0.0),
     )
     study.counts = {"train": (6, 4, 4), "val": (2, 1, 1), "test": (4, 2, 2)}
     data = protocol.downstream_data(study)
     subtype = protocol.subtype_runs(study, data)
-    assert [(r.arm, r.fold) for r in subtype] == [(a, f) for f in (0, 1) for a in ("Real only", "Real + Synth")]
+    two = [(r.arm, r.fold) for r in subtype if r.arm in ("Real only", "Real + Synth")]
+    assert two == [(a, f) for f in (0, 1) for a in ("Real only", "Real + Synth")]
     scarcity = protocol.scarcity_runs(study, data)
     baseline = next(r for r in scarcity if r.arm == "Clinical (n%)" and r.retention == 1.0)
     assert baseline.weights == subtype[0].weights and baseline.seconds == 0  # Real only of fold 0, not trained again
     malignancy = protocol.malignancy_runs(study, data)
-    assert len(malignancy) == 6 and set(data.rated_test.labels) == {0, 1}
+    assert len(malignancy) == 10 and set(data.rated_test.labels) == {0, 1}
     assert all(r.probabilities.shape == (len(data.rated_test), 2) for r in malignancy)
     overview = protocol.run_overview(subtype)
     balanced = overview[overview.arm == "Real + Synth"]
     assert (balanced.n_synthetic > 0).all() and (overview.n_synthetic[overview.arm == "Real only"] == 0).all()
+    curves = protocol.run_curves(subtype)
+    assert (
+        set(curves.arm) == set(overview.arm) - {"Diameter alone", "Mean HU alone"}
+        and np.isfinite(curves.val_loss).all()
+    )
 
 
 def test_spectra_of_white_noise_are_flat_and_read_the_largest_lesions():

@@ -1,14 +1,15 @@
 """Which nodules train, select and start each downstream classifier of Sections 6.3-6.5 (Table 3, Figs. 7 and 8).
 
-A `Job` names the real and the synthetic nodules that train one DenseNet, the real ones that select its epoch, and where
-its weights start. Folds are made by patient on train + validation. Two rules the paper leaves open:
+A `Job` names the real and the synthetic nodules that train one classifier, the real ones that select its epoch, and where
+its weights start; what its arm is, `ARMS` says. Folds are made by patient: four fifths train, one selects. Two rules the
+paper leaves open:
 
-- a synthetic nodule whose shape comes from a patient of the validation fold does not train in that fold;
+- a synthetic nodule with the shape or in the scan of a patient of the validation fold does not train in that fold;
 - where fewer synthetic nodules exist than the balance asks for they are reused in turn (augmentation makes them
   differ); `RunResult.n_synthetic` and `n_synthetic_unique` say how often.
 
-An epoch is one pass over as many nodules as the fold's real training set holds, for every arm: with plain epochs a balanced
-arm would also get twice the updates, and one with 10 % of the data a tenth.
+With `downstream.equal_updates` an epoch is one pass over as many nodules as the fold's real training set holds, for every
+arm; with the paper's plain epochs a balanced arm gets twice the updates, and one with 10 % of the data a tenth.
 """
 
 from __future__ import annotations
@@ -28,9 +29,43 @@ from study.profiles import Profile
 
 logger = logging.getLogger(__name__)
 REAL_ONLY, REAL_SYNTH = "Real only", "Real + Synth"  # Table 3
+DIAMETER, MEAN_HU = "Diameter alone", "Mean HU alone"  # what no network is needed for
 CLINICAL, PROPORTIONAL, FULL = "Clinical (n%)", "Clinical (n%) + Synth (n%)", "Clinical (n%) + Synth (100%)"  # Fig. 7
 SCRATCH, IMBALANCED, BALANCED = "scratch", "subtype-imbalanced", "subtype-balanced"  # Fig. 8
 NOTHING = np.empty(0, int)
+OURS = "hr-ldm"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an arm trains on besides the fold's real nodules, and how. Every run's file holds the one it was trained by."""
+
+    system: str = ""  # of `study.systems.registry.SYSTEMS`, whose nodules fill the subtypes up
+    oversampled: bool = False  # the real nodules of the rarer subtypes are repeated until all are as many
+    class_weights: bool = False  # in the loss
+    strong: bool = False  # augmentation, see `train.STRONG`
+    start: str = ""  # the arm whose classifier lends its weights
+    rule: str = ""  # logistic regression on this column of `ClassifierData` and no network
+
+
+RULES = {DIAMETER: Recipe(rule="log_diameter"), MEAN_HU: Recipe(rule="mean_hu")}
+BESIDE = {  # our arms beside the two of Table 3
+    "Oversampling": Recipe(oversampled=True),
+    "Class weights": Recipe(class_weights=True),
+    "Strong augmentation": Recipe(strong=True),
+    "Real + texture": Recipe("texture"),
+    "Real + transplant": Recipe("transplant"),
+    "Real + maisi-ddpm": Recipe("maisi-ddpm"),  # lambda = 0
+}
+FIG7, FIG8 = (CLINICAL, PROPORTIONAL, FULL, *RULES), (SCRATCH, IMBALANCED, BALANCED, *RULES)
+ARMS = {
+    **{arm: Recipe() for arm in (REAL_ONLY, CLINICAL, SCRATCH)},
+    **{arm: Recipe(OURS) for arm in (REAL_SYNTH, PROPORTIONAL, FULL)},
+    IMBALANCED: Recipe(start=REAL_ONLY),
+    BALANCED: Recipe(start=REAL_SYNTH),
+    **BESIDE,
+    **RULES,
+}
 
 
 class Stream(IntEnum):
@@ -52,17 +87,21 @@ class ClassifierData:
     """
 
     crops: np.ndarray  # (N, D, D, D) HU at 1 mm, any real dtype
+    masks: np.ndarray  # (N, D, D, D) bool
     labels: np.ndarray  # (N,) int: subtype 0, 1, 2 or benign, malignant
     groups: np.ndarray  # (N,) patient of the nodule's shape
+    places: np.ndarray  # (N,) the scan, or the part of one, that it lies in
     diameters: np.ndarray  # (N,) mm
-    is_synthetic: np.ndarray  # (N,) bool
+    source: np.ndarray  # (N,) the system that made it; "" real
 
     def __post_init__(self) -> None:
         lengths = {name: len(getattr(self, name)) for name in self.__dataclass_fields__}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"columns of classifier data differ in length: {lengths}")
-        if self.crops.ndim != 4 or len(set(self.crops.shape[1:])) != 1:
-            raise ValueError(f"classifier crops must be (N, D, D, D), not {self.crops.shape}")
+        if self.crops.ndim != 4 or len(set(self.crops.shape[1:])) != 1 or self.masks.shape != self.crops.shape:
+            raise ValueError(
+                f"classifier crops and masks must be (N, D, D, D), not {self.crops.shape}, {self.masks.shape}"
+            )
         if np.issubdtype(self.crops.dtype, np.floating) and np.isnan(self.crops).any():
             raise ValueError(f"{int(np.isnan(self.crops).any((1, 2, 3)).sum())} classifier crop(s) hold NaN")
 
@@ -72,6 +111,14 @@ class ClassifierData:
     def take(self, index: np.ndarray) -> ClassifierData:
         """The chosen rows (indices or mask)."""
         return ClassifierData(*(np.asarray(getattr(self, name))[index] for name in self.__dataclass_fields__))
+
+    @property
+    def log_diameter(self) -> np.ndarray:
+        return np.log(self.diameters)
+
+    @property
+    def mean_hu(self) -> np.ndarray:
+        return np.array([crop[mask].mean() for crop, mask in zip(self.crops, self.masks, strict=True)])
 
     def digest(self) -> str:
         """Hash of what a training can depend on."""
@@ -123,9 +170,10 @@ def patient_folds(data: ClassifierData, n_folds: int, seed: int) -> list[tuple[n
     patients = len(np.unique(data.groups))
     if patients < 2:
         raise ValueError("all nodules to train on are of one patient; a fold to validate needs another")
-    if patients < n_folds:
-        logger.warning("%d folds instead of %d: there are no more patients to train on", patients, n_folds)
-        n_folds = patients
+    possible = min(patients, int(np.unique(data.labels, return_counts=True)[1].max()))
+    if possible < n_folds:
+        logger.warning("%d folds instead of %d: there are no more patients to train on", possible, n_folds)
+        n_folds = max(possible, 2)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     return list(splitter.split(np.zeros(len(data)), data.labels, data.groups))
 
@@ -151,36 +199,48 @@ def retain(labels: np.ndarray, index: np.ndarray, fraction: float, rng: np.rando
     return np.sort(np.concatenate(kept))
 
 
-def subtype_jobs(real: ClassifierData, synthetic: ClassifierData, profile: Profile, seed: int) -> list[Job]:
-    """Table 3: each fold with its real nodules only, and with all subtypes filled up to the largest by synthetic.
+def subtype_jobs(
+    real: ClassifierData, synthetic: Mapping[str, ClassifierData], profile: Profile, seed: int
+) -> list[Job]:
+    """Table 3: each fold with its real nodules only, and with all subtypes filled up to the largest by synthetic ones; the arms
+    of `BESIDE` in the first `downstream.beside_folds`. All systems add the same shapes in the same places.
 
     A subtype without synthetic nodules stays as it is; `RunResult.n_synthetic` says how many were added.
     """
     jobs = []
     for fold, train, val, steps in _folds(real, profile, seed):
+        arms = [REAL_ONLY, REAL_SYNTH, *RULES, *(BESIDE if fold < profile.downstream.beside_folds else ())]
         counts = np.bincount(real.labels[train], minlength=len(SUBTYPES))
-        fill = _drawn(real, synthetic, val, counts.max() - counts, np.random.default_rng((seed, fold, Stream.FILL)))
-        jobs += [
-            Job(arm, fold, train, own, val, steps=steps) for arm, own in ((REAL_ONLY, NOTHING), (REAL_SYNTH, fill))
-        ]
+        missing = np.where(counts > 0, counts.max() - counts, 0)
+        for arm in arms:
+            own, more = train, NOTHING
+            rng = np.random.default_rng((seed, fold, Stream.FILL))
+            if ARMS[arm].system:
+                more = _drawn(real, synthetic[ARMS[arm].system], train, val, missing, rng)
+            elif ARMS[arm].oversampled:
+                pools = [train[real.labels[train] == k] for k in range(len(SUBTYPES))]
+                own = np.concatenate([train, *(draw(pool, n, rng) for pool, n in zip(pools, missing, strict=True))])
+            jobs.append(Job(arm, fold, own, more, val, steps=steps))
     return jobs
 
 
-def scarcity_jobs(real: ClassifierData, synthetic: ClassifierData, profile: Profile, seed: int) -> list[Job]:
+def scarcity_jobs(
+    real: ClassifierData, synthetic: Mapping[str, ClassifierData], profile: Profile, seed: int
+) -> list[Job]:
     """Fig. 7: retention x arm. The whole synthetic set (Synth 100 %) has as many of each subtype as the fold's largest.
 
     Retained subsets are nested and stratified by subtype; the validation fold stays whole in every cell. With nothing
-    retained only Clinical (0%) + Synth (100%) can be trained: the other two arms have no job there.
+    retained only Clinical (0%) + Synth (100%) can be trained: the other arms have no job there.
     """
-    jobs = []
+    jobs, made = [], synthetic[OURS]
     for fold, train, val, steps in list(_folds(real, profile, seed))[: profile.downstream.scarcity_folds]:
         most = [np.bincount(real.labels[train]).max()] * len(SUBTYPES)
-        whole = _drawn(real, synthetic, val, most, np.random.default_rng((seed, fold, Stream.WHOLE)))
+        whole = _drawn(real, made, train, val, most, np.random.default_rng((seed, fold, Stream.WHOLE)))
         for share in profile.downstream.retention:
             clinical = retain(real.labels, train, share, np.random.default_rng((seed, fold, Stream.CLINICAL)))
             rng = np.random.default_rng((seed, fold, Stream.PART))
-            part = whole[retain(synthetic.labels[whole], np.arange(len(whole)), share, rng)]
-            arms = {CLINICAL: NOTHING, PROPORTIONAL: part} if share > 0 else {}
+            part = whole[retain(made.labels[whole], np.arange(len(whole)), share, rng)]
+            arms = {CLINICAL: NOTHING, PROPORTIONAL: part, **dict.fromkeys(RULES, NOTHING)} if share > 0 else {}
             for arm, added in (arms | {FULL: whole}).items():
                 if len(clinical) + len(added) > 1:  # one nodule trains nothing
                     jobs.append(Job(arm, fold, clinical, np.sort(added), val, share, steps=steps))
@@ -200,29 +260,38 @@ def malignancy_jobs(
     """
     jobs = []
     for fold, train, val, steps in _folds(real, profile, seed):
-        for arm, source in ((SCRATCH, None), (IMBALANCED, REAL_ONLY), (BALANCED, REAL_SYNTH)):
-            if source is not None and (source, fold) not in weights:
+        for arm in FIG8:
+            source = ARMS[arm].start
+            if source and (source, fold) not in weights:
                 raise ValueError(f"no subtype run {source!r} of fold {fold}; run the jobs of `subtype_jobs` first")
             init = weights.get((source, fold))
+            if arm == BALANCED and init == weights[REAL_ONLY, fold]:  # nothing was there to add: one run, no second arm
+                continue
             jobs.append(Job(arm, fold, train, NOTHING, val, n_classes=2, steps=steps, init=init))
     return jobs
 
 
-def _folds(real: ClassifierData, profile: Profile, seed: int) -> Iterator[tuple[int, np.ndarray, np.ndarray, int]]:
+def _folds(
+    real: ClassifierData, profile: Profile, seed: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, int | None]]:
     """Each fold's number, training and validation indices, and updates per epoch."""
     for fold, (train, val) in enumerate(patient_folds(real, profile.downstream.folds, seed)):
-        yield fold, train, val, max(1, -(-len(train) // profile.classifier.batch))
+        equal = max(1, -(-len(train) // profile.classifier.batch))
+        yield fold, train, val, equal if profile.downstream.equal_updates else None
 
 
 def _drawn(
     real: ClassifierData,
     synthetic: ClassifierData,
+    train: np.ndarray,
     validation: np.ndarray,
     wanted: Sequence[int],
     rng: np.random.Generator,
 ) -> np.ndarray:
     """So many synthetic nodules of each subtype that has any, of those that owe nothing to the validation fold."""
-    usable = ~np.isin(synthetic.groups, real.groups[validation])
+    # lidc-mini has one place for all: it is of the training fold too
+    foreign = np.setdiff1d(real.places[validation], real.places[train])
+    usable = ~np.isin(synthetic.groups, real.groups[validation]) & ~np.isin(synthetic.places, foreign)
     pools = [np.flatnonzero(usable & (synthetic.labels == k)) for k in range(len(SUBTYPES))]
     drawn = [draw(pool, n, rng) for pool, n in zip(pools, wanted, strict=True) if len(pool)]
     return np.concatenate([NOTHING, *drawn])

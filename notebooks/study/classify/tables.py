@@ -20,17 +20,7 @@ import pandas as pd
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from hrldm.config import SIZE_BINS_MM, SUBTYPES
-from study.classify.jobs import (
-    BALANCED,
-    CLINICAL,
-    FULL,
-    IMBALANCED,
-    PROPORTIONAL,
-    REAL_ONLY,
-    REAL_SYNTH,
-    SCRATCH,
-    ClassifierData,
-)
+from study.classify.jobs import BESIDE, FIG7, FIG8, REAL_ONLY, REAL_SYNTH, RULES, ClassifierData
 from study.classify.runs import RunResult
 from study.measure.statistics import auroc, holm, mann_whitney, patient_weights, percentile_interval, two_sided_p
 
@@ -59,31 +49,36 @@ GRID = np.linspace(0, 1, 101)  # of the curves
 def subtype_table(results: Sequence[RunResult], test: ClassifierData, n_boot: int, seed: int) -> pd.DataFrame:
     """`table3_subtype.csv` (Table 3): mean and SD over runs of each metric, size, subtype and arm, with p-values.
 
-    The two p-values stand on the rows of `Real + Synth`, which are tested against `Real only`: p_mann_whitney as in the
-    paper, uncorrected; p_bootstrap two-sided, Holm-corrected over all cells of the table. n_patients counts the test
-    patients of the size bin; a cell of a single class has mean NaN.
+    Every arm but the rules is tested against `Real only` in the same folds: p_mann_whitney as in the paper, uncorrected; p_bootstrap
+    two-sided, Holm-corrected over all cells of the arm. n_patients counts the test patients of the size bin; a cell of a
+    single class has mean NaN.
     """
     weights = patient_weights(test.groups, n_boot, seed)
+    folds = {a: frozenset(r.fold for r in results if r.arm == a) for a in (REAL_ONLY, REAL_SYNTH, *BESIDE, *RULES)}
+    folds = {arm: own for arm, own in folds.items() if own or arm in (REAL_ONLY, REAL_SYNTH)}
     rows = []
     for metric in METRICS:
         for size in SIZE_BINS_MM:
             inside = _in_bin(test, size)
             for k, subtype in enumerate(SUBTYPES):
-                arms = {a: _measured(results, a, test, k, metric, inside, weights) for a in (REAL_ONLY, REAL_SYNTH)}
-                first, first_boot = arms[REAL_ONLY]
-                for arm, (values, boot) in arms.items():
+                base = {
+                    own: _measured([r for r in results if r.fold in own], REAL_ONLY, test, k, metric, inside, weights)
+                    for own in set(folds.values())
+                }
+                for arm, own in folds.items():
+                    values, boot = _measured(results, arm, test, k, metric, inside, weights)
+                    first, first_boot = base[own]
                     row = {"metric": metric, "size_mm": size_name(size), "subtype": subtype, "arm": arm}
                     valid = values[~np.isnan(values)]
                     row |= {"mean": _mean(values), "sd": float(valid.std(ddof=1)) if len(valid) > 1 else np.nan}
                     row |= {"n_runs": len(values), "n_patients": len(set(test.groups[inside].tolist()))}
-                    tested = arm == REAL_SYNTH and len(valid) > 0 and len(first) > 0
+                    tested = arm not in (REAL_ONLY, *RULES) and len(valid) > 0 and len(first) > 0
                     row["p_mann_whitney"] = mann_whitney(first, values) if tested else np.nan
                     row["p_bootstrap"] = two_sided_p(boot - first_boot) if tested else np.nan
                     rows.append(row)
     table = pd.DataFrame(rows)
-    tested = table["p_bootstrap"].notna()
-    if tested.any():
-        table.loc[tested, "p_bootstrap"] = holm(table.loc[tested, "p_bootstrap"].to_numpy())
+    for _, family in table[table.p_bootstrap.notna()].groupby("arm"):
+        table.loc[family.index, "p_bootstrap"] = holm(family.p_bootstrap.to_numpy())
     return table
 
 
@@ -101,7 +96,7 @@ def scarcity_table(
         for metric in METRICS:
             for share in retention:
                 cell = [r for r in results if r.retention == share]
-                for arm in (CLINICAL, PROPORTIONAL, FULL):
+                for arm in FIG7:
                     row = {"subtype": subtype, "metric": metric, "retention": share, "arm": arm}
                     rows.append(row | _mean_interval(cell, arm, test, k, metric, weights))
     return pd.DataFrame(rows)
@@ -111,7 +106,7 @@ def malignancy_table(results: Sequence[RunResult], test: ClassifierData, n_boot:
     """`fig8_malignancy.csv` (Fig. 8): AUROC of each initialisation, mean over runs, interval by patient bootstrap."""
     weights = patient_weights(test.groups, n_boot, seed)
     rows = []
-    for arm in (SCRATCH, IMBALANCED, BALANCED):
+    for arm in FIG8:
         row = _mean_interval(results, arm, test, 1, "auroc", weights)
         rows.append({"arm": arm} | row | {"n_patients": len(set(test.groups.tolist()))})
     return pd.DataFrame(rows).rename(columns={"mean": "auroc"})
@@ -146,7 +141,7 @@ def roc_curves(results: Sequence[RunResult], test: ClassifierData) -> pd.DataFra
     if labels.all() or not labels.any():
         results = []
     rows = []
-    for arm in (SCRATCH, IMBALANCED, BALANCED):
+    for arm in FIG8:
         runs = [roc_curve(labels, r.probabilities[:, 1], drop_intermediate=False) for r in results if r.arm == arm]
         curves = [np.interp(GRID, fpr, tpr) for fpr, tpr, _ in runs]
         if curves:

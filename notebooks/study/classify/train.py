@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from monai import transforms
 from monai.networks.nets import DenseNet
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,9 +34,24 @@ ARCHITECTURES: dict[str, dict] = {
     "densenet-small": {"init_features": 32, "growth_rate": 16, "block_config": (2, 4, 6, 4)},  # 0.55 M, two cores
     "densenet-tiny": {"init_features": 16, "growth_rate": 8, "block_config": (2, 2, 2, 2)},  # 0.07 M, smoke tests
 }
-VERSION = 1  # raise when the same crops and settings would give another classifier; part of the keys of caches
+VERSION = 2  # raise when the same crops and settings would give another classifier; part of the keys of caches
 MIN_SIDE = 29  # five halvings must leave one voxel
 HEAD = "class_layers.out."  # MONAI's name of the only layer that knows the number of classes
+
+
+def strong_augmentation(seed: int) -> transforms.Compose:
+    """Stronger than symmetries, on a crop (1, D, D, D) scaled to [0, 1]: turned, resized, blurred, brighter or darker, noisy."""
+    chain = [
+        transforms.RandAffine(
+            0.5, rotate_range=0.5, scale_range=0.15, translate_range=2, padding_mode="border", cache_grid=True
+        ),
+        transforms.RandGaussianSmooth((0.3, 0.8), (0.3, 0.8), (0.3, 0.8), prob=0.3),
+        transforms.RandScaleIntensity(0.1, prob=0.5),
+        transforms.RandShiftIntensity(0.025, prob=0.5),  # 50 HU
+        transforms.RandGaussianNoise(0.5, std=0.02),
+        transforms.EnsureType(track_meta=False),
+    ]
+    return transforms.Compose(chain).set_random_state(seed)
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,8 @@ def train_classifier(
     seed: int,
     steps_per_epoch: int | None = None,
     init: Mapping[str, Tensor] | None = None,
+    class_weights: bool = False,
+    strong: bool = False,
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
 ) -> Iterator[EpochState]:
@@ -96,6 +114,8 @@ def train_classifier(
         val_crops, val_labels: real crops only (Section 5), for early stopping.
         steps_per_epoch:       updates that make an epoch; None = one pass over the crops, as in the paper.
         init:                  weights of another classifier to start from, see `build_classifier`.
+        class_weights:         weigh the loss by the inverse of each class's share of the training labels.
+        strong:                add `strong_augmentation` to the symmetries.
         checkpoint:            file to resume from and to save every epoch to; the restored state is yielded first.
 
     Raises:
@@ -103,11 +123,13 @@ def train_classifier(
     """
     _check(crops, labels, n_classes, "training", 2)
     _check(val_crops, val_labels, n_classes, "validation", 1)
-    model = build_classifier(config.arch, n_classes, seed, init).to(device)
+    model = build_classifier(config.arch, n_classes, seed, init).to(device, memory_format=torch.channels_last_3d)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
     batch = min(config.batch, len(crops))
     steps = steps_per_epoch or max(1, len(crops) // batch)
     target, val_target = (torch.tensor(np.asarray(a, np.int64)) for a in (labels, val_labels))
+    counts = torch.bincount(target, minlength=n_classes).clamp(min=1)
+    weight = (len(target) / n_classes / counts).float().to(device) if class_weights else None
     history: list[dict[str, float]] = []
     best = _copy(model)
     if checkpoint is not None and checkpoint.exists():
@@ -122,13 +144,14 @@ def train_classifier(
         rng = torch.Generator().manual_seed(int(state >> np.uint64(1)))
         passes = [torch.randperm(len(crops), generator=rng) for _ in range(math.ceil(steps * batch / len(crops)))]
         order = torch.cat(passes)[: steps * batch]
+        augment = strong_augmentation(int(state % 2**32)) if strong else lambda x: x
         model.train()
         losses = []
         for chosen in order.split(batch):
             x = _prepare(crops, chosen, device)
             symmetries = torch.randint(len(CUBE_SYMMETRIES), (len(chosen),), generator=rng).tolist()
-            x = torch.stack([cube_symmetry(sample, s) for sample, s in zip(x, symmetries, strict=True)])
-            loss = F.cross_entropy(model(x), target[chosen].to(device))
+            x = torch.stack([augment(cube_symmetry(sample, s)) for sample, s in zip(x, symmetries, strict=True)])
+            loss = F.cross_entropy(model(x), target[chosen].to(device), weight)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from hrldm.insertion.generator import Request
-from hrldm.nodules.positions import VESSEL_HU
-from hrldm.nodules.transplant import MAX_MEAN_HU, MIN_LUNG, paste, weight
+from hrldm.nodules.transplant import paste, weight
+from study.places import healthy_places
 from study.study import Study
 
 PLACE_SEED = 13  # keeps the order of the places apart from all other chance
@@ -39,11 +39,4 @@ def has_places(request: Request, truth: np.ndarray) -> bool:
 def _places(request: Request, truth: np.ndarray, i: int, order: Iterable[int]) -> Iterator[int]:
     """The other nodules' places that are empty, and healthy wherever lesion `i` touches them."""
     touched = weight(request.mask[i]) > 0
-    for j in order:
-        behind, own = request.background[j], request.mask[j]
-        if j != i and _healthy(behind[touched]) and not np.array_equal(behind[own], truth[j][own]):
-            yield j
-
-
-def _healthy(hu: np.ndarray) -> bool:
-    return bool(hu.mean() < MAX_MEAN_HU and (hu < VESSEL_HU).mean() >= MIN_LUNG)
+    return healthy_places(touched, (j for j in order if j != i), request.background, truth, request.mask)

@@ -26,10 +26,11 @@ PROFILE = get_profile(
     downstream__folds=2,
     downstream__retention=(1.0, 0.5, 0.0),
     downstream__scarcity_folds=1,
+    downstream__beside_folds=1,
 )
 
 
-def data(counts=(12, 6, 4), seed=0, prefix="p", synthetic=False, side=32) -> jb.ClassifierData:
+def data(counts=(12, 6, 4), seed=0, prefix="p", source="", side=32) -> jb.ClassifierData:
     """Balls whose brightness is the label; two nodules a patient."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(len(counts)), counts)
@@ -39,7 +40,13 @@ def data(counts=(12, 6, 4), seed=0, prefix="p", synthetic=False, side=32) -> jb.
     crops[:, inside] += np.array([850.0, 550.0, 300.0])[labels][:, None]
     groups = np.array([f"{prefix}{i // 2}" for i in range(len(labels))])
     diameters = np.resize([7.0, 12.0, 25.0], len(labels))
-    return jb.ClassifierData(crops.astype(np.int16), labels, groups, diameters, np.full(len(labels), synthetic))
+    masks = np.broadcast_to(inside, crops.shape)
+    columns = (labels, groups, np.char.add("scan of ", groups), diameters, np.full(len(labels), source, object))
+    return jb.ClassifierData(crops.astype(np.int16), masks, *columns)
+
+
+def made(counts=(6, 3, 3), systems=("hr-ldm", "texture", "transplant", "maisi-ddpm")) -> dict[str, jb.ClassifierData]:
+    return {name: data(counts, seed=i + 1, prefix="s", source=name) for i, name in enumerate(systems)}
 
 
 @pytest.fixture(autouse=True)
@@ -52,12 +59,13 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def sets():
-    return data(), data((6, 3, 3), seed=1, prefix="s", synthetic=True), data((6, 6, 6), seed=2, prefix="t")
+    return data(), made(), data((6, 6, 6), seed=2, prefix="t")
 
 
 @pytest.fixture(scope="module")
 def subtype_runs(sets, tmp_path_factory):
-    cache, jobs = tmp_path_factory.mktemp("runs"), jb.subtype_jobs(sets[0], sets[1], PROFILE, 0)
+    jobs = jb.subtype_jobs(sets[0], sets[1], PROFILE, 0)
+    cache, jobs = tmp_path_factory.mktemp("runs"), [job for job in jobs if job.arm in (jb.REAL_ONLY, jb.REAL_SYNTH)]
     return cache, jobs, run_in(cache, jobs, *sets)
 
 
@@ -68,11 +76,13 @@ def run_in(cache: Path, jobs: list[jb.Job], *sets, profile=PROFILE, n_jobs: int 
 
 
 def key(job: jb.Job, test="c", profile=PROFILE, seed=0) -> str:
-    return cl.run_file(job, "a", "b", test, profile, seed, "cpu").stem
+    systems = {recipe.system: recipe.system for recipe in jb.ARMS.values()}
+    return cl.run_file(job, "a", systems, test, profile, seed, "cpu").stem
 
 
 def fake_run(arm, probabilities, retention=1.0, fold=0) -> cl.RunResult:
-    return cl.RunResult(arm, fold, retention, probabilities, 1, 1, 1, 0, 0, Path("none"), 0.0, [])
+    made = int(bool(jb.ARMS[arm].system))
+    return cl.RunResult(arm, fold, retention, probabilities, 1, 1, 1, made, made, Path("none"), 0.0, [], jb.ARMS[arm])
 
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
@@ -95,22 +105,44 @@ def test_fewer_patients_than_folds_are_a_fold_each_and_one_patient_is_none(sets,
         jb.patient_folds(two.take(np.flatnonzero(two.groups == two.groups[0])), 2, 0)
 
 
-def test_augmented_arm_is_balanced_to_the_largest_subtype(sets):
+def test_every_balancing_arm_has_as_many_of_each_subtype_as_of_the_largest(sets):
     real, synthetic, _ = sets
-    for job in jb.subtype_jobs(real, synthetic, PROFILE, 0):
-        counts = np.bincount(real.labels[job.real], minlength=3)
-        added = np.bincount(synthetic.labels[job.synthetic], minlength=3)
-        if job.arm == jb.REAL_SYNTH:
-            assert (counts + added == counts.max()).all()
+    jobs = jb.subtype_jobs(real, synthetic, PROFILE, 0)
+    assert [j.arm for j in jobs] == [
+        jb.REAL_ONLY,
+        jb.REAL_SYNTH,
+        *jb.RULES,
+        *jb.BESIDE,
+        jb.REAL_ONLY,
+        jb.REAL_SYNTH,
+        *jb.RULES,
+    ]
+    for job in jobs:
+        recipe, counts = jb.ARMS[job.arm], np.bincount(real.labels[job.real], minlength=3)
+        if recipe.system:
+            counts += np.bincount(synthetic[recipe.system].labels[job.synthetic], minlength=3)
         else:
-            assert added.sum() == 0
+            assert len(job.synthetic) == 0
+        assert (len(set(counts)) == 1) == bool(recipe.system or recipe.oversampled)
+    first = {j.arm: j for j in jobs if j.fold == 0}
+    assert np.array_equal(first[jb.REAL_SYNTH].synthetic, first["Real + texture"].synthetic)  # same shapes, same places
+    assert set(first["Oversampling"].real) == set(first[jb.REAL_ONLY].real)
 
 
-def test_synthetic_of_validation_patients_stays_out(sets):
-    real, synthetic, _ = sets
-    related = replace(synthetic, groups=np.resize(np.unique(real.groups), len(synthetic)))
-    for job in jb.subtype_jobs(real, related, PROFILE, 0):
-        assert not set(related.groups[job.synthetic]) & set(real.groups[job.validation])
+def test_synthetic_of_validation_patients_stays_out_by_shape_and_by_place(sets):
+    real = sets[0]
+    for column, there in (("groups", real.groups), ("places", real.places)):
+        related = replace(made()["hr-ldm"], **{column: np.resize(np.unique(there), 12)})
+        jobs = [j for j in jb.subtype_jobs(real, made() | {"hr-ldm": related}, PROFILE, 0) if j.arm == jb.REAL_SYNTH]
+        assert all(len(job.synthetic) for job in jobs)
+        for job in jobs:
+            assert not set(getattr(related, column)[job.synthetic]) & set(there[job.validation])
+
+
+def test_plain_epochs_pass_once_over_the_own_nodules_of_each_arm(sets):
+    plain = changed(PROFILE, downstream__equal_updates=False)
+    assert {j.steps for j in jb.subtype_jobs(sets[0], sets[1], plain, 0)} == {None}
+    assert all(j.steps == 2 for j in jb.subtype_jobs(sets[0], sets[1], PROFILE, 0))  # 11 nodules, batches of 8
 
 
 def test_draw_repeats_only_when_it_must():
@@ -137,7 +169,7 @@ def test_retained_subsets_are_nested_and_stratified():
 def test_scarcity_has_no_run_without_training_data(sets):
     jobs = jb.scarcity_jobs(sets[0], sets[1], PROFILE, 0)
     assert [(j.arm, j.retention) for j in jobs if j.retention == 0] == [(jb.FULL, 0.0)]
-    assert len(jobs) == 3 + 3 + 1
+    assert len(jobs) == 5 + 5 + 1
     assert all(len(j.real) + len(j.synthetic) > 0 for j in jobs)
     full = {j.retention: j.synthetic for j in jobs if j.arm == jb.FULL}
     assert all(np.array_equal(full[1.0], f) for f in full.values())
@@ -153,20 +185,63 @@ def test_equal_runs_of_two_figures_share_a_key(sets):
     scarcity = keys(jb.scarcity_jobs(sets[0], sets[1], PROFILE, 0))
     assert scarcity[jb.CLINICAL, 1.0, 0] == subtype[jb.REAL_ONLY, 1.0, 0]
     assert scarcity[jb.PROPORTIONAL, 1.0, 0] == scarcity[jb.FULL, 1.0, 0]
-    assert len(set(subtype.values())) == len(subtype)
+    trained = {at: stem for at, stem in subtype.items() if at[0] not in jb.RULES}
+    assert len(set(trained.values())) == len(trained)
 
 
-def test_patient_leaks_are_refused(sets, tmp_path):
+@pytest.mark.parametrize("column", ["groups", "places"])
+@pytest.mark.parametrize("where", ["real", *made()])
+def test_a_leaked_run_is_refused_by_patient_shape_and_place(sets, tmp_path, where, column):
+    """One nodule of a test patient among those that train, or one with the shape or in the scan of a test patient."""
     real, synthetic, test = sets
-    jobs = jb.subtype_jobs(real, synthetic, PROFILE, 0)
-    with pytest.raises(ValueError, match="are in the real training data"):
-        run_in(tmp_path, jobs, real, synthetic, replace(test, groups=np.resize(real.groups, len(test))))
-    with pytest.raises(ValueError, match="synthetic training data"):
-        shared = replace(synthetic, groups=np.resize(test.groups, len(synthetic)))
-        run_in(tmp_path, jobs, real, shared, test)
-    with pytest.raises(ValueError, match="may only train"):
-        run_in(tmp_path, jobs, real, synthetic, synthetic)
+    leaky = real if where == "real" else synthetic[where]
+    values = getattr(leaky, column).copy().astype(object)
+    values[-1] = getattr(test, column)[0]
+    leaky = replace(leaky, **{column: values})
+    real, synthetic = (leaky, synthetic) if where == "real" else (real, synthetic | {where: leaky})
+    what = {"groups": "patient", "places": "scan"}[column]
+    with pytest.raises(ValueError, match=rf"1 test {what}\(s\) are in the {where} training data"):
+        run_in(tmp_path, jb.subtype_jobs(real, synthetic, PROFILE, 0), real, synthetic, test)
     assert not list(tmp_path.iterdir())
+
+
+def test_synthetic_nodules_may_only_train(sets, tmp_path):
+    real, synthetic, _ = sets
+    with pytest.raises(ValueError, match="may only train"):
+        run_in(tmp_path, [], real, synthetic, data(prefix="t", source="hr-ldm"))
+
+
+def test_a_mislabelled_arm_is_refused(sets, subtype_runs, tmp_path):
+    """An arm that holds what another made, a result under another arm's name, weights of another start."""
+    real, synthetic, test = sets
+    cache, jobs, runs = subtype_runs
+    swapped = synthetic | {"hr-ldm": synthetic["texture"]}
+    with pytest.raises(ValueError, match=r"arm 'Real \+ Synth' was trained by Recipe\(system='texture'"):
+        run_in(tmp_path, jobs[1:2], real, swapped, test)
+    for run, arm in (
+        (runs[0], "Oversampling"),
+        (runs[0], "Class weights"),
+        (runs[1], jb.REAL_ONLY),
+        (runs[1], "Real + texture"),
+    ):
+        with pytest.raises(ValueError, match="was trained by"):
+            replace(run, arm=arm)
+    mal, mal_test = (jb.malignancy_data(d, np.resize([1.0, 5.0, 3.0, 2.0, 4.0], len(d))) for d in (real, test))
+    weights = {(run.arm, run.fold): run.weights for run in runs}
+    weights[jb.REAL_SYNTH, 0], weights[jb.REAL_ONLY, 0] = weights[jb.REAL_ONLY, 0], weights[jb.REAL_SYNTH, 0]
+    started = [j for j in jb.malignancy_jobs(mal, weights, PROFILE, 0) if j.arm == jb.BALANCED and j.fold == 0]
+    with pytest.raises(ValueError, match="start='Real only'"):
+        run_in(cache, started, mal, {}, mal_test)
+
+
+def test_a_rule_needs_no_network_and_knows_its_own_column(sets, tmp_path):
+    real, synthetic, test = sets
+    jobs = [j for j in jb.subtype_jobs(real, synthetic, PROFILE, 0) if j.arm in jb.RULES and j.fold == 0]
+    by_size, by_hu = run_in(tmp_path, jobs, *sets)
+    assert not list(tmp_path.iterdir()) and (by_size.arm, by_hu.arm) == (jb.DIAMETER, jb.MEAN_HU)
+    np.testing.assert_allclose(by_size.probabilities.sum(1), 1)
+    assert (by_hu.probabilities.argmax(1) == test.labels).mean() > 0.95  # brightness is the label
+    assert len(np.unique(by_size.probabilities.round(9), axis=0)) == 3  # three diameters, no more
 
 
 def test_bad_data_is_refused(sets):
@@ -230,14 +305,15 @@ def test_malignancy_starts_from_the_subtype_runs(sets, subtype_runs):
     ratings = np.resize([1.0, 5.0, 3.0, 2.0, 4.0], len(real))
     weights = {(run.arm, run.fold): run.weights for run in runs}
     jobs = jb.malignancy_jobs(jb.malignancy_data(real, ratings), weights, PROFILE, 0)
-    assert {(j.arm, j.init is None) for j in jobs} == {(jb.SCRATCH, True), (jb.IMBALANCED, False), (jb.BALANCED, False)}
+    started = {arm: arm in (jb.IMBALANCED, jb.BALANCED) for arm in (jb.SCRATCH, jb.IMBALANCED, jb.BALANCED, *jb.RULES)}
+    assert {j.arm: j.init is not None for j in jobs} == started
     mal_test = jb.malignancy_data(test, np.resize([1.0, 5.0], len(test)))
     mal = jb.malignancy_data(real, ratings)
-    results = run_in(cache, jobs, mal, None, mal_test)
+    results = run_in(cache, jobs, mal, {}, mal_test)
     table = tables.malignancy_table(results, mal_test, 50, 0)
     assert table.columns.tolist() == ["arm", "auroc", "ci_low", "ci_high", "n_runs", "n_patients"]
-    assert table.arm.tolist() == [jb.SCRATCH, jb.IMBALANCED, jb.BALANCED]
-    first = {r.arm: r.history[0]["train_loss"] for r in results if r.fold == 0}
+    assert table.arm.tolist() == [jb.SCRATCH, jb.IMBALANCED, jb.BALANCED, *jb.RULES]
+    first = {r.arm: r.history[0]["train_loss"] for r in results if r.fold == 0 and r.history}
     assert len(set(first.values())) == 3
     with pytest.raises(ValueError, match="no subtype run"):
         jb.malignancy_jobs(mal, {}, PROFILE, 0)
@@ -250,7 +326,7 @@ def test_killed_runs_go_on_where_they_were(sets, tmp_path):
     script = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_classification import *
-sets = data(), data((6, 3, 3), seed=1, prefix="s", synthetic=True), data((6, 6, 6), seed=2, prefix="t")
+sets = data(), made(), data((6, 6, 6), seed=2, prefix="t")
 profile = changed(PROFILE, classifier__epochs=5)
 jobs = jb.subtype_jobs(sets[0], sets[1], profile, 0)[:1]
 run_in(Path({str(tmp_path / "a")!r}), jobs, *sets, profile=profile)
@@ -331,6 +407,18 @@ def test_table3_has_its_columns_and_sees_a_real_gain():
     assert row["n_patients"] == len(set(test.groups[inside]))
 
 
+def test_table3_tests_an_arm_of_few_folds_against_the_same_folds_and_in_a_family_of_its_own():
+    test = data((60, 60, 60), prefix="t", side=2)
+    runs = [fake_run(jb.REAL_ONLY, scores_for(test, 0.5 if s else 4.0, s), fold=s) for s in range(5)]
+    runs += [fake_run(jb.REAL_SYNTH, scores_for(test, 4.0, s + 9), fold=s) for s in range(5)]
+    alone = tables.subtype_table(runs, test, 400, 0)
+    runs.append(fake_run("Oversampling", runs[0].probabilities, fold=0))  # as good as Real only of that fold
+    table = tables.subtype_table(runs, test, 400, 0)
+    assert (table[table.arm == "Oversampling"].p_bootstrap == 1).all()
+    kept = table[table.arm != "Oversampling"].reset_index(drop=True)
+    assert kept.equals(alone)  # the paper's comparison does not pay for ours
+
+
 def test_table3_equal_arms_are_not_different_and_empty_cells_are_nan():
     test = data((60, 60, 0), prefix="t", side=2)
     p = [scores_for(test, 1.0, s) for s in range(3)]
@@ -350,7 +438,7 @@ def test_scarcity_keeps_impossible_cells_as_nan():
     runs = [fake_run(jb.FULL, scores_for(test, 2.0, 0), retention=0.0), fake_run(jb.CLINICAL, scores_for(test, 2.0, 1))]
     table = tables.scarcity_table(runs, test, (1.0, 0.0), 100, 0)
     assert table.columns.tolist() == ["subtype", "metric", "retention", "arm", "mean", "ci_low", "ci_high", "n_runs"]
-    assert len(table) == 3 * 2 * 2 * 3
+    assert len(table) == 3 * 2 * 2 * 5
     nothing = table.query(f"retention == 0 and arm == {jb.CLINICAL!r}")
     assert nothing["mean"].isna().all()
     assert (nothing.n_runs == 0).all()
@@ -388,15 +476,13 @@ def test_test_nodules_of_one_class_or_none_give_empty_cells_and_no_curve():
 
 def test_a_subtype_without_synthetic_nodules_is_left_as_it_is(sets):
     real, synthetic, _ = sets
-    part = synthetic.take(synthetic.labels != 2)
+    part = {name: nodules.take(nodules.labels != 2) for name, nodules in synthetic.items()}
     for job in jb.subtype_jobs(real, part, PROFILE, 0):
         if job.arm == jb.REAL_SYNTH:
-            counts = np.bincount(real.labels[job.real], minlength=3) + np.bincount(
-                part.labels[job.synthetic], minlength=3
-            )
+            added = np.bincount(part["hr-ldm"].labels[job.synthetic], minlength=3)
+            counts = np.bincount(real.labels[job.real], minlength=3) + added
             assert counts[0] == counts[1] > counts[2]
     full = next(j for j in jb.scarcity_jobs(real, part, PROFILE, 0) if j.arm == jb.FULL and j.retention == 0)
-    assert np.bincount(part.labels[full.synthetic], minlength=3)[2] == 0 and len(full.synthetic)
-    assert all(
-        not len(j.synthetic) for j in jb.subtype_jobs(real, synthetic.take(np.zeros(len(synthetic), bool)), PROFILE, 0)
-    )
+    assert np.bincount(part["hr-ldm"].labels[full.synthetic], minlength=3)[2] == 0 and len(full.synthetic)
+    none = {name: nodules.take(np.zeros(len(nodules), bool)) for name, nodules in synthetic.items()}
+    assert all(not len(j.synthetic) for j in jb.subtype_jobs(real, none, PROFILE, 0))

@@ -42,7 +42,7 @@ def blobs(n: int, seed: int, side: int = 32) -> tuple[np.ndarray, np.ndarray]:
 
 
 def train(crops, labels, val, epochs, *, arch="densenet-tiny", batch=6, patience=100, seed=3, **how):
-    config = ClassifierConfig(arch, epochs, batch, 3e-3, patience)
+    config = ClassifierConfig(arch, epochs, batch, 3e-3, patience=patience)
     return train_classifier(crops, labels, *val, config, n_classes=3, seed=seed, **how)
 
 
