@@ -135,7 +135,7 @@ def made_of(out: Path, wishes: Sequence[Wish], asked: dict, files: dict[str, Pat
         return (
             [nodule["wish"] for nodule in old["nodules"]] == wanted
             and (out / "mask.nii.gz").is_file()
-            and any((out / f"ct{end}").is_file() for end in (".nii", ".nii.gz"))
+            and any((out / f"ct{end}").is_file() for end in (".nii", ".nii.gz", ".mha", ".nrrd"))
             and old["versions"]["hrldm"] == __version__
             and set(old["files"]) == set(files)
             and all(old.get(key) == value for key, value in asked.items())

@@ -272,6 +272,32 @@ def test_a_core_is_marked_in_a_file_that_a_wish_takes_and_its_quality_is_that_of
     assert not (tmp_path / "c" / "core.nii.gz").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "format", "ending"), [("a.mha", "same", "mha"), ("a.nrrd", "same", "nrrd"), ("a.mhd", "nifti", "nii.gz")]
+)
+def test_other_formats_in_and_out(nifti, tmp_path, name, format, ending):
+    sitk.WriteImage(sitk.ReadImage(str(nifti)), str(tmp_path / name))
+    record = put(tmp_path / name, tmp_path / "out", Wish("solid", 4.0), format=format)
+    assert names(tmp_path / "out") == [f"ct.{ending}", "mask.nii.gz", "preview.png", "record.json"]
+    before, after = (sitk.ReadImage(str(p)) for p in (tmp_path / name, tmp_path / "out" / f"ct.{ending}"))
+    changed = (sitk.GetArrayFromImage(before) != sitk.GetArrayFromImage(after)).transpose(2, 1, 0)
+    assert 0 < changed.sum() == record["voxels_changed"] < 500
+    assert changed[voxels(tmp_path / "out" / "mask.nii.gz") > 0].any()
+    np.testing.assert_allclose(before.GetDirection(), after.GetDirection(), atol=1e-6)
+    put(tmp_path / name, tmp_path / "out", format=format, overwrite=True)  # knows its own
+
+
+def test_a_padded_scan_keeps_its_padding(nifti, tmp_path):
+    image = nib.load(nifti)
+    hu = np.array(image.dataobj)
+    hu[:3] = hu[:, :, :1] = -32768
+    nib.save(nib.Nifti1Image(hu, image.affine), tmp_path / "a.nii.gz")
+    record = put(tmp_path / "a.nii.gz", tmp_path / "out", Wish("solid", 12.0, location="subpleural"))
+    after = voxels(tmp_path / "out" / "ct.nii.gz")
+    np.testing.assert_array_equal(after == -32768, hu == -32768)
+    assert (after != hu).sum() == record["voxels_changed"]
+
+
 # -- DICOM ---------------------------------------------------------------------------------------------------------------
 
 
