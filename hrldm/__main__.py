@@ -38,6 +38,7 @@ class Options:
         retries:  how often a nodule that misses its target is retried
         private:  strip or keep private DICOM tags
         format:   same (a DICOM input also gives a derived DICOM series), or nifti only
+        seg:      with a derived DICOM series, its mask as DICOM SEG, seg.dcm (needs highdicom: pip install 'hrldm[dicom-seg]')
         lps:      positions (--at, a plan's column at) are in LPS mm, as in DICOM and LUNA16, not in RAS mm
     """
 
@@ -50,6 +51,7 @@ class Options:
     retries: int = 2
     private: Literal["strip", "keep"] = "strip"
     format: Literal["same", "nifti"] = "same"
+    seg: bool = False
     lps: bool = False
 
     def wishes(self, wish: Wish) -> list[Wish]:
@@ -88,7 +90,7 @@ class Options:
 
     def file(self) -> dict:
         """Those that `insert_file` takes."""
-        names = ("retries", "private", "format", "matching", "grain")
+        names = ("retries", "private", "format", "matching", "grain", "seg")
         return {name: getattr(self, name) for name in names}
 
 
@@ -231,7 +233,7 @@ def _as_options(text: str) -> str:
         value = "" if found[2] in ("True", "...") else " " + found[2].strip("'")
         return f"--{name.replace('_', '-')}{value}"
 
-    names = "overwrite|retries|lungs|steps|on|series_uid|format|location|lps"
+    names = "overwrite|retries|lungs|steps|on|series_uid|format|location|seg|lps"
     return re.sub(rf"(?<![^ (])({names})=(\.\.\.|'?[\w.+-]+'?)", option, text)
 
 

@@ -33,6 +33,7 @@ def asked_for(
     format: str = "same",
     matching: bool = True,
     grain: bool = True,
+    seg: bool = False,
 ) -> dict:
     """What a record says of the request besides the wishes."""
     how = generator.sampling
@@ -46,6 +47,7 @@ def asked_for(
             "format": format,
             "matching": matching,
             "grain": grain,
+            **({"seg": True} if seg else {}),
         },
         "weights": {"autoencoder": weights_digest(generator.autoencoder), "unet": weights_digest(generator.unet)},
         "sampling": {

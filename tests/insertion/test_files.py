@@ -338,6 +338,20 @@ def test_dicom_in_a_derived_series_out_that_two_readers_agree_on(series, tmp_pat
     assert "Doe" not in (tmp_path / "out" / "record.json").read_text()
 
 
+def test_the_mask_is_also_written_as_dicom_seg_where_asked_for(series, tmp_path):
+    hd = pytest.importorskip("highdicom")
+    record = put(series, tmp_path / "out", Wish("part-solid", 14.0, core_mm=8.0), seg=True)
+    assert record["options"]["seg"] is True and "seg.dcm" in names(tmp_path / "out")
+    seg = hd.seg.segread(tmp_path / "out" / "seg.dcm")
+    parts = voxels(tmp_path / "out" / "core.nii.gz")
+    mm3 = seg.get_volume(allow_missing_positions=True).array.sum((0, 1, 2))
+    assert mm3.tolist() == [(parts > 0).sum(), (parts == 2).sum()]
+    derived = {pydicom.dcmread(f).SOPInstanceUID for f in (tmp_path / "out" / "dicom").iterdir()}
+    assert {i.ReferencedSOPInstanceUID for i in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence} <= derived
+    put(series, tmp_path / "out", overwrite=True)
+    assert "seg.dcm" not in names(tmp_path / "out")
+
+
 def test_the_same_insertion_gives_the_same_series_uid(series, tmp_path):
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
         put(series, tmp_path / out, Wish("solid", 10.0, seed=seed))
