@@ -70,15 +70,15 @@ def _header(file: Path) -> pydicom.Dataset:
 def holds_slice(file: Path) -> bool:
     """Whether a file is DICOM, with or without its preamble."""
     try:
-        return bool(_header(file))
+        return is_dicom(file) or bool(_header(file))
     except InvalidDicomError:
         return False
 
 
 def _by_frame(header: pydicom.Dataset) -> list[pydicom.Dataset]:
-    """One header a frame: of a multi-frame image, the functional groups laid flat (PS3.3 C.7.6.16); else itself."""
+    """One header a frame: of a multi-frame CT, the functional groups laid flat (PS3.3 C.7.6.16); else itself."""
     own = header.get("PerFrameFunctionalGroupsSequence")
-    if not own:
+    if not own or header.Modality != "CT":
         return [header]
     if len(own) != header.NumberOfFrames:
         raise ValueError(f"{header.NumberOfFrames} frames, {len(own)} of them described")

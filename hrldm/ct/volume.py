@@ -99,8 +99,8 @@ def read_ct(path: str | Path, min_slices: int = 20, series_uid: str | None = Non
         check_geometry(affine, path)
         ct = CT(_unpadded(array, path), affine, array, source=str(path), provenance=provenance, levels=levels)
     else:
-        image = read_image(path)
-        ct = CT(_unpadded(image.array, path), image.affine, *image[:1], *image[3:], str(path), {"format": "image"})
+        stored, array, affine, slope, inter, header = read_image(path)
+        ct = CT(_unpadded(array, path), affine, stored, slope, inter, header, str(path), {"format": "image"})
     n_slices = ct.shape[head_foot(ct.affine)]
     if n_slices < min_slices:
         raise ValueError(f"{path}: {n_slices} slices, a whole chest CT has at least {min_slices}; give the full series")
@@ -119,9 +119,10 @@ def _is_zip(path: Path) -> bool:
 
 def _unpadded(array: np.ndarray, name: Path) -> np.ndarray:
     """HU (X, Y, Z) with air where the file is padded with one value of `PADDING_HU` or less; the array itself if nowhere."""
-    low = array.min()
+    if not -np.inf < (low := array.min()) <= PADDING_HU:
+        return array
     padded = array == low
-    if not low <= PADDING_HU or (array[~padded] < HU_LIMITS[0]).any():
+    if (array[~padded] < HU_LIMITS[0]).any():
         return array
     logger.warning(
         "%s: %.1f%% of its voxels are padding (%g), taken for air (%d HU) and left as they are in the file",
