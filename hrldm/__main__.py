@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,6 +38,8 @@ class Options:
         retries:  how often a nodule that misses its target is retried
         private:  strip or keep private DICOM tags
         format:   same (a DICOM input also gives a derived DICOM series), or nifti only
+        seg:      with a derived DICOM series, its mask as DICOM SEG, seg.dcm (needs highdicom: pip install 'hrldm[dicom-seg]')
+        lps:      positions (--at, a plan's column at) are in LPS mm, as in DICOM and LUNA16, not in RAS mm
     """
 
     count: int = 1
@@ -49,8 +51,19 @@ class Options:
     retries: int = 2
     private: Literal["strip", "keep"] = "strip"
     format: Literal["same", "nifti"] = "same"
+    seg: bool = False
+    lps: bool = False
 
     def wishes(self, wish: Wish) -> list[Wish]:
+        """The wishes asked for, their places in RAS."""
+        wishes = self._wishes(wish)
+        if not self.lps:
+            return wishes
+        if self.repeats or not any(w.at for w in wishes):
+            raise ValueError("--lps is for places (--at, or a plan's column at); those of a record are RAS")
+        return [w if w.at is None else replace(w, at=(-w.at[0], -w.at[1], w.at[2])) for w in wishes]
+
+    def _wishes(self, wish: Wish) -> list[Wish]:
         """The plan's wishes, if given: then only `seed` may be set, for rows without one. Else copies of `wish`."""
         if self.plan is None:
             return copies(wish, self.count)
@@ -77,7 +90,7 @@ class Options:
 
     def file(self) -> dict:
         """Those that `insert_file` takes."""
-        names = ("retries", "private", "format", "matching", "grain")
+        names = ("retries", "private", "format", "matching", "grain", "seg")
         return {name: getattr(self, name) for name in names}
 
 
@@ -94,12 +107,12 @@ def insert(
     """Put lung nodules into a CT and change nothing else. Research only.
 
     Args:
-        ct: NIfTI file, DICOM folder or zip
+        ct: NIfTI, MetaImage or NRRD file, DICOM folder or file, or zip
         out: output folder, created here: ct.nii.gz, mask.nii.gz, core.nii.gz for a solid core, record.json, preview.png, and
             dicom/ for a DICOM input
         lungs: lung mask or lobe map of this CT
         avoid: mask that no nodule may touch
-        series_uid: which series to read from a DICOM folder with several
+        series_uid: which series to read from a DICOM folder with several (UID:2 for its acquisition 2), or largest
         overwrite: replace the output folder of an earlier insertion
     """
     from hrldm.atomic import held
@@ -132,10 +145,10 @@ def batch(
     """`insert` for every CT in a folder; run again, it resumes where it stopped.
 
     Args:
-        folder: with NIfTI files, zips and DICOM folders
+        folder: with image files, zips and DICOM folders (of several series the largest chest CT); or patient/ct.nii.gz
         out: output folder, with one subfolder per CT
         subtype: of the nodules
-        diameter: in mm, of the sphere of equal volume; 6 to 30
+        diameter: in mm, of the sphere of equal volume; 3 to 30
         seed: random seed of shape, position, histogram and noise; each CT gets its own seeds
         lungs: folder with a lung mask or lobe map per CT, named like the CT
         overwrite: redo results made with another request, version or file (to redo any other result, delete it)
@@ -161,12 +174,12 @@ def erase(
     """Replace lesions of a CT by lung of the same scan and change nothing else. Research only.
 
     Args:
-        ct: NIfTI file, DICOM folder or zip
+        ct: NIfTI, MetaImage or NRRD file, DICOM folder or file, or zip
         out: output folder, created here: ct.nii.gz, mask.nii.gz, record.json, and dicom/ for a DICOM input
         mask: mask of the lesion or lesions
         lungs: lung mask or lobe map of this CT
         seed: random seed of the places that lung may come from
-        series_uid: which series to read from a DICOM folder with several
+        series_uid: which series to read from a DICOM folder with several (UID:2 for its acquisition 2), or largest
         overwrite: replace the output folder of an earlier run
     """
     from hrldm.insertion.erase import erase_file
@@ -220,7 +233,7 @@ def _as_options(text: str) -> str:
         value = "" if found[2] in ("True", "...") else " " + found[2].strip("'")
         return f"--{name.replace('_', '-')}{value}"
 
-    names = "overwrite|retries|lungs|steps|on|series_uid|format|location"
+    names = "overwrite|retries|lungs|steps|on|series_uid|format|location|seg|lps"
     return re.sub(rf"(?<![^ (])({names})=(\.\.\.|'?[\w.+-]+'?)", option, text)
 
 

@@ -63,6 +63,7 @@ def product_files():
 DIRECT = pins(PROJECT["dependencies"])
 TEST_ONLY = pins(PROJECT["optional-dependencies"]["test"])
 OPTIONAL = pins(PROJECT["optional-dependencies"]["viewer"])
+SEG = pins(PROJECT["optional-dependencies"]["dicom-seg"])
 NOTEBOOKS = pins(PROJECT["optional-dependencies"]["notebooks"])
 ALL = DIRECT | NOTEBOOKS | TEST_ONLY
 
@@ -80,7 +81,9 @@ def test_installed_version_is_the_pinned_one(name):
 
 def test_every_import_of_the_product_is_declared():
     known = set(sys.stdlib_module_names) | {"hrldm"}
-    tool, study = ({MODULES.get(name, name) for name in names} for names in (DIRECT, DIRECT | NOTEBOOKS | OPTIONAL))
+    tool, study = (
+        {MODULES.get(name, name) for name in names} for names in (DIRECT | SEG, DIRECT | SEG | NOTEBOOKS | OPTIONAL)
+    )
     assert top_level_imports(ROOT.glob("hrldm/**/*.py")) - tool - known == set()
     assert top_level_imports(product_files()) - study - known - {"scripts", "study"} == set()
 

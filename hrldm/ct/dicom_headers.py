@@ -1,7 +1,8 @@
 """Find the slices of the one CT series in a folder, and check their headers.
 
 Each header is checked on its own, then against the first; `dicom_read` checks the slice positions. Errors name the file;
-`dicom_read.opened` puts the path of the scan before it.
+`dicom_read.opened` puts the path of the scan before it. A multi-frame file (enhanced CT) counts as one slice a frame:
+each gets a header of its own, with the functional groups laid flat.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pydicom.errors import InvalidDicomError
 from pydicom.misc import is_dicom
 
 logger = logging.getLogger(__name__)
-Slice = tuple[Path, pydicom.Dataset]  # file, header
+Slice = tuple[Path, pydicom.Dataset]  # file, header; of a multi-frame file, `header.frame` counts from 0
+LARGEST = "largest"  # as series_uid: the series that `_rank` puts first
 # tag: how many numbers it holds
 _NEEDED = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2, "Rows": 1, "Columns": 1,
            "RescaleSlope": 1, "RescaleIntercept": 1}  # fmt: skip
@@ -25,7 +27,8 @@ _POSITIVE = ("PixelSpacing", "Rows", "Columns", "RescaleSlope")
 _FORMAT = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
 _READ = (*_NEEDED, *_FORMAT, "SeriesInstanceUID", "Modality", "ImageType", "SeriesDescription", "NumberOfFrames",
          "GantryDetectorTilt", "SliceThickness", "SpacingBetweenSlices", "Manufacturer", "ConvolutionKernel", "KVP",
-         "SamplesPerPixel", "PhotometricInterpretation", "SOPClassUID", "SOPInstanceUID")  # fmt: skip
+         "SamplesPerPixel", "PhotometricInterpretation", "SOPClassUID", "SOPInstanceUID", "AcquisitionNumber",
+         "BodyPartExamined", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")  # fmt: skip
 _CT_STORAGE = (uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage)
 _DAMAGED = "{} is damaged or cut short ({}); fetch the file again, or remove it if it is no slice"
 
@@ -36,21 +39,75 @@ def holds_dicom(folder: Path) -> bool:
     return any(is_dicom(file) for file in files)
 
 
-def read_headers(folder: Path) -> list[Slice]:
+def load(file: Path, **how) -> pydicom.FileDataset:
+    """`pydicom.dcmread`, also of a file without preamble and file meta (PS3.10), as PACS and old archives keep them."""
+    try:
+        return pydicom.dcmread(file, **how)
+    except InvalidDicomError:
+        data = pydicom.dcmread(file, force=True, **how)
+    if "TransferSyntaxUID" not in data.file_meta:
+        implicit, little = data.original_encoding
+        explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        data.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
+    return data
+
+
+def _header(file: Path) -> pydicom.Dataset:
+    """The elements that are read here; InvalidDicomError for a file that is no DICOM."""
+    how = {"stop_before_pixels": True, "specific_tags": list(_READ)}
+    if is_dicom(file):
+        return load(file, **how)
+    try:
+        data = load(file, **how)
+        known = all(data.get(tag) for tag in ("SOPClassUID", "SeriesInstanceUID", "Modality"))
+        if known and uid.UID(data.SOPClassUID) in uid.UID_dictionary:
+            return data
+    except Exception as error:  # what pydicom makes of other files' bytes
+        raise InvalidDicomError from error
+    raise InvalidDicomError
+
+
+def holds_slice(file: Path) -> bool:
+    """Whether a file is DICOM, with or without its preamble."""
+    try:
+        return is_dicom(file) or bool(_header(file))
+    except InvalidDicomError:
+        return False
+
+
+def _by_frame(header: pydicom.Dataset) -> list[pydicom.Dataset]:
+    """One header a frame: of a multi-frame CT, the functional groups laid flat (PS3.3 C.7.6.16); else itself."""
+    own = header.get("PerFrameFunctionalGroupsSequence")
+    if not own or header.Modality != "CT":
+        return [header]
+    if len(own) != header.NumberOfFrames:
+        raise ValueError(f"{header.NumberOfFrames} frames, {len(own)} of them described")
+    headers = []
+    for k, groups in enumerate(own):
+        flat = pydicom.Dataset({e.tag: e for e in header if e.VR != "SQ"})
+        for group in (e for part in (*header.get("SharedFunctionalGroupsSequence", []), groups) for e in part):
+            if group.VR == "SQ" and group.value:
+                flat.update(group.value[0])
+        flat.file_meta, flat.NumberOfFrames, flat.frame = header.file_meta, 1, k
+        headers.append(flat)
+    return headers
+
+
+def read_headers(folder: Path, within: str = "**/*") -> list[Slice]:
     """(file, header) of every DICOM file under `folder`; others are skipped, but refused if named like the slices."""
     found, others, dead = [], [], []
-    for file in sorted(f for f in folder.rglob("*") if not f.is_dir() and f.name != "DICOMDIR"):
+    for file in sorted(f for f in folder.glob(within) if not f.is_dir() and f.name != "DICOMDIR"):
         if not file.is_file():
             dead.append(file)
             continue
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_READ))
+            header = _header(file)
             if header.file_meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
                 continue
             list(header)  # decodes the values, so that damage shows here
             if missing := [tag for tag in ("Modality", "SeriesInstanceUID") if not header.get(tag)]:
                 raise ValueError(f"no {', no '.join(missing)}")  # every DICOM object has them
-            found.append((file, header))
+            found += [(file, frame) for frame in _by_frame(header)]
         except (InvalidDicomError, EOFError):
             if not file.name.startswith("."):  # macOS puts ._0001.dcm beside 0001.dcm
                 others.append(file)
@@ -79,7 +136,10 @@ def _kind(file: Path) -> tuple[Path, str]:
 
 
 def one_series(found: list[Slice], path: Path, series_uid: str | None) -> list[Slice]:
-    """The slices of the only CT series of the scan at `path`, or of `series_uid`; scouts and other modalities are left out."""
+    """The slices of the only CT series of the scan at `path`, or of `series_uid`; scouts and other modalities are left out.
+
+    series_uid: a SeriesInstanceUID, with ":2" behind it for acquisition 2 of a series that holds several; or `LARGEST`
+    """
     series: dict[str, list[Slice]] = {}
     for file, header in found:
         # dose reports and screenshots labelled CT have no position in space; a slice whose class is damaged names it twice
@@ -92,21 +152,59 @@ def one_series(found: list[Slice], path: Path, series_uid: str | None) -> list[S
         raise ValueError(f"not a CT (modality {modalities}, or scouts only); give a CT series")
     if left_out := len(found) - sum(map(len, series.values())):
         logger.info("%s: %d file(s) that are no CT slices left out", path, left_out)
-    if series_uid is None and len(series) > 1:
-        listing = "; ".join(
-            f"{key} ({len(slices)} slices, {slices[0][1].get('SeriesDescription', 'no name')}, in {slices[0][0].parent.name})"
-            for key, slices in series.items()
+    series = {key: part for uid_, slices in series.items() for key, part in _acquisitions(uid_, slices).items()}
+    if path.suffix.lower() != ".zip" and path.is_file():
+        series = {key: slices for key, slices in series.items() if path in (file for file, _ in slices)}
+        if not series:
+            raise ValueError("no CT slice; give a slice of the series, or its folder")
+    if series_uid == LARGEST:
+        fit = {max(series, key=lambda key: _rank(series[key])): None}
+    else:
+        fit = {key: None for key in series if series_uid in (None, key, key.partition(":")[0])}
+    if not fit:
+        raise ValueError(f"no CT series {series_uid}; there is {', '.join(series)}")
+    listing = "; ".join(
+        f"{key} ({len(slices)} slices, {slices[0][1].get('SeriesDescription', 'no name')}, in {slices[0][0].parent.name})"
+        for key, slices in series.items()
+    )
+    if len(fit) > 1:
+        kind = (
+            "acquisitions in one series" if len({key.partition(":")[0] for key in fit}) == 1 else "series in one folder"
         )
-        raise ValueError(
-            f"{len(series)} series in one folder: {listing}. Choose one with series_uid=..., or give its folder alone"
+        raise ValueError(f"{len(fit)} {kind}: {listing}. Choose one with series_uid=..., or give its folder alone")
+    chosen = next(iter(fit))
+    if series_uid == LARGEST and len(series) > 1:
+        logger.warning(
+            "%s: %d CT series, the largest chest CT is taken, %s, of: %s", path, len(series), chosen, listing
         )
-    chosen = next(iter(series)) if series_uid is None else series_uid
-    if chosen not in series:
-        raise ValueError(f"no CT series {chosen}; there is {', '.join(series)}")
     for file, header in found:  # a series has one modality
-        if header.Modality != "CT" and str(header.SeriesInstanceUID) == chosen:
+        if header.Modality != "CT" and str(header.SeriesInstanceUID) == chosen.partition(":")[0]:
             raise ValueError(f"{file.name} is of the CT series but has modality {header.Modality}; fetch it again")
     return series[chosen]
+
+
+def _acquisitions(series_uid: str, slices: list[Slice]) -> dict[str, list[Slice]]:
+    """The slices by acquisition ("uid:number") where several cover the same part of the patient; else as one series."""
+    parts: dict[str, list[Slice]] = {}
+    for file, header in slices:
+        acquisition = header.get("AcquisitionNumber", header.get("FrameAcquisitionNumber"))
+        parts.setdefault(f"{series_uid}:{acquisition}", []).append((file, header))
+    placed = all(_has_numbers(h, tag, _NEEDED[tag]) for _, h in slices for tag in tuple(_NEEDED)[:2])
+    if len(parts) > 1 and placed:
+        cosines = np.array(slices[0][1].ImageOrientationPatient, float)
+        normal = np.cross(cosines[:3], cosines[3:])
+        along = [[float(normal @ np.array(h.ImagePositionPatient, float)) for _, h in part] for part in parts.values()]
+        ends = sorted((min(a), max(a)) for a in along)
+        if any(low < high for (_, high), (low, _) in zip(ends, ends[1:], strict=False)):
+            return parts
+    return {series_uid: slices}
+
+
+def _rank(slices: list[Slice]) -> tuple[bool, bool, int]:
+    """For `LARGEST`: original before reformatted, of the chest (or unsaid) before other parts, then the most slices."""
+    header = slices[0][1]
+    kind, part = header.get("ImageType") or [""], str(header.get("BodyPartExamined") or "CHEST").upper()
+    return "ORIGINAL" in kind, any(name in part for name in ("CHEST", "THORAX", "LUNG")), len(slices)
 
 
 def check_headers(slices: list[Slice]) -> None:
@@ -124,7 +222,7 @@ def check_headers(slices: list[Slice]) -> None:
 def _fault(header: pydicom.Dataset) -> str:
     """What makes a slice of this header unreadable, and the remedy; empty if nothing."""
     if (header.get("NumberOfFrames") or 1) != 1:
-        return "is a multi-frame file; convert it to NIfTI first (dcm2niix)"
+        return "is a multi-frame file that does not say where its frames lie; convert it to NIfTI first (dcm2niix)"
     if missing := [tag for tag, n in _NEEDED.items() if not _has_numbers(header, tag, n)]:
         return f"lacks a usable {', '.join(missing)}, so its place is unknown or its values are not HU; export the original series again"
     colours, samples = header.get("PhotometricInterpretation"), header.get("SamplesPerPixel")

@@ -1,7 +1,6 @@
-"""Read one DICOM CT series (folder or zip) as HU voxels and a RAS-mm affine.
+"""Read one DICOM CT series (folder, zip, or the series of one file) as HU voxels and a RAS-mm affine.
 
-pydicom reads the headers, which decide everything; SimpleITK (GDCM) decodes the pixels, compressed or not, and applies
-each slice's rescale. Notation: r, c = direction cosines along a row and along a column (ImageOrientationPatient),
+pydicom reads the headers, which decide everything, and plain pixels; SimpleITK (GDCM) decodes compressed ones. Notation: r, c = direction cosines along a row and along a column (ImageOrientationPatient),
 n = r × c the slice normal, p_k = ImagePositionPatient of slice k, all in LPS mm. Slices are sorted by n·p_k; the array
 index is (column, row, slice), so the LPS affine has the columns r·Δcolumn, c·Δrow, (p_last − p_0)/(N − 1), and
 diag(−1, −1, 1, 1) converts it to RAS. A series that is not a straight, evenly spaced, complete stack is refused:
@@ -11,9 +10,7 @@ guessing would put the nodule in the wrong place.
 from __future__ import annotations
 
 import contextlib
-import errno
-import tempfile
-import zipfile
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +19,23 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 
-from hrldm.ct.dicom_headers import Slice, check_headers, in_plane, number, one_series, read_headers, stored_range
+from hrldm.ct.dicom_headers import (
+    Slice,
+    check_headers,
+    in_plane,
+    load,
+    number,
+    one_series,
+    read_headers,
+    stored_range,
+)
+from hrldm.ct.zipped import unpacked
 
+logger = logging.getLogger(__name__)
 _KEPT = ("SeriesInstanceUID", "Manufacturer", "ConvolutionKernel", "KVP", "SliceThickness")  # no patient data
 MAX_TILT_DEG = 0.5
 MAX_UNEVEN = 0.1  # of the median slice step
+SAME_MM = 0.01  # slices nearer than this lie at one place
 
 
 @dataclass(frozen=True)
@@ -52,15 +61,15 @@ def read_series(
     """HU voxels of the one CT series under `path`.
 
     Args:
-        path:        folder (searched recursively) or zip of a DICOM series
-        series_uid:  which SeriesInstanceUID, needed if there are several
+        path:        folder (searched recursively) or zip of a DICOM series, or one file of it (then its folder alone)
+        series_uid:  which, needed if there are several, see `one_series`
 
     Returns:
         array (X, Y, Z) of HU, int16 if lossless, else float32; affine (4, 4) to RAS mm; provenance; the HU that the
         series can store.
 
     Raises:
-        ValueError: no DICOM, not CT, several series, multi-frame, geometry or rescale missing, slices missing,
+        ValueError: no DICOM, not CT, several series or acquisitions, geometry or rescale missing, slices missing,
             duplicated, unevenly spaced or of unequal shape, gantry tilt, pixels that cannot be decoded.
     """
     with opened(Path(path), series_uid) as slices:
@@ -81,41 +90,38 @@ def _levels(headers: list[pydicom.Dataset]) -> Levels:
 
 @contextlib.contextmanager
 def opened(path: Path, series_uid: str | None = None) -> Iterator[list[Slice]]:
-    """(file, header) of the one CT series in a folder or zip, checked, and sorted along its normal.
+    """(file, header) of the one CT series in a folder or zip, or of one file, checked, and sorted along its normal.
 
     Every ValueError, of the block too, gets `path` in front.
     """
     try:
-        with contextlib.nullcontext(path) if path.is_dir() else _unpacked(path) as folder:
-            slices = one_series(read_headers(folder), path, series_uid)
+        zipped, alone = path.suffix.lower() == ".zip" and path.is_file(), path.is_file()
+        with unpacked(path) if zipped else contextlib.nullcontext(path.parent if alone else path) as folder:
+            found = read_headers(folder, "*" if alone and not zipped else "**/*")
+            slices = one_series(found, path, series_uid)
             check_headers(slices)
             normal = _normal(slices[0][1])
-            yield sorted(slices, key=lambda s: float(normal @ np.array(s[1].ImagePositionPatient, float)))
+            slices.sort(key=lambda s: float(normal @ np.array(s[1].ImagePositionPatient, float)))
+            yield _without_copies(slices, path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-@contextlib.contextmanager
-def _unpacked(path: Path) -> Iterator[Path]:
-    """The zip unpacked to a temporary folder."""
-    with tempfile.TemporaryDirectory(prefix="hrldm-dicom-") as tmp:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-                # the end record, whose file count zipfile reads but does not check
-                archive.fp.seek(-22 - len(archive.comment), 2)
-                count = int.from_bytes(archive.fp.read(12)[10:], "little")
-                if len(set(names)) < len(names) or count not in (len(names), 0xFFFF):  # 0xFFFF: zip64
-                    raise zipfile.BadZipFile(f"its list of files is damaged: {len(set(names))} names of {count} files")
-                archive.extractall(tmp)
-        except Exception as error:  # zipfile raises many kinds: damaged, encrypted, unknown method
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                said = f"{path}: no room to unpack it in {tmp}; set TMPDIR to a larger disk"
-                raise OSError(error.errno, said) from error
-            raise ValueError(
-                f"cannot be unpacked ({error}); give an intact zip without password, or the folder"
-            ) from error
-        yield Path(tmp)
+def _without_copies(slices: list[Slice], path: Path) -> list[Slice]:
+    """Sorted slices without those that hold, at one place, the same pixels as the slice before them."""
+    normal = _normal(slices[0][1])
+    along = np.array([normal @ np.array(header.ImagePositionPatient, float) for _, header in slices])
+    again = [k for k in np.flatnonzero(np.diff(along) < SAME_MM) + 1 if _alike(slices[k - 1], slices[k])]
+    if again:
+        first = slices[again[0]][0].name
+        logger.warning(
+            "%s: %d slice(s) there twice, pixel by pixel, first %s; the copies are left out", path, len(again), first
+        )
+    return [pair for k, pair in enumerate(slices) if k not in again]
+
+
+def _alike(a: Slice, b: Slice) -> bool:
+    return np.array_equal(*_pixels([a, b]).transpose(2, 0, 1))
 
 
 def _normal(header: pydicom.Dataset) -> np.ndarray:
@@ -157,10 +163,12 @@ def _check_steps(along: np.ndarray, names: list[str]) -> None:
     """Refuse duplicate, missing and unevenly spaced slices; `along` (N,) are sorted positions in mm."""
     steps = np.diff(along)
     typical = float(np.median(steps))
-    doubled = np.flatnonzero(steps < max(0.01, 0.1 * typical))
+    doubled = np.flatnonzero(steps < max(SAME_MM, 0.1 * typical))
     if doubled.size:
         pair = f"{names[doubled[0]]} and {names[doubled[0] + 1]}"
-        raise ValueError(f"{doubled.size} slice position(s) twice, first {pair}; remove the duplicates")
+        raise ValueError(
+            f"{doubled.size} slice position(s) twice with other pixels, first {pair}; remove one of each, or keep one acquisition"
+        )
     holes = np.flatnonzero(steps > 1.5 * typical)
     if holes.size:
         k, lost = holes[0], int(np.rint(steps[holes] / typical - 1).sum())
@@ -181,33 +189,40 @@ def _check_steps(along: np.ndarray, names: list[str]) -> None:
 
 def _pixels(slices: list[Slice]) -> np.ndarray:
     """HU (X, Y, Z), each slice with its own rescale; int16 if lossless, else float32."""
-    planes = []
+    planes, last = [], (None, None)
     for file, header in slices:
         try:
-            planes.append(_decoded(file, header))
+            if file != last[0]:  # the frames of a file come one after the other
+                last = file, _decoded(file, header)
+            plane = last[1][getattr(header, "frame", 0)]
+            if plane.shape != (header.Rows, header.Columns):
+                raise ValueError(f"{plane.shape} pixels where its header says {(header.Rows, header.Columns)}")
+            planes.append(_as_hu(plane, header))
         except Exception as error:  # SimpleITK's RuntimeError, and many kinds from pydicom
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise ValueError(f"pixels of {file.name} cannot be decoded ({reason}); fetch the file again") from error
-    volume = np.concatenate(planes).transpose(2, 1, 0)  # (Z, Y, X) -> (X, Y, Z)
-    whole = volume.dtype.kind in "iu" or bool((volume == np.rint(volume)).all())
-    fits = volume.min() >= np.iinfo(np.int16).min and volume.max() <= np.iinfo(np.int16).max
-    return np.ascontiguousarray(volume, dtype=np.int16 if whole and fits else np.float32)
+    return np.ascontiguousarray(np.stack(planes).transpose(2, 1, 0))  # (Z, Y, X) -> (X, Y, Z)
 
 
 def _decoded(file: Path, header: pydicom.Dataset) -> np.ndarray:
-    """HU (1, Y, X) of one file; any kind of exception if that fails."""
-    size = (header.Rows, header.Columns)
-    data = pydicom.dcmread(file, specific_tags=["PixelData"])
-    if not data.file_meta.TransferSyntaxUID.is_encapsulated:  # the decoder would not notice another number of pixels
-        each = header.BitsAllocated // 8
-        surplus = len(data.PixelData) - np.prod(size) * each
-        if not 0 <= surplus < min(size) * each:  # padding at the end is harmless
-            raise ValueError(f"{len(data.PixelData)} bytes for {size} pixels of {header.BitsAllocated} bits")
-    if header.BitsAllocated < 32:
-        plane = sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))
-    else:  # GDCM reads 16 stored of 32 allocated bits as 16 allocated
-        pixels = pydicom.dcmread(file).pixel_array
-        plane = pixels[None] * float(header.RescaleSlope) + float(header.RescaleIntercept)
-    if plane.shape != (1, *size):
-        raise ValueError(f"{plane.shape[1:]} pixels where its header says {size}")
-    return plane
+    """All frames (n, Y, X) of one file: stored values, of a compressed file HU; any kind of exception if that fails."""
+    if header.file_meta.TransferSyntaxUID.is_encapsulated:
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))
+    data = load(file)
+    each = header.Rows * header.Columns * header.BitsAllocated // 8
+    surplus = len(data.PixelData) - each * int(data.get("NumberOfFrames") or 1)
+    if (
+        not 0 <= surplus < min(header.Rows, header.Columns) * header.BitsAllocated // 8
+    ):  # padding at the end is harmless
+        raise ValueError(f"{len(data.PixelData)} bytes for pixels of {header.BitsAllocated} bits")
+    return data.pixel_array.reshape(-1, header.Rows, header.Columns)
+
+
+def _as_hu(plane: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
+    """A plane of `_decoded` in HU, int16 if lossless, else float32."""
+    hu = plane
+    if not header.file_meta.TransferSyntaxUID.is_encapsulated:
+        hu = plane * float(header.RescaleSlope) + float(header.RescaleIntercept)
+    small, limits = hu.astype(np.float32), np.iinfo(np.int16)
+    whole = limits.min <= hu.min() and hu.max() <= limits.max and (hu.dtype.kind in "iu" or (hu == np.rint(hu)).all())
+    return hu.astype(np.int16) if whole else small

@@ -16,12 +16,13 @@ import numpy as np
 from scipy import fft, ndimage
 
 from hrldm.ct.geometry import grid_gap, reach, sample, to_world, voxel_size
-from hrldm.ct.nifti import open_nifti, read_voxels
+from hrldm.ct.image import read_image
 from hrldm.ct.volume import CT
 
 LOBE_NAMES = {10: "LUL", 11: "LLL", 12: "RUL", 13: "RML", 14: "RLL"}  # TotalSegmentator labels
 LEFT, RIGHT = (10, 11), (12, 13, 14)
-NUMBERINGS = {"v2": 0, "v1": 3}  # TotalSegmentator versions: offset of their lobe numbers from ours
+# offset of their lobe numbers from ours
+NUMBERINGS = {"TotalSegmentator v2": 0, "TotalSegmentator v1": 3, "MAISI and VISTA3D": 18}
 LEAST_SHARE = 0.7  # of the map in the scan's lungs
 BETTER_BY = 0.05  # least gain in share for a map to count as mirrored or rotated
 MOVED_BY, MOVED_MM = 0.1, 10.0  # least gain in share, and distance, for a map to count as shifted
@@ -32,13 +33,13 @@ COARSE_MM = 8.0
 
 
 def read_beside(path: str | Path, ct: CT) -> tuple[np.ndarray, np.ndarray]:
-    """Whole-number labels (x, y, z) of a NIfTI file in the world space of `ct`, and its affine.
+    """Whole-number labels (x, y, z) of an image file in the world space of `ct`, and its affine.
 
     Raises:
         ValueError: unreadable or not finite; or it has the CT's shape but a made-up affine (origin 0).
     """
-    image = open_nifti(path)
-    affine, shape = image.affine, image.shape[:3]
+    image = read_image(path)
+    affine, shape, values = image.affine, image.array.shape, image.array
     lost = sorted(shape) == sorted(ct.shape) and np.abs(affine[:3, 3]).max() < 1e-3
     places = [reach(a, [-0.5] * 3, np.array(n) - 0.5) for a, n in ((affine, shape), (ct.affine, ct.shape))]
     if lost and np.abs(np.subtract(*places)).max() > voxel_size(ct.affine).max():
@@ -47,7 +48,6 @@ def read_beside(path: str | Path, ct: CT) -> tuple[np.ndarray, np.ndarray]:
             f"{path}: its affine is not that of {ct.source or 'the CT'} but one without a place (origin 0, voxels of {size} "
             "mm), so where it lies is lost; save it again with the affine of the CT"
         )
-    values = read_voxels(image, path)[1]
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise ValueError(f"{path}: voxels that are NaN or infinite; save whole numbers, 0 where nothing is marked")
@@ -59,7 +59,7 @@ def read_map(path: str | Path, ct: CT, own: np.ndarray, own_affine: np.ndarray) 
     """A lung mask or lobe map on the CT's grid.
 
     Args:
-        path: NIfTI in the CT's world space, any grid
+        path: image file in the CT's world space, any grid
         own:  (x, y, z) bool, the lungs as seen on the CT itself, on their own grid with `own_affine`
 
     Returns:
@@ -70,10 +70,10 @@ def read_map(path: str | Path, ct: CT, own: np.ndarray, own_affine: np.ndarray) 
         ValueError: unreadable, not finite, without a voxel inside the CT.
     """
     values, affine = read_beside(path, ct)
-    first, last = min(LOBE_NAMES), max(LOBE_NAMES) + max(NUMBERINGS.values())
     if values.max() == 5 and not np.isin(values, (1, 2)).any() and np.isin(values, (3, 4)).any():
         values = np.isin(values, (3, 4))  # LUNA16: 3 and 4 are the lungs, 5 the trachea
-    numbered, numbering = (values >= first) & (values <= last), None
+    known = [label + offset for label in LOBE_NAMES for offset in NUMBERINGS.values()]
+    numbered, numbering = np.isin(values, known), None
     if numbered.any():
         values = (values * numbered).astype(np.uint8)
         numbering = _numbering(sample(values, affine, own.shape, own_affine, order=0, outside=0), own, own_affine)
@@ -89,7 +89,7 @@ def read_map(path: str | Path, ct: CT, own: np.ndarray, own_affine: np.ndarray) 
 
 def _lobes(values: np.ndarray, numbering: str) -> np.ndarray:
     """Our lobe numbers where `values` are the lobes of this numbering, else 0."""
-    ours = values - np.uint8(NUMBERINGS[numbering])  # 0 becomes 253, no lobe either
+    ours = values - np.uint8(NUMBERINGS[numbering])  # below the offset: 238 or more, no lobe either
     return ours * ((ours >= min(LOBE_NAMES)) & (ours <= max(LOBE_NAMES)))
 
 

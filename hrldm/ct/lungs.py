@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
@@ -27,7 +28,9 @@ logger = logging.getLogger(__name__)
 TISSUE_HU = -400.0  # lung and air below, tissue above
 GRID_MM, CHECK_MM = 2.0, 4.0  # the threshold method works on this grid; to check a map, a coarser one does
 CLOSING_MM = 8.0  # fills in vessels and pleural nodules up to about twice this size
-LEAST_ML = 400.0  # anything smaller is not even one lung
+LEAST_ML = 400.0  # of a whole lung; less is warned of
+SOME_ML = 50.0  # anything smaller is the trachea
+CUT_MM2 = 400.0  # of lung in an outer face of the image: the scan cuts it
 SMALLER_LUNG = 0.15  # of the larger lung: smaller pieces are bowel gas or the trachea
 LUNG_HU = -950.0  # a lower mean is air
 LUNG_MEAN_HU = (-980.0, -450.0)  # plausible mean inside a lung mask, vessels included
@@ -39,34 +42,45 @@ def lung_labels(ct: CT, path: str | Path | None = None) -> tuple[np.ndarray, str
     """Labels (X, Y, Z) uint8 on the CT's grid, and their source: the map's file name (or TotalSegmentator) with its
     lobe numbering, or "threshold".
 
-    path: label map or mask of this CT (NIfTI, any grid in the same world space; TotalSegmentator labels, version 1 or
-        2); None segments the CT
+    path: label map or mask of this CT (an image file, any grid in the same world space; labels of TotalSegmentator,
+        version 1 or 2, MAISI or VISTA3D); None segments the CT, by threshold if TotalSegmentator is missing or fails
 
     Raises:
         ValueError: no lungs in the scan, or a map of another CT; the message says what to do.
     """
-    if path is None and not shutil.which("TotalSegmentator"):
-        labels = threshold_lungs(ct).view(np.uint8)
-        _check_lung(ct, labels, "threshold")
-        return labels, "threshold"
-    with total_segmentator(ct) if path is None else contextlib.nullcontext(path) as file:
+    if path is not None:
+        labels, numbers = _from_map(ct, path)
+        return labels, Path(path).name + numbers
+    if shutil.which("TotalSegmentator"):
         try:
-            own, affine = _own_lungs(ct, CHECK_MM)
-        except ValueError:  # a scan cropped so that the lungs join the air outside: all dark voxels
-            own, affine = resample(ct.array, ct.affine, CHECK_MM)
-            own = own < TISSUE_HU
-        labels, numbering = read_map(file, ct, own, affine)
-        _check_lung(ct, labels, str(file))
-        check_map(file, ct, labels, own, affine)
-    numbers = f" (TotalSegmentator {numbering} numbers)" if numbering else ""
-    return labels, ("TotalSegmentator" if path is None else Path(path).name) + numbers
+            with total_segmentator(ct) as file:
+                labels, numbers = _from_map(ct, file)
+                return labels, "TotalSegmentator" + numbers
+        except (ValueError, OSError) as error:
+            logger.warning("%s: lungs by threshold, which tells no lobes, for %s", ct.source or "CT", error)
+    labels = threshold_lungs(ct).view(np.uint8)
+    _check_lung(ct, labels, "threshold")
+    return labels, "threshold"
+
+
+def _from_map(ct: CT, file: str | Path) -> tuple[np.ndarray, str]:
+    """Checked labels (X, Y, Z) of a map, and the numbering found, in words."""
+    try:
+        own, affine = _own_lungs(ct, CHECK_MM)
+    except ValueError:  # a scan cropped so that the lungs join the air outside: all dark voxels
+        own, affine = resample(ct.array, ct.affine, CHECK_MM)
+        own = own < TISSUE_HU
+    labels, numbering = read_map(file, ct, own, affine)
+    _check_lung(ct, labels, str(file))
+    check_map(file, ct, labels, own, affine)
+    return labels, f" ({numbering} numbers)" if numbering else ""
 
 
 def threshold_lungs(ct: CT) -> np.ndarray:
     """Lungs (X, Y, Z) bool by threshold and closing: large dark regions not connected to the air around the patient.
 
     Raises:
-        ValueError: no region of at least `LEAST_ML` ml.
+        ValueError: no region of at least `LEAST_ML` ml, and none of `SOME_ML` with the density of lung.
     """
     closed, affine = _own_lungs(ct, GRID_MM, alone=True)
     box = ndimage.find_objects(closed.view(np.uint8))[0]
@@ -97,12 +111,16 @@ def _own_lungs(ct: CT, grid_mm: float, alone: bool = False) -> tuple[np.ndarray,
     ml = np.bincount(regions.ravel(), minlength=n + 1) * grid_mm**3 / 1000
     inside = ml.copy()
     inside[[0, *at_edge]] = 0
+    found = inside.max()
+    if found < LEAST_ML:  # few slices, or lungs cut by the sides of the image: what is no gas
+        some = [k for k in np.flatnonzero(ml >= SOME_ML) if k and np.median(hu[regions == k]) > LUNG_HU]
+        inside = np.where(np.isin(np.arange(n + 1), some), ml, 0)
+        if not some:
+            raise ValueError(
+                f"{ct.source or 'CT'}: no lungs found (the largest dark region inside the body has {found:.0f} ml, a lung at "
+                f"least {LEAST_ML:.0f}); give a chest CT, or its lung mask"
+            )
     largest = inside.max()
-    if largest < LEAST_ML:
-        raise ValueError(
-            f"{ct.source or 'CT'}: no lungs found (the largest dark region inside the body has {largest:.0f} ml, a lung at "
-            f"least {LEAST_ML:.0f}); give a chest CT, or its lung mask"
-        )
     lungs = (inside >= SMALLER_LUNG * largest)[regions]
     if alone:  # the edge of the image may cut the other lung, which then cannot be told from the air around the patient
         span = to_world(affine, np.argwhere(lungs))[:, 0]
@@ -141,15 +159,30 @@ def total_segmentator(ct: CT) -> Iterator[Path]:
 
 
 def _check_lung(ct: CT, labels: np.ndarray, source: str) -> None:
-    """Raise ValueError for labels that cannot be the lungs of this CT."""
+    """Raise ValueError for labels that cannot be the lungs of this CT; warn where they are few, or cut."""
     step = np.maximum(1, GRID_MM // ct.spacing).astype(int)
     every = tuple(slice(None, None, n) for n in step)
     inside = labels[every] > 0
     ml = float(inside.sum()) * float(np.prod(ct.spacing * step)) / 1000
     mean = float(np.clip(ct.array[every][inside], -1024, 400).mean()) if inside.any() else 0.0
     low, high = LUNG_MEAN_HU
-    if ml < LEAST_ML or not low <= mean <= high:
+    if ml < SOME_ML or not low <= mean <= high:
         raise ValueError(
             f"{source}: not the lungs of {ct.source or 'this CT'} ({ml:.0f} ml with a mean of {mean:.0f} HU; lungs have at "
-            f"least {LEAST_ML:.0f} ml and {low:.0f}..{high:.0f} HU); give the mask of this scan"
+            f"least {SOME_ML:.0f} ml and {low:.0f}..{high:.0f} HU); give the mask of this scan"
         )
+    if ml < LEAST_ML:
+        logger.warning("%s: %.0f ml of lung, a whole lung has %.0f or more", ct.source or "CT", ml, LEAST_ML)
+    if cut := ", ".join(_cut(ct, labels)):
+        logger.warning("%s: the scan cuts the lungs (%s); nodules come into what is there", ct.source or "CT", cut)
+
+
+def _cut(ct: CT, labels: np.ndarray) -> Iterator[str]:
+    """The sides of the image that the lungs reach."""
+    sides = {"R": ("left", "right"), "A": ("back", "front"), "S": ("foot", "head")}
+    sides |= {opposite: names[::-1] for opposite, names in zip("LPI", sides.values(), strict=True)}
+    for axis, towards in enumerate(nib.aff2axcodes(ct.affine)):
+        area = float(np.prod(np.delete(ct.spacing, axis)))
+        for end, name in zip((0, -1), sides[towards], strict=True):
+            if np.count_nonzero(labels.take(end, axis)) * area > CUT_MM2:
+                yield name

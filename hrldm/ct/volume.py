@@ -1,9 +1,9 @@
-"""A CT with its geometry: NIfTI or a DICOM series in, NIfTI out, without loss.
+"""A CT with its geometry: NIfTI, MetaImage, NRRD or a DICOM series in, the same or NIfTI out, without loss.
 
 Notation: voxel index i = (x, y, z), affine A (4, 4), world w = A·(i, 1) in RAS mm. A file stores s, with
 HU = slope·s + inter; `CT` keeps s as read, so an untouched voxel is written back bit for bit. Changing the voxel
 order (`to_ras`, `from_ras`) only permutes and flips axes; every other change of grid is a single `sample` through
-A_source⁻¹·A_target, so oblique scans need no special case. `nifti` and `dicom_read` read the files.
+A_source⁻¹·A_target, so oblique scans need no special case. `image` and `dicom_read` read the files.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ import nibabel as nib
 import numpy as np
 
 from hrldm.atomic import atomic
+from hrldm.ct.dicom_headers import holds_slice
 from hrldm.ct.dicom_read import Levels, read_series
 from hrldm.ct.geometry import check_geometry, grid_gap, head_foot, voxel_size
-from hrldm.ct.nifti import open_nifti, read_voxels, unscaled
+from hrldm.ct.image import ITK, NIFTI, holds_image, read_image, write_itk
+from hrldm.ct.nifti import unscaled
 
 logger = logging.getLogger(__name__)
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
 THICK_MM = 5.0  # from this slice thickness on, a warning is logged
 HU_LIMITS = (-10240, 32767)  # extended CT scale with its padding value; values beyond are not HU
+PADDING_HU = -32768  # and below: outside the field of view, where scanners and converters write the least value
+PADDED_HU = -1024  # what padding is taken for: air
 AIR_HU = -300  # every chest CT, and every crop around a lung nodule, has voxels below this
 
 
@@ -38,10 +42,10 @@ class CT:
         affine:     (4, 4) voxel index to RAS mm
         stored:     (X, Y, Z) values as in the file, native byte order
         slope, inter: HU = slope·stored + inter
-        header:     NIfTI header of the source, None for DICOM
+        header:     NIfTI header of the source, None for other formats
         source:     path it was read from
         provenance: free text by key (series UID, kernel, …; no patient data)
-        levels:     the HU that a DICOM source can store, None for NIfTI
+        levels:     the HU that a DICOM source can store, None for other formats
     """
 
     array: np.ndarray = field(repr=False)
@@ -77,34 +81,54 @@ class CT:
 
 
 def read_ct(path: str | Path, min_slices: int = 20, series_uid: str | None = None) -> CT:
-    """Read the CT in a NIfTI file, a DICOM folder or a zip of one, and check its HU and geometry.
+    """Read the CT in an image file, a DICOM folder, one of its files, or a zip of any, and check its HU and geometry.
 
     Args:
-        path:        .nii, .nii.gz, folder or .zip
+        path:        .nii, .nii.gz, .mha, .mhd, .nrrd, DICOM folder or file, or .zip
         min_slices:  fewest slices (voxels along the axis nearest to head-foot); 1 for crops around a nodule
-        series_uid:  which series of a DICOM folder with several
+        series_uid:  which series of a DICOM folder with several, see `dicom_headers.one_series`
 
     Raises:
-        ValueError: the message names the file, the fault and the remedy. Slices of 5 mm or more only give a warning.
+        ValueError: the message names the file, the fault and the remedy. Slices of 5 mm or more, padding and copies of
+            slices only give a warning.
     """
     path = Path(path)
     # os.path: Path's own methods raise on an overlong name
-    if os.path.isdir(path) or path.suffix.lower() == ".zip" and os.path.isfile(path):
+    if os.path.isdir(path) or os.path.isfile(path) and not holds_image(path) and (_is_zip(path) or holds_slice(path)):
         array, affine, provenance, levels = read_series(path, series_uid)
         check_geometry(affine, path)
-        ct = CT(array, affine, source=str(path), provenance=provenance, levels=levels)
+        ct = CT(_unpadded(array, path), affine, array, source=str(path), provenance=provenance, levels=levels)
     else:
-        image = open_nifti(path)
-        stored, array = read_voxels(image, path)
-        slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
-        ct = CT(array, image.affine, stored, slope, inter, image.header, str(path), {"format": "nifti"})
+        stored, array, affine, slope, inter, header = read_image(path)
+        ct = CT(_unpadded(array, path), affine, stored, slope, inter, header, str(path), {"format": "image"})
     n_slices = ct.shape[head_foot(ct.affine)]
     if n_slices < min_slices:
         raise ValueError(f"{path}: {n_slices} slices, a whole chest CT has at least {min_slices}; give the full series")
     check_hu(ct.array, path)
     if (thick := ct.spacing.max()) >= THICK_MM:
-        logger.warning("%s: %.1f mm slices resolve nodules below twice that badly; prefer ≤ 2.5 mm", path, thick)
+        logger.warning(
+            "%s: slices of %.1f mm: nodules smaller than two slices are blurred into the lung; prefer slices of 2.5 mm or less",
+            path, thick,
+        )  # fmt: skip
     return ct
+
+
+def _is_zip(path: Path) -> bool:
+    return path.suffix.lower() == ".zip"
+
+
+def _unpadded(array: np.ndarray, name: Path) -> np.ndarray:
+    """HU (X, Y, Z) with air where the file is padded with one value of `PADDING_HU` or less; the array itself if nowhere."""
+    if not -np.inf < (low := array.min()) <= PADDING_HU:
+        return array
+    padded = array == low
+    if (array[~padded] < HU_LIMITS[0]).any():
+        return array
+    logger.warning(
+        "%s: %.1f%% of its voxels are padding (%g), taken for air (%d HU) and left as they are in the file",
+        name, 100 * padded.mean(), low, PADDED_HU,
+    )  # fmt: skip
+    return np.where(padded, array.dtype.type(PADDED_HU), array)
 
 
 def check_hu(array: np.ndarray, name: str | Path) -> None:
@@ -129,6 +153,19 @@ def check_hu(array: np.ndarray, name: str | Path) -> None:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
+def write_ct(path: str | Path, stored: np.ndarray, like: CT) -> Path:
+    """Write stored values as `write_nifti` does, or to .mha or .nrrd if `like` was read from such a file."""
+    path = Path(path)
+    return write_itk(path, stored, like.source) if path.suffix in ITK.values() else write_nifti(path, stored, like)
+
+
+def same_suffix(path: str | Path, nifti: bool = False) -> str:
+    """How the file ends that takes a CT read from `path`: as it if that is an image file, else .nii.gz; nifti: .nii* only."""
+    path = Path(path)
+    itk = {} if nifti or path.is_dir() else ITK
+    return ".nii" if path.name.endswith(".nii") else itk.get(path.suffix.lower(), ".nii.gz")
+
+
 def write_nifti(path: str | Path, stored: np.ndarray, like: CT, overwrite: bool = False) -> Path:
     """Write stored values (X, Y, Z) on the grid of `like`, with its affine, header and scaling, and `stored`'s dtype.
 
@@ -139,7 +176,7 @@ def write_nifti(path: str | Path, stored: np.ndarray, like: CT, overwrite: bool 
         OSError: could not be written; nothing is left behind.
     """
     path = Path(path)
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
+    if not path.name.lower().endswith(NIFTI):
         raise ValueError(f"{path}: output must end in .nii or .nii.gz")
     if stored.shape != like.shape:
         grid = f"{like.source or 'a CT'} {like.shape}"

@@ -13,14 +13,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hrldm.atomic import held
-from hrldm.ct.dicom_headers import holds_dicom
+from hrldm.ct.dicom_headers import LARGEST, holds_dicom
 from hrldm.insertion.files import check_request, insert_file
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.record import RECORD, asked_for, inputs, made_of
 from hrldm.insertion.wish import Wish, own_seed
 
 logger = logging.getLogger(__name__)
-_SUFFIX = re.compile(r"\.(nii\.gz|nii|zip)$", re.IGNORECASE)
+_SUFFIX = re.compile(r"\.(nii\.gz|nii|mha|mhd|nrrd|nhdr|zip)$", re.IGNORECASE)
 
 
 def insert_folder(
@@ -35,7 +35,7 @@ def insert_folder(
     """`insert_file` for every CT in `folder` into `out/<name>`; existing results are kept, so a killed run resumes.
 
     Each CT gets the same wishes with its own seeds (from its name). lungs: folder with a label map of the same name.
-    What `find_cts` skips is logged.
+    Of several series in one folder the largest chest CT is taken (`dicom_headers.LARGEST`). What `find_cts` skips is logged.
 
     Returns:
         name -> "done", "there already" or the error.
@@ -51,7 +51,7 @@ def insert_folder(
     if passed:
         logger.warning("%s: passed over, no CT: %s", folder, ", ".join(passed))
     if not found:
-        raise ValueError(f"{folder}: no CT in it (.nii, .nii.gz, .zip, or folders of DICOM files)")
+        raise ValueError(f"{folder}: no CT in it (.nii, .nii.gz, .mha, .mhd, .nrrd, .zip, or folders of DICOM files)")
     check_request(wishes, generator, lungs=lungs, **options)
     own = {
         name: [replace(w, seed=own_seed(w.seed, *hashlib.sha256(os.fsencode(name)).digest())) for w in wishes]
@@ -85,7 +85,8 @@ def insert_folder(
                 if not there:
                     if lungs is not None and maps[name] is None:
                         raise ValueError(f"{lungs}: no label map named {name}.nii.gz")
-                    insert_file(path, target, own[name], generator, maps[name], overwrite=overwrite, **options)
+                    how = {"overwrite": overwrite, "series_uid": LARGEST} | options
+                    insert_file(path, target, own[name], generator, maps[name], **how)
                 said[name] = "there already" if there else "done"
             except (ValueError, OSError) as error:
                 logger.error("%s: %s", name, error)
@@ -98,9 +99,10 @@ def find_cts(
 ) -> tuple[dict[str, Path], list[str]]:
     """CTs of a folder by the name of their result, and what was skipped.
 
-    A CT is a NIfTI file, a zip, or a folder of other files; folders that hold NIfTI files or zips but no DICOM are
+    A CT is an image file, a zip, or a folder of other files; folders that hold NIfTI files or zips but no DICOM are
     searched recursively, so names may have parts ("site/scan"). Skipped: other files, hidden ones, empty folders,
-    results of insertions, `out`, and the folder of label maps.
+    results of insertions, `out`, the folder of label maps, and what lies beside or below a file named ct (ct.nii.gz and
+    its masks, a folder a patient).
 
     Raises:
         ValueError: no such folder, or CTs whose results would have one name.
@@ -127,7 +129,12 @@ def find_cts(
 
 def _entries(folder: Path, known: tuple) -> Iterator[tuple[Path, bool]]:
     """The entries of a folder, and whether each is a CT. known: folders to skip."""
-    for path in sorted(folder.iterdir()):
+    paths = sorted(folder.iterdir())
+    cts = [path for path in paths if _SUFFIX.sub("", path.name).lower() == "ct" and path.is_file()]
+    for path in paths:
+        if cts and path not in cts:
+            yield path, False
+            continue
         try:
             yield from _entry(path, known)
         except OSError as error:  # lost+found, another user's folder
@@ -154,4 +161,7 @@ def _entry(path: Path, known: tuple) -> Iterator[tuple[Path, bool]]:
 
 
 def _same_name(folder: Path, name: str) -> Path | None:
-    return next((f for suffix in (".nii.gz", ".nii") if (f := folder / f"{name}{suffix}").is_file()), None)
+    return next(
+        (f for suffix in (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd") if (f := folder / f"{name}{suffix}").is_file()),
+        None,
+    )

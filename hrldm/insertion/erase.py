@@ -1,6 +1,6 @@
 """Erase lesions from a CT, from disk to disk: a pair of scans with and without them.
 
-The folder of results is like an insertion's (`files`): `ct.nii.gz` (or `.nii`, as the input) with the input's affine,
+The folder of results is like an insertion's (`files`): `ct.nii.gz` (`.nii`, `.mha` or `.nrrd`, as the input) with the input's affine,
 header and dtype, `mask.nii.gz` (k where the k-th lesion and its margin were), `record.json`, and for a DICOM input the
 derived series in `dicom/`.
 """
@@ -24,7 +24,7 @@ from hrldm.ct.dicom_write import ERASED, check_source, write_series
 from hrldm.ct.geometry import to_world
 from hrldm.ct.label_maps import read_avoided
 from hrldm.ct.lungs import lung_labels
-from hrldm.ct.volume import CT, read_ct, write_nifti
+from hrldm.ct.volume import CT, read_ct, same_suffix, write_ct, write_nifti
 from hrldm.insertion.files import check_output
 from hrldm.insertion.record import PACKAGES, RECORD, stamp
 from hrldm.nodules.healthy import Patch, erased
@@ -128,8 +128,7 @@ def erase_file(
             "seed": seed,
             "erased": records,
         }
-        suffix = ".nii" if str(path).endswith(".nii") else ".nii.gz"
-        write_nifti(part / f"ct{suffix}", stored, ct)
+        write_ct(part / f"ct{same_suffix(path)}", stored, ct)
         write_nifti(part / "mask.nii.gz", where, CT(where, ct.affine))
         if derive:
             key = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()

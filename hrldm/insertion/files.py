@@ -1,8 +1,8 @@
 """Insertion from disk to disk: one CT into a folder of results.
 
-The results of one CT appear together, once all are written: `ct.nii.gz` (or `.nii`, as the input) with the input's
+The results of one CT appear together, once all are written: `ct.nii.gz` (`.nii`, `.mha` or `.nrrd`, as the input) with the input's
 affine, header and dtype, `mask.nii.gz` (k for the k-th nodule), where a nodule has a solid core `core.nii.gz` (1 lesion,
-2 core: as a wish's `mask` takes it), `record.json`, `preview.png`, and for a DICOM input the derived series in `dicom/`.
+2 core: as a wish's `mask` takes it), `record.json`, `preview.png`, and for a DICOM input the derived series in `dicom/` and, if asked for, the masks in `seg.dcm`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from hrldm.atomic import new_folder, write_text
+from hrldm.ct.dicom_seg import check_seg, write_seg
 from hrldm.ct.dicom_write import PRIVATE, check_source, write_series
 from hrldm.ct.label_maps import read_avoided
 from hrldm.ct.lungs import lung_labels
-from hrldm.ct.volume import CT, read_ct, write_nifti
+from hrldm.ct.volume import CT, read_ct, same_suffix, write_ct, write_nifti
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.insert import Inserted, check_retries, insert
 from hrldm.insertion.preview import draw_preview
@@ -34,7 +35,9 @@ from hrldm.insertion.wish import Wish
 logger = logging.getLogger(__name__)
 FORMATS = ("same", "nifti")
 # what `insert_file` writes
-_WRITTEN = re.compile(r"ct\.nii(\.gz)?|(mask|core)\.nii\.gz|record\.json|preview\.png|dicom/\d+\.dcm")
+_WRITTEN = re.compile(
+    r"ct\.(nii(\.gz)?|mha|nrrd)|(mask|core)\.nii\.gz|record\.json|preview\.png|seg\.dcm|dicom/\d+\.dcm"
+)
 
 
 def insert_file(
@@ -51,18 +54,20 @@ def insert_file(
     format: str = "same",
     matching: bool = True,
     grain: bool = True,
+    seg: bool = False,
     algorithm: Callable[..., Inserted] = insert,
 ) -> dict:
     """Read a CT, insert the wishes, write the folder `out`; returns the record.
 
     Args:
-        path:      NIfTI file, DICOM folder or zip
+        path:      image file (.nii, .nii.gz, .mha, .mhd, .nrrd), DICOM folder or file, or zip
         lungs:     lung mask or TotalSegmentator map of this CT; None segments it
         avoid:     mask that no nodule may touch, for example of known lesions
         overwrite: replace a folder that an earlier insertion wrote
         private:   strip or keep private DICOM tags
-        format:    "same": a DICOM source also gives a derived DICOM series; "nifti": NIfTI only
+        format:    "same": that of the source, and of a DICOM source NIfTI and a derived series; "nifti": NIfTI only
         matching, grain: see `hrldm.insertion.finish.finished`
+        seg:       with a derived series, its masks as DICOM SEG (see `dicom_seg`)
         algorithm: another function with `insert`'s arguments, to use instead; the record then names it
 
     Raises:
@@ -79,6 +84,8 @@ def insert_file(
         derive = format == "same" and ct.provenance.get("format") == "dicom"
         if derive:
             check_source(path, series_uid)
+            if seg:
+                check_seg(path, series_uid)
         need, disk = ct.stored.nbytes * (1 + derive), shutil.disk_usage(part)
         if disk.total and disk.free < need:  # some shared disks report nothing
             raise OSError(f"{out}: needs up to {need / 1e6:.0f} MB, and its disk has {disk.free / 1e6:.0f} MB free")
@@ -87,12 +94,12 @@ def insert_file(
         files = {name: stamp(file) for name, file in inputs(path, wishes, lungs, avoid).items()}
         with _memory():
             made = algorithm(ct, wishes, generator, labels, known, retries, matching=matching, grain=grain)
-        asked = asked_for(generator, lungs, avoid, retries, private, format, matching, grain)
+        asked = asked_for(generator, lungs, avoid, retries, private, format, matching, grain, seg)
         if algorithm is not insert:
             asked["algorithm"] = algorithm.__name__
         record = record_of(ct, made, generator, found) | asked | {"files": files, "nodules": made.records}
-        suffix = ".nii" if str(path).endswith(".nii") else ".nii.gz"
-        write_nifti(part / f"ct{suffix}", made.stored, ct)
+        suffix = same_suffix(path, nifti=format == "nifti")
+        write_ct(part / f"ct{suffix}", made.stored, ct)
         write_nifti(part / "mask.nii.gz", made.mask, CT(made.mask, ct.affine))
         if made.core.any():
             parts = (made.mask > 0).astype(np.uint8) + made.core
@@ -100,6 +107,8 @@ def insert_file(
         if derive:
             key = hashlib.sha256(json.dumps(record["nodules"], sort_keys=True).encode()).hexdigest()
             write_series(path, made.stored, part / "dicom", key, private, series_uid)
+            if seg:
+                write_seg(part / "dicom", made.mask > 0, made.core, part / "seg.dcm", key)
         draw_preview(part / "preview.png", ct, made.stored, made.records)
         write_text(part / RECORD, json.dumps(record, indent=1, allow_nan=False) + "\n")
     return record

@@ -6,6 +6,7 @@ A wish brings its own lesion as a mask file (`own_mask`), or gets a shape of the
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from hrldm.nodules.positions import sample_position
 from hrldm.nodules.shape_fitting import choose_shape, fitted_distance
 from hrldm.nodules.shapes import ShapeLibrary
 
+logger = logging.getLogger(__name__)
 PLACE_SEED, NOISE_SEED = 1, 2  # what a wish's seed draws: shape, place and histogram; the seed of the sampler's noise
 SHAPES_TRIED = 5  # random shapes and rotations tried until one finds a position
 
@@ -129,9 +131,18 @@ def _check_place(space: LungSpace, mask: np.ndarray, centre: np.ndarray, at: tup
         depth = depth_mm(space.labels > 0)
         deep = np.argwhere(depth >= min(radius + 1, depth.max()))
         nearest = deep[np.argmin(((deep - centre) ** 2).sum(1))] + space.affine[:3, 3]
+        turned = np.rint(np.array(at) * (-1, -1, 1) - space.affine[:3, 3]).astype(int)
+        inside = (turned >= 0).all() and (turned < space.hu.shape).all() and space.labels[tuple(turned)]
         raise ValueError(
             f"at {', '.join(f'{x:.0f}' for x in at)} mm the lesion would leave the lungs; the nearest place for it is "
             f"{', '.join(f'{x:.0f}' for x in nearest)}"
+            + (
+                "; as LPS it lies in the lungs: if it is, say so (lps=True), or turn the signs of x and y"
+                if inside
+                else ""
+            )
         )
+    side = "right" if at[0] > to_world(space.affine, np.argwhere(space.labels))[:, 0].mean() else "left"
+    logger.info("at %s mm (RAS): the patient's %s", ", ".join(f"{x:.0f}" for x in at), side)
     if space.occupied[tuple(voxels.T)].any():
         raise ValueError(f"at {', '.join(f'{x:.0f}' for x in at)} mm there is another lesion; choose another place")

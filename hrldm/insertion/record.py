@@ -33,6 +33,7 @@ def asked_for(
     format: str = "same",
     matching: bool = True,
     grain: bool = True,
+    seg: bool = False,
 ) -> dict:
     """What a record says of the request besides the wishes."""
     how = generator.sampling
@@ -46,6 +47,7 @@ def asked_for(
             "format": format,
             "matching": matching,
             "grain": grain,
+            **({"seg": True} if seg else {}),
         },
         "weights": {"autoencoder": weights_digest(generator.autoencoder), "unet": weights_digest(generator.unet)},
         "sampling": {
@@ -135,7 +137,7 @@ def made_of(out: Path, wishes: Sequence[Wish], asked: dict, files: dict[str, Pat
         return (
             [nodule["wish"] for nodule in old["nodules"]] == wanted
             and (out / "mask.nii.gz").is_file()
-            and any((out / f"ct{end}").is_file() for end in (".nii", ".nii.gz"))
+            and any((out / f"ct{end}").is_file() for end in (".nii", ".nii.gz", ".mha", ".nrrd"))
             and old["versions"]["hrldm"] == __version__
             and set(old["files"]) == set(files)
             and all(old.get(key) == value for key, value in asked.items())

@@ -25,7 +25,7 @@ SEED_RULE = (
     "each nodule's own; of copies the first has the one given, the k-th and a batch's draw theirs by SeedSequence"
 )
 MOST = 10_000  # nodules in one CT; lungs hold fewer
-SMALLEST_MM, LARGEST_MM = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]
+SMALLEST_MM, LARGEST_MM = 3.0, SIZE_BINS_MM[-1][1]  # below 3 mm the Fleischner Society speaks of micronodules
 Subtype = Literal[*SUBTYPES]
 Lobe = Literal["LUL", "LLL", "RUL", "RML", "RLL"]  # as in `hrldm.ct.label_maps`
 Location = Literal["inner", "subpleural"]  # as in `hrldm.nodules.positions`
@@ -46,7 +46,7 @@ class Wish:
 
     Attributes:
         subtype:     of the nodule
-        diameter_mm: in mm, of the sphere of equal volume; 6 to 30
+        diameter_mm: in mm, of the sphere of equal volume; 3 to 30
         lobe:        target lobe; needs a lobe map (--lungs with a TotalSegmentator map, or TotalSegmentator installed)
         location:    inner, or at the pleura; not together with `at`
         at:          centre "x,y,z" in RAS mm instead of a random position
@@ -154,9 +154,9 @@ class Wish:
         """Whether a solid core of its own size or shape is requested."""
         if self.mask is None:
             return bool(self.core_mm)
-        from hrldm.ct.nifti import open_nifti, read_voxels  # slow
+        from hrldm.ct.image import read_image  # slow
 
-        return bool(read_voxels(open_nifti(self.mask), self.mask)[1].max().round() == 2)
+        return bool(read_image(self.mask).array.max().round() == 2)
 
     def said(self) -> list[str]:
         """Names of the fields that differ from their defaults."""

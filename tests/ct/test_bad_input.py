@@ -145,11 +145,11 @@ TAGS = {  # tags of slice 5, words
     "no orientation": ({"ImageOrientationPatient": None}, ("lacks a usable ImageOrientationPatient", AGAIN)),
     "no spacing": ({"PixelSpacing": None}, ("lacks a usable PixelSpacing", AGAIN)),
     "orientation not unit": ({"ImageOrientationPatient": [1, 0, 0, 0, 2, 0]}, ("lacks a usable ImageOrientationPatient",)),
-    "multi-frame": ({"NumberOfFrames": 8}, ("multi-frame", "dcm2niix")),
+    "multi-frame": ({"NumberOfFrames": 8}, ("multi-frame", "does not say where its frames lie", "dcm2niix")),
     "other spacing": ({"PixelSpacing": [0.9, 0.9]}, ("differs from", "keep the slices of one stack")),
     "other orientation": ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, ("differs from", "keep the slices of one stack")),
     "shifted": ({"ImagePositionPatient": [9, 0, 10]}, ("shifted 9.0 mm in plane", "one acquisition")),
-    "duplicate": ({"ImagePositionPatient": [0, 0, 8]}, ("twice", "0004.dcm", "remove the duplicates")),
+    "duplicate": ({"ImagePositionPatient": [0, 0, 8]}, ("twice with other pixels", "0004.dcm", "keep one acquisition")),
     "uneven": ({"ImagePositionPatient": [0, 0, 10.6]}, ("uneven slice spacing (2.60 mm", "resample")),
 }  # fmt: skip
 

@@ -337,8 +337,11 @@ def test_missing_slices_within_the_stack_are_noticed(gone):
 
 
 @fuzz(10, k=st.integers(0, 5), name=st.sampled_from(["a.dcm", "z.dcm", "sub.dcm", "copy"]))
-def test_a_slice_twice_is_refused(k, name):
-    assert check_dicom(named(stack()) | {name: stack()[k]}) is None
+def test_a_slice_twice_counts_once_and_two_slices_at_one_place_are_refused(k, name):
+    files = named(stack()) | {name: stack()[k]}
+    with folder_of(files) as folder:
+        np.testing.assert_array_equal(read_one(folder).array, check_dicom(stack()).array)
+    assert check_dicom(files | {name: edited(stack()[k - 1], "ImagePositionPatient", f"0\\0\\{2 * k}")}) is None
 
 
 @fuzz(15, order=st.permutations(range(6)))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from hrldm.ct import lungs
 from hrldm.ct.label_maps import read_avoided
@@ -10,7 +11,16 @@ from tests.ct.test_lungs import STRAIGHT, saved, world
 from tests.ct.test_lungs import chest as phantom
 
 SPACING = (4.0, 4.0, 5.0)
-V1 = {10: 13, 11: 14, 12: 15, 13: 16, 14: 17}
+NUMBERS = {  # of the lobes LUL, LLL, RUL, RML, RLL, as their authors list them
+    "TotalSegmentator v2": (10, 11, 12, 13, 14),
+    "TotalSegmentator v1": (13, 14, 15, 16, 17),
+    "MAISI and VISTA3D": (28, 29, 30, 31, 32),
+}
+OTHERS = {  # organs with the numbers of other numberings' lobes
+    "TotalSegmentator v2": (15, 16, 17, 28, 29, 30, 32),  # oesophagus, trachea, thyroid, vertebrae
+    "TotalSegmentator v1": (10, 11, 12, 28, 29, 30),  # pancreas, adrenals, vertebrae
+    "MAISI and VISTA3D": (10, 11, 12, 13, 14, 15),  # gallbladder, oesophagus, stomach, duodenum, kidney, bladder
+}
 
 
 @pytest.fixture(autouse=True)
@@ -30,27 +40,25 @@ def chest() -> tuple[CT, np.ndarray]:
 
 
 def numbered(lobes, numbering):
-    """Lobes in the numbers of a version of TotalSegmentator."""
-    return lobes.copy() if numbering == "v2" else np.select([lobes == k for k in V1], list(V1.values()), 0)
+    return np.select([lobes == k for k in range(10, 15)], NUMBERS[numbering], 0)
 
 
 @pytest.mark.parametrize("kept", [(10, 11, 12, 13, 14), (10, 11), (12, 13, 14), (13, 14), (10,)])
-@pytest.mark.parametrize("numbering", ["v1", "v2"])
+@pytest.mark.parametrize("numbering", NUMBERS)
 def test_lobes_are_read_in_either_numbering_whole_or_in_part(tmp_path, chest, kept, numbering):
     ct, lobes = chest
     lobes = np.where(np.isin(lobes, kept), lobes, 0)
     labels, source = lungs.lung_labels(ct, saved(tmp_path, numbered(lobes, numbering), ct.affine))
     np.testing.assert_array_equal(labels, lobes)
-    assert source == f"map.nii.gz (TotalSegmentator {numbering} numbers)"
+    assert source == f"map.nii.gz ({numbering} numbers)"
 
 
-@pytest.mark.parametrize("numbering", ["v1", "v2"])
+@pytest.mark.parametrize("numbering", NUMBERS)
 def test_a_map_of_all_organs_is_told_by_its_lungs(tmp_path, chest, numbering):
-    """v1 has the pancreas and the adrenals where v2 has lobes; v2 oesophagus, trachea and thyroid where v1 has lobes."""
     ct, lobes = chest
     given = numbered(lobes, numbering)
     free = np.argwhere(ct.array > 0)
-    for k, organ in enumerate((10, 11, 12) if numbering == "v1" else (15, 16, 17)):
+    for k, organ in enumerate(OTHERS[numbering]):
         given[tuple(free[k * 400 : (k + 1) * 400].T)] = organ
     given[0, 0, 0], given[tuple(free[-1])] = 1, 5
     labels, source = lungs.lung_labels(ct, saved(tmp_path, given, ct.affine))
@@ -65,6 +73,19 @@ def test_a_map_of_luna16_is_read_without_its_windpipe(tmp_path, chest):
     labels, source = lungs.lung_labels(ct, saved(tmp_path, values, ct.affine))
     np.testing.assert_array_equal(labels, lobes > 0)
     assert source == "map.nii.gz"
+
+
+def test_maps_may_be_metaimages_as_those_of_luna16(tmp_path, chest):
+    ct, lobes = chest
+    image = sitk.GetImageFromArray(lobes.transpose(2, 1, 0))
+    lps = np.diag([-1.0, -1, 1, 1]) @ ct.affine
+    image.SetSpacing(SPACING)
+    image.SetDirection((lps[:3, :3] / SPACING).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    sitk.WriteImage(image, str(tmp_path / "map.mhd"))
+    labels, source = lungs.lung_labels(ct, tmp_path / "map.mhd")
+    np.testing.assert_array_equal(labels, lobes)
+    assert source == "map.mhd (TotalSegmentator v2 numbers)"
 
 
 def test_diseased_lungs_that_a_threshold_misses_belong_to_their_map(tmp_path, chest):
@@ -83,7 +104,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-@pytest.mark.parametrize("numbering", ["v1", "v2"])
+@pytest.mark.parametrize("numbering", NUMBERS)
 def test_lobes_on_the_wrong_side_or_in_the_wrong_order_are_refused(tmp_path, chest, case, numbering):
     (ct, lobes), (change, words) = chest, WRONG[case]
     with pytest.raises(ValueError, match=f"map.nii.gz: .*({words})"):

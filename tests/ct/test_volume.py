@@ -73,7 +73,7 @@ def test_thick_slices_are_warned_about_and_crops_allowed(tmp_path, caplog):
     nib.save(nib.Nifti1Image(phantom((9, 9, 4)), np.diag([1, 1, 5, 1])), tmp_path / "thick.nii.gz")
     with caplog.at_level(logging.WARNING):
         read_ct(tmp_path / "thick.nii.gz", min_slices=4)
-    assert "thick.nii.gz" in caplog.text and "5.0 mm slices" in caplog.text
+    assert "thick.nii.gz" in caplog.text and "slices of 5.0 mm: nodules smaller than two slices" in caplog.text
 
 
 # -- DICOM -------------------------------------------------------------------------------------------------------------

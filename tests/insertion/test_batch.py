@@ -6,8 +6,11 @@ import re
 import shutil
 
 import numpy as np
+import pydicom
 import pytest
+import SimpleITK as sitk
 
+from hrldm.ct.volume import read_ct
 from hrldm.insertion import batch
 from hrldm.insertion.record import RECORD
 from hrldm.insertion.wish import Wish
@@ -123,6 +126,30 @@ def test_a_batch_says_what_it_lacks_before_it_begins(cts, tmp_path, caplog):
     assert said["a"] == "done" and said["b"].endswith("no label map named b.nii.gz") and said["b"] in caplog.text
     with pytest.raises(ValueError, match="a lobe is asked for, and nothing here tells lobes"):
         run(cts, wishes=[Wish(lobe="RUL")])
+
+
+def test_of_several_series_the_largest_is_taken_and_of_a_patients_folder_its_ct(cts, tmp_path, caplog):
+    large, _ = dicom(cts / "study" / "1"), dicom(cts / "study" / "2")
+    for file in sorted((cts / "study" / "2").iterdir()):
+        data = pydicom.dcmread(file)
+        data.SeriesInstanceUID = "1.2.4"
+        data.save_as(file)
+    next(iter(sorted((cts / "study" / "2").iterdir(), reverse=True))).unlink()
+    for name in ("ct.nii.gz", "lobes.nii.gz", "segmentations/heart.nii.gz"):
+        (cts / "p1" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(cts / "a.nii.gz", cts / "p1" / name)
+    image = sitk.ReadImage(str(cts / "a.nii.gz"))
+    sitk.WriteImage(image, str(cts / "scan.mhd"))
+    (cts / "a.nii.gz").unlink()
+    assert run(cts) == dict.fromkeys(("p1/ct", "scan", "study"), "done")
+    for words in (
+        "passed over, no CT: p1/lobes.nii.gz, p1/segmentations, scan.raw",
+        "the largest chest CT is taken, 1.2.3,",
+    ):
+        assert words in caplog.text
+    np.testing.assert_array_equal(*(read_ct(p).affine for p in (tmp_path / "out" / "study" / "dicom", large)))
+    assert {"ct.mha", "mask.nii.gz"} < {f.name for f in (tmp_path / "out" / "scan").iterdir()}
+    assert run(cts) == dict.fromkeys(("p1/ct", "scan", "study"), "there already")
 
 
 def test_odd_folders_stop_no_batch(tmp_path, monkeypatch):

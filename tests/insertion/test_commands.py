@@ -58,7 +58,7 @@ def test_a_record_makes_the_same_again_and_what_is_otherwise_is_said(call, nifti
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--diameter", "50"], "diameter 50 mm: nodules have 6 to 30 mm"),
+        (["--diameter", "50"], "diameter 50 mm: nodules have 3 to 30 mm"),
         (["--at", "1,2"], "three numbers"),
         (["--at", "here"], "at 'here': give three numbers x,y,z in RAS mm"),
         (["--at", "500,0,0"], "would leave the lungs; the nearest place"),
@@ -72,6 +72,9 @@ def test_a_record_makes_the_same_again_and_what_is_otherwise_is_said(call, nifti
         (["--plan", "plan.csv", "--diameter", "12", "--lobe", "RUL"], "leave out --diameter, --lobe, or write it"),
         (["--plan", "plan.csv", "--count", "3"], "leave out --count, or write it"),
         (["--plan", "record.json", "--seed", "4"], "leave out --seed, or write it"),
+        (["--at", "70,-5,70"], "would leave the lungs"),
+        (["--at", "70,50,-20"], "as LPS it lies in the lungs: if it is, say so (--lps)"),
+        (["--lps"], "--lps is for places"),
     ],
 )
 def test_wrong_arguments_end_with_a_sentence_and_no_output(call, nifti, tmp_path, monkeypatch, arguments, message):
@@ -81,6 +84,21 @@ def test_wrong_arguments_end_with_a_sentence_and_no_output(call, nifti, tmp_path
     status, _, error = call("insert", nifti, tmp_path / "o", *arguments)
     assert status == 2 and error.startswith("error: ") and message in error and "Traceback" not in error
     assert not (tmp_path / "o").exists()
+
+
+def test_a_place_in_lps_is_turned_and_its_side_is_said(call, nifti, tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "plan.csv").write_text('at,seed\n"70 -5 10",3\n')
+    for k, (place, side) in enumerate(
+        {("--at=70,-5,10", "--lps"): "left", ("--at=-70,5,10",): "left", ("--plan", tmp_path / "plan.csv", "--lps"): "left",
+         ("--at=70,-5,10",): "right"}.items()
+    ):  # fmt: skip
+        caplog.clear()
+        assert call("insert", nifti, tmp_path / f"o{k}", *place)[0] == 0
+        (nodule,) = json.loads((tmp_path / f"o{k}" / "record.json").read_text())["nodules"]
+        expected = [70, -5, 10] if side == "right" else [-70, 5, 10]
+        assert nodule["wish"]["at"] == expected and np.allclose(nodule["centre_ras_mm"], expected, atol=1)
+        assert f"mm (RAS): the patient's {side}" in caplog.text
 
 
 def test_hints_name_the_options_of_the_command_line(call, nifti, tmp_path):

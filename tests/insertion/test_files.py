@@ -272,6 +272,32 @@ def test_a_core_is_marked_in_a_file_that_a_wish_takes_and_its_quality_is_that_of
     assert not (tmp_path / "c" / "core.nii.gz").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "format", "ending"), [("a.mha", "same", "mha"), ("a.nrrd", "same", "nrrd"), ("a.mhd", "nifti", "nii.gz")]
+)
+def test_other_formats_in_and_out(nifti, tmp_path, name, format, ending):
+    sitk.WriteImage(sitk.ReadImage(str(nifti)), str(tmp_path / name))
+    record = put(tmp_path / name, tmp_path / "out", Wish("solid", 4.0), format=format)
+    assert names(tmp_path / "out") == [f"ct.{ending}", "mask.nii.gz", "preview.png", "record.json"]
+    before, after = (sitk.ReadImage(str(p)) for p in (tmp_path / name, tmp_path / "out" / f"ct.{ending}"))
+    changed = (sitk.GetArrayFromImage(before) != sitk.GetArrayFromImage(after)).transpose(2, 1, 0)
+    assert 0 < changed.sum() == record["voxels_changed"] < 500
+    assert changed[voxels(tmp_path / "out" / "mask.nii.gz") > 0].any()
+    np.testing.assert_allclose(before.GetDirection(), after.GetDirection(), atol=1e-6)
+    put(tmp_path / name, tmp_path / "out", format=format, overwrite=True)  # knows its own
+
+
+def test_a_padded_scan_keeps_its_padding(nifti, tmp_path):
+    image = nib.load(nifti)
+    hu = np.array(image.dataobj)
+    hu[:3] = hu[:, :, :1] = -32768
+    nib.save(nib.Nifti1Image(hu, image.affine), tmp_path / "a.nii.gz")
+    record = put(tmp_path / "a.nii.gz", tmp_path / "out", Wish("solid", 12.0, location="subpleural"))
+    after = voxels(tmp_path / "out" / "ct.nii.gz")
+    np.testing.assert_array_equal(after == -32768, hu == -32768)
+    assert (after != hu).sum() == record["voxels_changed"]
+
+
 # -- DICOM ---------------------------------------------------------------------------------------------------------------
 
 
@@ -310,6 +336,20 @@ def test_dicom_in_a_derived_series_out_that_two_readers_agree_on(series, tmp_pat
         assert data.SourceImageSequence[0].ReferencedSOPInstanceUID == old.SOPInstanceUID != data.SOPInstanceUID
         assert data.PatientName == old.PatientName and ((0x0009, 0x1001) in data) is (private == "keep")
     assert "Doe" not in (tmp_path / "out" / "record.json").read_text()
+
+
+def test_the_mask_is_also_written_as_dicom_seg_where_asked_for(series, tmp_path):
+    hd = pytest.importorskip("highdicom")
+    record = put(series, tmp_path / "out", Wish("part-solid", 14.0, core_mm=8.0), seg=True)
+    assert record["options"]["seg"] is True and "seg.dcm" in names(tmp_path / "out")
+    seg = hd.seg.segread(tmp_path / "out" / "seg.dcm")
+    parts = voxels(tmp_path / "out" / "core.nii.gz")
+    mm3 = seg.get_volume(allow_missing_positions=True).array.sum((0, 1, 2))
+    assert mm3.tolist() == [(parts > 0).sum(), (parts == 2).sum()]
+    derived = {pydicom.dcmread(f).SOPInstanceUID for f in (tmp_path / "out" / "dicom").iterdir()}
+    assert {i.ReferencedSOPInstanceUID for i in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence} <= derived
+    put(series, tmp_path / "out", overwrite=True)
+    assert "seg.dcm" not in names(tmp_path / "out")
 
 
 def test_the_same_insertion_gives_the_same_series_uid(series, tmp_path):

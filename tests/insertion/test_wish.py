@@ -32,7 +32,7 @@ def plan(tmp_path):
     [
         ({"subtype": "semi-solid"}, "unknown subtype 'semi-solid'; choose one of solid"),
         ({"subtype": None}, "unknown subtype None"),
-        ({"diameter_mm": 45}, "diameter 45 mm: nodules have 6 to 30 mm"),
+        ({"diameter_mm": 45}, "diameter 45 mm: nodules have 3 to 30 mm"),
         ({"diameter_mm": float("nan")}, "diameter nan"),
         ({"diameter_mm": "ten"}, "diameter_mm 'ten': give a number"),
         ({"lobe": "lingula"}, "unknown lobe 'lingula'; choose one of LUL"),
