@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 import shutil
 
 import nibabel as nib
@@ -11,7 +10,6 @@ import pytest
 
 from hrldm.config import SUBTYPES
 from hrldm.insertion import planning
-from hrldm.insertion.batch import insert_folder
 from hrldm.insertion.cohorts import Case, Cohort, read_cases
 from hrldm.insertion.lung_space import LungSpace
 from hrldm.insertion.place import place_nodule
@@ -22,13 +20,11 @@ from hrldm.nodules.manifest import load_manifest
 from hrldm.nodules.masks import signed_distance
 from hrldm.nodules.shape_fitting import posed_distance
 from hrldm.nodules.shapes import ShapeLibrary, load_shapes
-from tests import tiny
 from tests.insertion.chests import LIBRARY, places, save
 
 ROD = np.zeros((31, 11, 11), bool)
 ROD[3:28, 3:8, 4:6] = ROD[20:28, 3:8, 3:9] = True  # no pose of it looks like another
 RODS = ShapeLibrary(LIBRARY.table, [ROD] * len(LIBRARY))
-PAIRS = ("counterfactual", "twins", "growth")
 
 
 @pytest.fixture(autouse=True)
@@ -46,16 +42,30 @@ def cts(nifti, tmp_path):
     return tmp_path / "cts"
 
 
-@pytest.fixture
-def lobes(tmp_path, chest):
-    """A folder with a lobe map for a and b: the phantom's lungs cut by planes."""
-    ct, labels = chest
+@pytest.fixture(scope="session")
+def labels(chest):
+    """The phantom's lungs cut into lobes by planes."""
+    ct, lungs = chest
     x, _, z = np.moveaxis(places(ct.affine, ct.shape), -1, 0)
     left, right = np.where(z > 0, 10, 11), np.select([z > 25, z > -25], [12, 13], 14)
+    return (lungs * np.where(x < 0, left, right)).astype(np.uint8)
+
+
+@pytest.fixture
+def lobes(tmp_path, chest, labels):
+    """A folder with a lobe map for a and b."""
     (tmp_path / "maps").mkdir()
     for name in "ab":
-        save(tmp_path / "maps" / f"{name}.nii.gz", (labels * np.where(x < 0, left, right)).astype(np.uint8), ct.affine)
+        save(tmp_path / "maps" / f"{name}.nii.gz", labels, chest[0].affine)
     return tmp_path / "maps"
+
+
+@pytest.fixture
+def space(chest, labels, monkeypatch):
+    """The phantom's lungs, which need not be read again."""
+    space = LungSpace.of(chest[0], labels)
+    monkeypatch.setattr(planning, "_space", lambda *_: space)
+    return space
 
 
 def planned(cts, cohort, lungs=None, name="plan.csv"):
@@ -67,17 +77,15 @@ def planned(cts, cohort, lungs=None, name="plan.csv"):
     return read, path.read_bytes()
 
 
-def lesions(chest, cases):
+def lesions(space, cases):
     """Each nodule of the cases, placed alone."""
-    return {
-        name: place_nodule(LungSpace.of(*chest), wish, RODS, 1) for name, case in cases.items() for wish in case.wishes
-    }
+    return {name: place_nodule(space.untouched(), *case.wishes, RODS, 1) for name, case in cases.items()}
 
 
 # -- what is spread ----------------------------------------------------------------------------------------------------
 
 
-def test_diameters_lobes_and_subtypes_have_equal_numbers_and_their_diameters_are_alike(cts, lobes):
+def test_diameters_lobes_and_subtypes_have_equal_numbers_and_their_diameters_are_alike(cts, lobes, space):
     cases, first = planned(cts, Cohort("size-curve", number=3, diameters=(6, 16), seed=1))
     assert sorted(w.diameter_mm for case in cases.values() for w in case.wishes) == [6, 8, 10, 12, 14, 16]
     assert {name: len(case.wishes) for name, case in cases.items()} == {"a": 3, "b": 3}
@@ -106,24 +114,24 @@ def test_prevalence_is_the_share_of_scans_with_a_nodule_and_the_rest_are_negativ
 # -- pairs -------------------------------------------------------------------------------------------------------------
 
 
-def test_counterfactuals_differ_in_their_subtype_alone(cts, chest):
+def test_counterfactuals_differ_in_their_subtype_alone(cts, space):
     cases, _ = planned(cts, Cohort("counterfactual", number=2, diameters=(9, 14)))
     assert sorted(cases) == sorted(f"{ct}-{k}-{subtype}" for ct in "ab" for k in (1, 2) for subtype in SUBTYPES)
-    made = lesions(chest, cases)
+    made = lesions(space, cases)
     for pair in ("a-1", "a-2", "b-1", "b-2"):
         three = [made[f"{pair}-{subtype}"] for subtype in SUBTYPES]
         assert len({dataclasses.replace(n.wish, subtype="solid") for n in three}) == 1
         for other in three[1:]:
             np.testing.assert_array_equal(other.mask, three[0].mask)
             np.testing.assert_array_equal(other.centre_mm, three[0].centre_mm)
-        means = [histogram_moments(n.histogram)[0] for n in three]
-        assert means[0] > means[1] > means[2]
+        solid, *others = (histogram_moments(n.histogram)[0] for n in three)
+        assert solid > max(others) and [n.core is None for n in three] == [True, False, True]
     assert made["a-1-solid"].wish != made["a-2-solid"].wish
 
 
-def test_each_twin_differs_in_one_thing(cts, chest):
+def test_each_twin_differs_in_one_thing(cts, space):
     cases, _ = planned(cts, Cohort("twins", diameters=(10, 10)))
-    made = {name.removeprefix("a-1-"): n for name, n in lesions(chest, cases).items() if name.startswith("a-1-")}
+    made = {name.removeprefix("a-1-"): n for name, n in lesions(space, cases).items() if name.startswith("a-1-")}
     base = made.pop("base")
     differing = {
         "size": {"diameter_mm"},
@@ -142,9 +150,9 @@ def test_each_twin_differs_in_one_thing(cts, chest):
     assert made["size"].wish.diameter_mm == 15
 
 
-def test_growth_doubles_the_volume_in_the_doubling_time_and_keeps_the_rest(cts, chest):
+def test_growth_doubles_the_volume_in_the_doubling_time_and_keeps_the_rest(cts, space):
     cohort = Cohort("growth", diameters=(8, 8), days=(0, 100, 200), doubling_days=100)
-    made = lesions(chest, planned(cts, cohort)[0])
+    made = lesions(space, planned(cts, cohort)[0])
     times = [made[f"b-1-day-{day}"] for day in (0, 100, 200)]
     volumes = [n.mask.sum() for n in times]
     np.testing.assert_allclose(np.array(volumes) / volumes[0], [1, 2, 4], rtol=0.005)
@@ -177,17 +185,20 @@ def test_a_posed_shape_is_one_shape_at_every_size(row):
 
 def test_nodules_that_cannot_be_placed_are_all_named_and_no_plan_is_written(cts, lobes):
     (cts / "broken.nii.gz").write_bytes(b"no image")
-    small = nib.load(lobes / "a.nii.gz")
-    values = np.asarray(small.dataobj)
-    values[(values == 13) & (np.indices(values.shape).sum(0) % 9 > 0)] = 14  # a middle lobe with hardly a voxel
-    save(lobes / "a.nii.gz", values, small.affine)
+    whole = nib.load(lobes / "a.nii.gz")
+    values = np.asarray(whole.dataobj)
+    save(lobes / "a.nii.gz", np.where(values == 13, 14, values).astype(np.uint8), whole.affine)
     shutil.copy(lobes / "b.nii.gz", lobes / "broken.nii.gz")
     (lobes / "b.nii.gz").unlink()
     with pytest.raises(ValueError) as error:
-        planned(cts, Cohort("lobe-equalised", number=5, diameters=(29, 30)), lobes)
-    said = str(error.value)
-    assert "plan.csv: not written" in said and "b: " in said and "no label map named b.nii.gz" in said
-    assert "broken: " in said and "a: nodule" in said and "found 0 of 1 inner places" in said
+        planned(cts, Cohort("lobe-equalised", number=5, diameters=(8, 9)), lobes)
+    said, *problems = str(error.value).split("\n  ")
+    assert "plan.csv: not written, 3 of what was planned cannot be placed" in said
+    assert (
+        problems[0].startswith("a: nodule")
+        and "lobe RML is asked for, but the lung labels have LUL, LLL" in problems[0]
+    )
+    assert problems[1].endswith("no label map named b.nii.gz") and "broken.nii.gz: not a readable image" in problems[2]
     assert not list(cts.parent.glob("*plan.csv*"))
 
 
@@ -256,18 +267,16 @@ def test_a_plan_without_a_ct_is_for_every_ct_and_one_with_it_for_a_batch_only(tm
 
 
 def test_a_batch_makes_a_plan_and_its_summary_can_be_trained_on(call, cts, tmp_path):
-    shutil.copy(cts / "a.nii.gz", cts / "c.nii.gz")
-    made = ("plan", cts, tmp_path / "plan.csv", "--preset", "size-curve", "--number", 2, "--prevalence", 0.7, "--diameters", 8, 14)  # fmt: skip
+    of = ("--preset", "size-curve", "--number", 2, "--prevalence", 0.5, "--diameters", 8, 14)
+    made = ("plan", cts, tmp_path / "plan.csv", *of)
     status, out, _ = call(*made)
-    assert status == 0 and out.strip().endswith("4 nodule(s) in 2 result(s), 1 negative CT(s)")
+    assert status == 0 and out.strip().endswith("2 nodule(s) in 1 result(s), 1 negative CT(s)")
     assert call(*made)[0] == 2  # there already
     batch = ("batch", cts, tmp_path / "out", "--plan", tmp_path / "plan.csv", "--retries", 0)
     status, out, _ = call(*batch)
     cases = read_cases(tmp_path / "plan.csv")
     negative = next(name for name, case in cases.items() if not case.wishes)
-    assert status == 0 and sorted(out.split("\n")[:3]) == sorted(
-        f"{n}: {'negative' if n == negative else 'done'}" for n in "abc"
-    )
+    assert status == 0 and sorted(out.split()) == sorted(["a:", "b:", "done", "negative"])
     frame = load_manifest(tmp_path / "out" / MANIFEST)
     wishes = [(f"{name}-{k}", w) for name, case in cases.items() for k, w in enumerate(case.wishes, start=1)]
     assert list(frame.nodule_id) == [name for name, _ in wishes] and list(frame.seed) == [w.seed for _, w in wishes]
@@ -276,28 +285,13 @@ def test_a_batch_makes_a_plan_and_its_summary_can_be_trained_on(call, cts, tmp_p
         assert (image != before)[mask > 0].mean() > 0.95 and row.diameter_mm == pytest.approx(wish.diameter_mm, abs=0.1)
         affine = nib.load(row.mask).affine
         middle = affine[:3, :3] @ np.argwhere(mask).mean(0) + affine[:3, 3]
-        assert np.linalg.norm(middle - [row.x_mm, row.y_mm, row.z_mm]) < 5
+        assert np.linalg.norm(middle - [row.x_mm, row.y_mm, row.z_mm]) < wish.diameter_mm / 2
     with (tmp_path / "out" / SCANS).open() as file:
         scans = {row["case"]: row for row in csv.DictReader(file)}
-    assert {n: int(row["nodules"]) for n, row in scans.items()} == {n: 0 if n == negative else 2 for n in "abc"}
+    assert {n: int(row["nodules"]) for n, row in scans.items()} == {n: 0 if n == negative else 2 for n in "ab"}
     assert (tmp_path / "out" / scans[negative]["image"]).resolve() == cts / f"{negative}.nii.gz"
     assert not (tmp_path / "out" / negative).exists()
     assert "there already" in call(*batch)[1]
     (cts / f"{negative}.nii.gz").unlink()
     status, _, error = call(*batch)
     assert status == 2 and f"no CT named {negative} there, which the plan has" in error
-
-
-def test_counterfactuals_that_a_batch_makes_lie_in_the_same_voxels(cts, tmp_path):
-    (cts / "b.nii.gz").unlink()
-    cases, _ = planned(cts, Cohort("counterfactual", diameters=(12, 12)))
-    said = insert_folder(cts, tmp_path / "out", cases, tiny.PaintingGenerator(), retries=0)
-    assert set(said.values()) == {"done"} and len(said) == 3
-    masks = [np.asarray(nib.load(tmp_path / "out" / name / "mask.nii.gz").dataobj) for name in said]
-    assert masks[0].any() and all(np.array_equal(mask, masks[0]) for mask in masks)
-    frame = load_manifest(tmp_path / "out" / MANIFEST)
-    assert (
-        frame.split.nunique() == 1 and sorted(frame.subtype) == sorted(SUBTYPES) and frame.patient_id.unique() == ["a"]
-    )
-    records = [json.loads((tmp_path / "out" / name / "record.json").read_text())["nodules"][0] for name in said]
-    assert len({(r["shape"], r["wish"]["seed"], tuple(r["centre_ras_mm"])) for r in records}) == 1
