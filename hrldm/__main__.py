@@ -1,5 +1,5 @@
-"""Command line: ``hrldm insert CT OUT --subtype part-solid --diameter 12``, ``batch FOLDER OUT``, ``erase CT OUT --mask M``;
-``python -m hrldm`` is the same."""
+"""Command line: ``hrldm insert CT OUT --subtype part-solid --diameter 12``, ``batch FOLDER OUT``, ``plan FOLDER PLAN.csv --preset
+twins``, ``erase CT OUT --mask M``; ``python -m hrldm`` is the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import tyro
 
 from hrldm import __version__
+from hrldm.insertion.cohorts import Cohort, read_cases
 from hrldm.insertion.wish import Subtype, Wish, copies, read_plan
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,8 @@ class Options:
     Attributes:
         count:    number of such nodules in a CT, each with its own seed
         plan:     CSV of nodules instead, one per row (columns subtype, diameter_mm, lobe, location, at, base, histogram,
-            mean_hu, sd_hu, spiculation, core_mm, mask, seed; blank: the default, for seed one per row), or the record.json
-            of an earlier insertion to repeat
+            mean_hu, sd_hu, spiculation, core_mm, shape, mask, seed; blank: the default, for seed one per row), or the record.json
+            of an earlier insertion to repeat; in a batch, one with a column ct (`hrldm plan`) says what each CT gets
         steps:    sampling steps; default: those of the released model
         matching: impose the requested histogram on the voxels that are written; --no-matching leaves it to the network
         grain:    give the nodule the noise of the scan around it
@@ -54,17 +55,20 @@ class Options:
     seg: bool = False
     lps: bool = False
 
-    def wishes(self, wish: Wish) -> list[Wish]:
-        """The wishes asked for, their places in RAS."""
-        wishes = self._wishes(wish)
+    def wishes(self, wish: Wish, read: Callable = read_plan):
+        """What `read` finds in the plan, if given: then only `seed` may be set, for rows without one. Else copies of `wish`.
+        Places are in RAS."""
+        found = self._wishes(wish, read)
         if not self.lps:
-            return wishes
-        if self.repeats or not any(w.at for w in wishes):
+            return found
+        each = [case.wishes for case in found.values()] if isinstance(found, dict) else [found]
+        if self.repeats or not any(w.at for wishes in each for w in wishes):
             raise ValueError("--lps is for places (--at, or a plan's column at); those of a record are RAS")
-        return [w if w.at is None else replace(w, at=(-w.at[0], -w.at[1], w.at[2])) for w in wishes]
+        if isinstance(found, dict):
+            return {name: case._replace(wishes=tuple(_from_lps(case.wishes))) for name, case in found.items()}
+        return _from_lps(found)
 
-    def _wishes(self, wish: Wish) -> list[Wish]:
-        """The plan's wishes, if given: then only `seed` may be set, for rows without one. Else copies of `wish`."""
+    def _wishes(self, wish: Wish, read: Callable):
         if self.plan is None:
             return copies(wish, self.count)
         said = [name.removesuffix("_mm") for name in wish.said() if name != "seed" or self.repeats]
@@ -74,7 +78,7 @@ class Options:
             raise ValueError(
                 f"--plan says what nodules there are; leave out --{', --'.join(said)}, or write it into the plan"
             )
-        return read_plan(self.plan, wish.seed)
+        return read(self.plan, wish.seed)
 
     @property
     def repeats(self) -> bool:
@@ -92,6 +96,10 @@ class Options:
         """Those that `insert_file` takes."""
         names = ("retries", "private", "format", "matching", "grain", "seg")
         return {name: getattr(self, name) for name in names}
+
+
+def _from_lps(wishes: Sequence[Wish]) -> list[Wish]:
+    return [w if w.at is None else replace(w, at=(-w.at[0], -w.at[1], w.at[2])) for w in wishes]
 
 
 def insert(
@@ -153,13 +161,38 @@ def batch(
         lungs: folder with a lung mask or lobe map per CT, named like the CT
         overwrite: redo results made with another request, version or file (to redo any other result, delete it)
     """
-    from hrldm.insertion.batch import insert_folder
+    from hrldm.insertion.batch import FINE, insert_folder
 
-    wishes = options.wishes(Wish(subtype, diameter, seed=seed))
+    wishes = options.wishes(Wish(subtype, diameter, seed=seed), read_cases)
     said = insert_folder(folder, out, wishes, options.generator(), lungs, overwrite=overwrite, **options.file())
     for name, what in said.items():
         print(f"{name}: {_as_options(what)}")
-    return int(any(what not in ("done", "there already") for what in said.values()))
+    return int(any(what not in FINE for what in said.values()))
+
+
+def plan(
+    folder: tyro.conf.Positional[Path],
+    path: tyro.conf.Positional[Path],
+    cohort: Annotated[Cohort, _FLAT],
+    lungs: Path | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Plan a cohort for `batch`; every nodule is tried in its CT before the plan is written.
+
+    Args:
+        folder: with NIfTI files, zips and DICOM folders
+        path: the plan to write, a CSV; `hrldm batch FOLDER OUT --plan PATH` makes it
+        lungs: folder with a lung mask or lobe map per CT, named like the CT; give it to `batch`, too
+        overwrite: replace the file
+    """
+    from hrldm.insertion.planning import plan_cohort
+
+    cases = plan_cohort(folder, path, cohort, lungs, overwrite)
+    nodules = [len(case.wishes) for case in cases.values()]
+    print(
+        f"{path}: {sum(nodules)} nodule(s) in {len(nodules) - nodules.count(0)} result(s), {nodules.count(0)} negative CT(s)"
+    )
+    return 0
 
 
 def erase(
@@ -198,7 +231,7 @@ def main() -> int:
     if sys.argv[1:] == ["--version"]:
         print(f"hrldm {__version__}")
         return 0
-    return run({"insert": insert, "batch": batch, "erase": erase}, "hrldm")
+    return run({"insert": insert, "batch": batch, "plan": plan, "erase": erase}, "hrldm")
 
 
 def run(commands: dict[str, Callable], prog: str) -> int:

@@ -14,19 +14,23 @@ from tqdm import tqdm
 
 from hrldm.atomic import held
 from hrldm.ct.dicom_headers import LARGEST, holds_dicom
+from hrldm.insertion.cohorts import Case
 from hrldm.insertion.files import check_request, insert_file
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.record import RECORD, asked_for, inputs, made_of
-from hrldm.insertion.wish import Wish, own_seed
+from hrldm.insertion.summary import write_summary
+from hrldm.insertion.wish import NEGATIVE, Wish, own_seed
 
 logger = logging.getLogger(__name__)
+FINE = ("done", "there already", NEGATIVE)  # what is said of a result without a fault
+_VOLUMES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 _SUFFIX = re.compile(r"\.(nii\.gz|nii|mha|mhd|nrrd|nhdr|zip)$", re.IGNORECASE)
 
 
 def insert_folder(
     folder: str | Path,
     out: str | Path,
-    wishes: Sequence[Wish],
+    wishes: Sequence[Wish] | dict[str, Case],
     generator: Generator,
     lungs: str | Path | None = None,
     overwrite: bool = False,
@@ -34,15 +38,16 @@ def insert_folder(
 ) -> dict[str, str]:
     """`insert_file` for every CT in `folder` into `out/<name>`; existing results are kept, so a killed run resumes.
 
-    Each CT gets the same wishes with its own seeds (from its name). lungs: folder with a label map of the same name.
-    Of several series in one folder the largest chest CT is taken (`dicom_headers.LARGEST`). What `find_cts` skips is logged.
+    Each CT gets the same wishes with its own seeds (from its name), or what the cases of a plan say. lungs: folder with a
+    label map of the same name. Of several series in one folder the largest chest CT is taken (`dicom_headers.LARGEST`).
+    What `find_cts` skips is logged. `write_summary` lists what there is then.
 
     Returns:
-        name -> "done", "there already" or the error.
+        name -> one of `FINE`, or the error.
 
     Raises:
-        ValueError: no CT in the folder, two of one name, another run into `out`, or results there from another request;
-            then nothing is started.
+        ValueError: no CT in the folder, or not those of the plan, two of one name, another run into `out`, or results there
+            from another request; then nothing is started.
     """
     out = Path(os.path.abspath(out))
     if out.exists() and not out.is_dir():
@@ -52,24 +57,23 @@ def insert_folder(
         logger.warning("%s: passed over, no CT: %s", folder, ", ".join(passed))
     if not found:
         raise ValueError(f"{folder}: no CT in it (.nii, .nii.gz, .mha, .mhd, .nrrd, .zip, or folders of DICOM files)")
-    check_request(wishes, generator, lungs=lungs, **options)
-    own = {
-        name: [replace(w, seed=own_seed(w.seed, *hashlib.sha256(os.fsencode(name)).digest())) for w in wishes]
-        for name in found
-    }
+    cases = _cases(wishes, found, folder)
+    check_request([w for case in cases.values() for w in case.wishes], generator, lungs=lungs, **options)
     said = {}
     with held(out):
         asked = asked_for(generator, lungs, **options)
-        maps = {name: None if lungs is None else _same_name(Path(lungs), name) for name in found}
+        cts = dict.fromkeys(case.ct for case in cases.values() if case.wishes)
+        maps = {ct: None if lungs is None else label_map(lungs, ct) for ct in cts}
         if lungs is not None and (without := [name for name, map_ in maps.items() if map_ is None]):
             more = f", nor {len(without) - 1} other(s)" if len(without) > 1 else ""
             said_of = f"{lungs}: no label map named {without[0]}.nii.gz{more}"
-            if len(without) == len(found):
+            if len(without) == len(maps):
                 raise ValueError(said_of)
             logger.warning("%s", said_of)
         made = {
-            name: made_of(out / name, own[name], asked, inputs(path, own[name], maps[name], options.get("avoid")))
-            for name, path in found.items()
+            name: made_of(out / name, own, asked, inputs(found[ct], own, maps[ct], options.get("avoid")))
+            for name, (ct, own) in cases.items()
+            if own
         }
         others = [name for name, as_asked in made.items() if as_asked is False and not overwrite]
         if others:
@@ -77,21 +81,43 @@ def insert_folder(
                 f"{out}: {len(others)} result(s) there were made of another request, version or file, first {others[0]}; "
                 "choose another folder, or overwrite=True"
             )
-        for name, path in tqdm(found.items(), desc="CTs", mininterval=5):
+        for name, (ct, own) in tqdm(cases.items(), desc="CTs", mininterval=5):
             target = out / name
+            if not own:
+                said[name] = NEGATIVE
+                continue
             try:
                 with held(target):
                     there = (target / RECORD).exists() and (not overwrite or made[name] is True)
                 if not there:
-                    if lungs is not None and maps[name] is None:
-                        raise ValueError(f"{lungs}: no label map named {name}.nii.gz")
+                    if lungs is not None and maps[ct] is None:
+                        raise ValueError(f"{lungs}: no label map named {ct}.nii.gz")
                     how = {"overwrite": overwrite, "series_uid": LARGEST} | options
-                    insert_file(path, target, own[name], generator, maps[name], **how)
+                    insert_file(found[ct], target, own, generator, maps[ct], **how)
                 said[name] = "there already" if there else "done"
             except (ValueError, OSError) as error:
                 logger.error("%s: %s", name, error)
                 said[name] = str(error)
+        write_summary(out, {name: case for name, case in cases.items() if said[name] in FINE}, found)
     return said
+
+
+def _cases(wishes: Sequence[Wish] | dict[str, Case], found: dict[str, Path], folder: str | Path) -> dict[str, Case]:
+    """What each result gets. found: the CTs by name."""
+    if not isinstance(wishes, dict):
+        keys = {name: hashlib.sha256(os.fsencode(name)).digest() for name in found}
+        return {
+            name: Case(name, tuple(replace(w, seed=own_seed(w.seed, *key)) for w in wishes))
+            for name, key in keys.items()
+        }
+    planned = {case.ct for case in wishes.values()}
+    if absent := sorted(planned - found.keys()):
+        raise ValueError(
+            f"{folder}: no CT named {', '.join(absent[:5])} there, which the plan has ({len(absent)} in all)"
+        )
+    if left := sorted(found.keys() - planned):
+        logger.warning("%s: passed over, not in the plan: %s", folder, ", ".join(left))
+    return wishes
 
 
 def find_cts(
@@ -160,8 +186,6 @@ def _entry(path: Path, known: tuple) -> Iterator[tuple[Path, bool]]:
             yield from ((f, False) for f in volumes)
 
 
-def _same_name(folder: Path, name: str) -> Path | None:
-    return next(
-        (f for suffix in (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd") if (f := folder / f"{name}{suffix}").is_file()),
-        None,
-    )
+def label_map(folder: str | Path, name: str) -> Path | None:
+    """The label map of a CT in a folder of such; None without."""
+    return next((f for suffix in _VOLUMES if (f := Path(folder) / f"{name}{suffix}").is_file()), None)

@@ -1,8 +1,9 @@
 """Insertion from disk to disk: one CT into a folder of results.
 
 The results of one CT appear together, once all are written: `ct.nii.gz` (`.nii`, `.mha` or `.nrrd`, as the input) with the input's
-affine, header and dtype, `mask.nii.gz` (k for the k-th nodule), where a nodule has a solid core `core.nii.gz` (1 lesion,
-2 core: as a wish's `mask` takes it), `record.json`, `preview.png`, and for a DICOM input the derived series in `dicom/` and, if asked for, the masks in `seg.dcm`.
+affine, header and dtype, `mask.nii.gz` (k for the k-th nodule; of several also `mask-k.nii.gz`, one each), where a nodule
+has a solid core `core.nii.gz` (1 lesion, 2 core: as a wish's `mask` takes it), `record.json`, `preview.png`, and for a
+DICOM input the derived series in `dicom/` and, if asked for, the masks in `seg.dcm`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 FORMATS = ("same", "nifti")
 # what `insert_file` writes
 _WRITTEN = re.compile(
-    r"ct\.(nii(\.gz)?|mha|nrrd)|(mask|core)\.nii\.gz|record\.json|preview\.png|seg\.dcm|dicom/\d+\.dcm"
+    r"ct\.(nii(\.gz)?|mha|nrrd)|(mask(-\d+)?|core)\.nii\.gz|record\.json|preview\.png|seg\.dcm|dicom/\d+\.dcm"
 )
 
 
@@ -101,6 +102,9 @@ def insert_file(
         suffix = same_suffix(path, nifti=format == "nifti")
         write_ct(part / f"ct{suffix}", made.stored, ct)
         write_nifti(part / "mask.nii.gz", made.mask, CT(made.mask, ct.affine))
+        for k in range(1, len(made.records) + 1) if len(made.records) > 1 else ():  # as a manifest needs them
+            one = (made.mask == k).view(np.uint8)
+            write_nifti(part / f"mask-{k}.nii.gz", one, CT(one, ct.affine))
         if made.core.any():
             parts = (made.mask > 0).astype(np.uint8) + made.core
             write_nifti(part / "core.nii.gz", parts, CT(parts, ct.affine))
@@ -161,6 +165,11 @@ def check_request(
     check_retries(retries)
     if not wishes:
         raise ValueError("nothing to insert: the plan is empty")
+    check_lobes(wishes, lungs)
+
+
+def check_lobes(wishes: Sequence[Wish], lungs: str | Path | None) -> None:
+    """Raise ValueError for a lobe that nothing can tell."""
     if lungs is None and any(w.lobe for w in wishes) and not shutil.which("TotalSegmentator"):
         raise ValueError("a lobe is asked for, and nothing here tells lobes; give a TotalSegmentator map (lungs=...)")
 

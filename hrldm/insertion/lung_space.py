@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import ndimage
@@ -96,6 +96,10 @@ class LungSpace:
                 around = box_of(occupied, int(near.max()) + 1)
                 occupied[around] = grown(occupied[around], near)
         return cls(ct, affine, on_grid(ct.array), lobes, LungMap(lobes), occupied)
+
+    def untouched(self) -> LungSpace:
+        """The same lungs to place into, from what is taken now on."""
+        return replace(self, occupied=self.occupied.copy(), report=PlacementReport(), sources=[])
 
     def take(self, mask: np.ndarray, centre: np.ndarray) -> None:
         """Mark a lesion, its middle at the voxel `centre`, as occupied, with all about it where another would come too near:

@@ -22,7 +22,7 @@ from hrldm.insertion.wish import Wish
 from hrldm.nodules.masks import cropped, highest
 from hrldm.nodules.pleura import BASES, at_pleura
 from hrldm.nodules.positions import sample_position
-from hrldm.nodules.shape_fitting import choose_shape, fitted_distance
+from hrldm.nodules.shape_fitting import choose_shape, fitted_distance, posed_distance
 from hrldm.nodules.shapes import ShapeLibrary
 
 logger = logging.getLogger(__name__)
@@ -86,9 +86,13 @@ def _library_lesion(
 ) -> tuple[str, np.ndarray, np.ndarray]:
     """Id of a shape, its mask, and the voxel of `space` at its middle; base: at the pleura, one of `BASES`."""
     lobe = _lobe_label(space, wish)
-    for _ in range(SHAPES_TRIED):
-        row = choose_shape(library, wish.subtype, wish.diameter_mm, rng, wish.spiculation)
-        fit = fitted_distance(library.masks[row], wish.diameter_mm, rng)
+    for _ in range(SHAPES_TRIED if wish.shape is None else 1):
+        if wish.shape is None:
+            row = choose_shape(library, wish.subtype, wish.diameter_mm, rng, wish.spiculation)
+            fit = fitted_distance(library.masks[row], wish.diameter_mm, rng)
+        else:
+            row = library.row(wish.shape)
+            fit = posed_distance(library.masks[row], wish.diameter_mm, rng)
         mask = cropped(highest(*fit))
         try:
             if base is not None:

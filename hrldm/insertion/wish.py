@@ -9,6 +9,7 @@ import json
 import logging
 import operator
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 SEED_RULE = (
     "each nodule's own; of copies the first has the one given, the k-th and a batch's draw theirs by SeedSequence"
 )
+NEGATIVE = "negative"  # in the place of a subtype: a CT that gets no nodule
 MOST = 10_000  # nodules in one CT; lungs hold fewer
 SMALLEST_MM, LARGEST_MM = 3.0, SIZE_BINS_MM[-1][1]  # below 3 mm the Fleischner Society speaks of micronodules
 Subtype = Literal[*SUBTYPES]
@@ -59,6 +61,8 @@ class Wish:
         spiculation: 1 (none) to 5 (marked)
         core_mm:     diameter in mm (sphere of equal volume) of a part-solid nodule's solid core, 0 for none; default: what
             the histogram has of solid tissue, at most 0.67 of the diameter where neither histogram nor moments are given
+        shape:       id of a real nodule whose shape it gets, as a record names it; one seed turns and bends it alike at every
+            size and for every subtype
         mask:        NIfTI mask of the lesion on this CT (1 lesion, 2 solid core) instead of shape, size and position
         seed:        random seed of shape, position, histogram and noise
 
@@ -77,6 +81,7 @@ class Wish:
     sd_hu: float | None = None
     spiculation: float | None = None
     core_mm: Annotated[float | None, tyro.conf.arg(name="core")] = None
+    shape: str | None = None
     mask: Annotated[str | None, _read_as(Path)] = None
     seed: int = 0
 
@@ -113,6 +118,8 @@ class Wish:
                 raise ValueError(f"{self.mask} marks a solid core (2); ask for part-solid, not {self.subtype}")
         if self.at is not None and "location" in self.said():
             raise ValueError("a place is given; leave out location")
+        if self.shape is not None and self.spiculation is not None:
+            raise ValueError("a shape is given; leave out spiculation")
         if self.seed < 0:
             raise ValueError(f"seed {self.seed!r}: give a whole number, 0 or more")
         self._check_intensity()
@@ -178,6 +185,8 @@ def _whole(value: object) -> int:
 
 
 def _file_or_numbers(histogram: object) -> str | tuple[float, ...]:
+    if isinstance(histogram, str) and re.fullmatch(r"\s*[\d.eE+-]+(\s+[\d.eE+-]+)+\s*", histogram):
+        histogram = histogram.split()  # a plan's cell
     return os.fspath(histogram) if isinstance(histogram, str | os.PathLike) else tuple(float(x) for x in histogram)
 
 
@@ -224,32 +233,42 @@ def read_plan(path: str | Path, seed: int = 0) -> list[Wish]:
     path = Path(path)
     if path.suffix.lower() == ".json":
         return _recorded(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; give a CSV of wishes, or the record.json of an insertion")
-    columns, rows, problems = read_spreadsheet(path)
-    known, readable = [f.name for f in fields(Wish)], len(set(columns)) == len(columns)
-    if unknown := [c or "(without a name)" for c in columns if c not in known]:
-        problems.append(f"unknown column(s) {', '.join(unknown)}; known are {', '.join(known)}")
-    if not rows:
-        problems.append("no rows; one row a nodule below the header")
-    wishes = []
-    for k, (number, cells) in enumerate(rows.items() if readable and not unknown else ()):
-        given = {"seed": own_seed(seed, k) if k else seed}
-        given |= {name: text for name, text in zip(columns, cells, strict=True) if text}
-        for name in ("histogram", "mask"):  # relative to the plan, as in a manifest, or to the working folder
-            if name in given and os.path.exists(path.parent / given[name]):
-                given[name] = path.parent / given[name]
-        try:
-            wishes.append(Wish(**given))
-        except ValueError as error:
-            problems.append(f"row {number}: {error}")
-    if problems:
-        raise ValueError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(problems))
+    wishes = [wish for _, wish in read_rows(path, seed)]
     if len(set(wishes)) < len(wishes):
         logger.warning(
             "%s: rows that are alike, seed and all, make nodules that are alike; give them seeds of their own", path
         )
     return wishes
+
+
+def read_rows(path: Path, seed: int = 0, beside: Sequence[str] = ()) -> list[tuple[dict[str, str], Wish | None]]:
+    """The rows of a plan: their cells, and their wishes; None for a `NEGATIVE`, which a plan with columns `beside` may have.
+
+    Raises:
+        ValueError: as `read_plan`.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give a CSV of wishes, or the record.json of an insertion")
+    columns, rows, problems = read_spreadsheet(path)
+    known, readable = [*beside, *(f.name for f in fields(Wish))], len(set(columns)) == len(columns)
+    if unknown := [c or "(without a name)" for c in columns if c not in known]:
+        problems.append(f"unknown column(s) {', '.join(unknown)}; known are {', '.join(known)}")
+    if not rows:
+        problems.append("no rows; one row a nodule below the header")
+    read = []
+    for k, (number, cells) in enumerate(rows.items() if readable and not unknown else ()):
+        row = {name: text for name, text in zip(columns, cells, strict=True) if text}
+        given = {"seed": own_seed(seed, k) if k else seed} | {n: text for n, text in row.items() if n not in beside}
+        for name in ("histogram", "mask"):  # relative to the plan, as in a manifest, or to the working folder
+            if name in given and os.path.exists(path.parent / given[name]):
+                given[name] = path.parent / given[name]
+        try:
+            read.append((row, None if beside and given.get("subtype") == NEGATIVE else Wish(**given)))
+        except ValueError as error:
+            problems.append(f"row {number}: {error}")
+    if problems:
+        raise ValueError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(problems))
+    return read
 
 
 def _recorded(path: Path) -> list[Wish]:

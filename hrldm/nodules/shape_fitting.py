@@ -73,6 +73,19 @@ def fitted_distance(mask: np.ndarray, diameter_mm: float, rng: np.random.Generat
     return fine, n_voxels
 
 
+def posed_distance(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """As `fitted_distance`, but turned and bent at the shape's own size and then scaled: at all sizes one shape, and as many
+    draws of `rng`."""
+    own_mm = equivalent_diameter(mask.sum())
+    distance, _ = fitted_distance(mask, own_mm, rng)
+    scale, middle = diameter_mm / own_mm, len(distance) // 2
+    half = int(np.ceil(middle * scale)) + PAD
+    grid = np.indices((2 * half + 1,) * 3) - half
+    fine = ndimage.map_coordinates(distance, grid / scale + middle, order=1, mode="nearest") * scale
+    fine -= 1e-6 * np.linalg.norm(grid, axis=0)
+    return fine, _sphere_voxels(diameter_mm)
+
+
 def core_of(mask: np.ndarray, diameter_mm: float, rng: np.random.Generator) -> np.ndarray:
     """The solid core of a part-solid lesion: one off-centre lump with the volume of a sphere of `diameter_mm`, with a rim of
     `RIM_MM` about it where the lesion has room for it.

@@ -43,6 +43,15 @@ class ShapeLibrary:
     def __len__(self) -> int:
         return len(self.table)
 
+    def row(self, nodule_id: str) -> int:
+        """Row of a shape; ValueError if there is none of this id."""
+        found = np.flatnonzero(self.table.nodule_id == nodule_id)
+        if not len(found):
+            raise ValueError(
+                f"no shape {nodule_id!r} among the {len(self)}, which have names like {self.table.nodule_id[0]}"
+            )
+        return int(found[0])
+
     def save(self, file: Path) -> None:
         """Write the library, which is never empty: packed bits, shapes, and the table as CSV text."""
         bits = np.packbits(np.concatenate([m.ravel() for m in self.masks]))
