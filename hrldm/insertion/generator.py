@@ -76,7 +76,8 @@ class Generator:
 
     @torch.no_grad()
     def __call__(self, request: Request, batch: int = 8, paste: bool = True, progress: str = "") -> np.ndarray:
-        """HU crops (N, D, D, D) float32: the decoded lesion feathered into the background.
+        """HU crops (N, D, D, D) float32: the decoded lesion feathered into the background, or without `sampling.feather`
+        the decoded crop (Algorithm 2, line 12).
 
         paste: False gives each lesion's window as decoded, and the background elsewhere
 
@@ -94,7 +95,7 @@ class Generator:
             asked = request[rows]
             z = self._inpainted(asked, self._encoded(asked.background))
             decoded[rows] = self._decoded(z) if paste else self._decoded_windows(asked, z)
-        return feathered(request.background, decoded, request.mask) if paste else decoded
+        return feathered(request.background, decoded, request.mask) if paste and self.sampling.feather else decoded
 
     def _encoded(self, hu: np.ndarray) -> torch.Tensor:
         """Scaled latents of HU crops, by the posterior mean."""

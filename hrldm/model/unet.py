@@ -41,13 +41,14 @@ class UnetConfig:
 
 
 class HistogramEmbedding(nn.Module):
-    """Histogram (B, bins) -> context (B, tokens, d_ctx). `use=False` gives the same learned token to every nodule."""
+    """Histogram (B, bins) -> context (B, tokens, d_ctx). Without `vector`, every nodule gets the same learned token."""
 
-    def __init__(self, bins: int, tokens: int, dim: int, use: bool) -> None:
+    def __init__(self, config: HistogramConfig, dim: int) -> None:
         super().__init__()
+        bins, tokens = config.bins, config.tokens
         if tokens not in (1, bins):
             raise ValueError(f"histogram.tokens must be 1 (paper) or the number of bins ({bins}), got {tokens}")
-        self.bins, self.tokens, self.use = bins, tokens, use
+        self.tokens, self.use, self.scale = tokens, config.vector, bins if config.times_bins else 1
         self.null = nn.Parameter(torch.zeros(1, 1, dim))
         # created even if unused, so that networks with and without c_hist start from the same weights
         self.mlp = nn.Sequential(nn.Linear(bins if tokens == 1 else 1, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
@@ -56,7 +57,7 @@ class HistogramEmbedding(nn.Module):
     def forward(self, h: Float[Tensor, "b k"]) -> Float[Tensor, "b n d"]:
         if not self.use:
             return self.null.expand(len(h), -1, -1)
-        h = h * self.bins  # a flat histogram becomes all ones
+        h = h * self.scale
         if self.tokens == 1:
             return self.mlp(h)[:, None]  # Eq. 3
         return self.mlp(h[..., None]) + self.position
@@ -90,7 +91,7 @@ class ConditionalUNet(nn.Module):
         self.linear = None
         if config.linear_skip:
             self.linear = LinearDenoiser(latent_channels, parts, histogram.bins, timesteps, template)
-        self.c_hist = HistogramEmbedding(histogram.bins, histogram.tokens, config.ctx_dim, histogram.vector)
+        self.c_hist = HistogramEmbedding(histogram, config.ctx_dim)
 
     def forward(
         self,

@@ -93,7 +93,7 @@ def generator(study: Study, changes: dict, seed: int) -> Generator:
     p = study.profile
     seeded = study if seed == study.seed else study.with_seed(seed)
     start = None if p.ablation.start == "scratch" else trained(study, p.ablation.start).unet
-    return seeded.generator(start, ldm__steps=p.ablation.steps, **changes)
+    return seeded.generator(start, ldm__steps=p.ablation.steps or p.ldm.steps, **changes)
 
 
 def run_ablations(study: Study) -> dict[str, pd.DataFrame]:

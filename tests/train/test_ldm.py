@@ -511,7 +511,7 @@ def test_the_linear_part_is_fitted_again_when_it_loses_an_input(cache, tmp_path)
 @pytest.mark.slow
 def test_paper_unet_makes_one_step_with_histogram_loss(tmp_path):
     """The paper's U-Net on its 32^3 latents and L_hist through the paper's decoder, for a nodule of 12 mm."""
-    profile = get_profile("paper")
+    profile = get_profile("paper").for_nodules(2950)
     torch.manual_seed(0)
     from hrldm.model.autoencoder import Autoencoder
 
