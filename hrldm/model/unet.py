@@ -35,7 +35,7 @@ class UnetConfig:
     norm_groups: int = 16
     ctx_dim: int = 64  # d_ctx of Eq. 3
     linear_skip: bool = True  # a linear denoiser, fitted in closed form, beside the U-Net; False = paper
-    mask_channels: int = 1  # C of Section 3.2.1 item 3
+    mask_channels: int = 1  # C of Section 3.2.1 item 3: 1 = the lesion | 3 = solid, ground-glass, spiculation (paper)
     mask_detail: int = 4  # soft-mask subdivisions of a latent voxel's side; 1 = paper
     context: int | None = 1  # latent voxels around the lesion that the U-Net sees; None = the whole crop (paper)
 
@@ -68,10 +68,15 @@ class ConditionalUNet(nn.Module):
 
     Input channels: c of the latent; C detail^3 + 1 of the mask (soft components, and binary M, where the noise is); with
     `histogram.template` c more, the template's latent.
+
+    Raises:
+        ValueError: mask channels other than 1 or 3, or a number of tokens that `HistogramEmbedding` refuses.
     """
 
     def __init__(self, config: UnetConfig, histogram: HistogramConfig, latent_channels: int, timesteps: int) -> None:
         super().__init__()
+        if config.mask_channels not in (1, 3):
+            raise ValueError(f"unet.mask_channels={config.mask_channels}: give 1 (the lesion) or 3 (its components)")
         self.config, self.latent_channels = config, latent_channels
         parts = config.mask_channels * config.mask_detail**3
         template = latent_channels if histogram.template else 0

@@ -124,7 +124,7 @@ PAPER = Profile(
     ),
     unet=UnetConfig(
         channels=(64, 128, 256, 512), attention=(False, False, True, True), res_blocks=2, norm_groups=32,
-        linear_skip=False, mask_detail=1, context=None,
+        linear_skip=False, mask_channels=3, mask_detail=1, context=None,
     ),
     diffusion=DiffusionConfig(prediction="eps", background="paper"),
     histogram=HistogramConfig(times_bins=False, t_max=None, max_voxels=64),

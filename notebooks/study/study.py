@@ -41,6 +41,7 @@ from hrldm.train.loop import follow, read_history
 from hrldm.train.vae import VERSION as VAE_VERSION
 from hrldm.train.vae import train_autoencoder
 from hrldm.wheels import LITE0, wheel_file
+from study.measure.step_cost import autoencoder_stage, cost
 from study.places import healthy_images
 from study.profiles import Profile, get_profile
 
@@ -298,7 +299,7 @@ def checked_manifest(root: Path) -> pd.DataFrame:
 
 
 def obtain_autoencoder(study: Study) -> Autoencoder:
-    """The autoencoder a profile asks for, frozen, in evaluation mode.
+    """The autoencoder a profile asks for, frozen, in evaluation mode; `maisi` is trained where the user has no file of it.
 
     Raises:
         CheckpointError: missing or corrupt weights; the message says which file.
@@ -319,6 +320,8 @@ def fit_autoencoder(study: Study, profile: Profile) -> tuple[Path, pd.DataFrame]
     """Train Stage I on the study's training crops (resumable); checkpoint path and loss history."""
     settings = (profile.autoencoder, profile.vae, profile.mixed_precision, profile.data.patch_mm)
     path = keyed("runs", VAE_VERSION, *settings, study.data_hash, study.seed) / "autoencoder.safetensors"
+    if profile.autoencoder.source == "maisi" and not path.exists():
+        logger.warning("no MAISI weights (%s): trained here; %s", paths.MAISI, cost(autoencoder_stage(profile)))
     crops = study.patches("train", 64 if study.dataset == "lidc-mini" else profile.data.patch_mm).hu
     steps = train_autoencoder(
         list(crops), np.ones(len(crops)), profile.autoencoder, profile.vae, study.seed, path,

@@ -15,7 +15,7 @@ with (paths.PUBLISHED / "settings.csv").open(encoding="utf-8", newline="") as fi
     ROWS = list(csv.DictReader(file))
 METHOD = ("data", "autoencoder", "vae", "unet", "diffusion", "histogram", "latents", "ldm", "sampling")
 DIFFERS = {  # what is not to the letter, all of it
-    "weights of the VAE-GAN", "components of the mask", "what the truncated decoder is given", "malignancy", "software",
+    "weights of the VAE-GAN", "what the truncated decoder is given", "malignancy", "software",
     "nodules held out for synthesis", "size of the volumes",
 }  # fmt: skip
 
