@@ -21,7 +21,9 @@ PUBLISHED = ROOT / "results" / "published"  # the paper's own numbers as CSV
 EMBEDDED = "lidc-mini"  # the dataset that needs no folder
 FILES = ("image", "mask", "background")  # columns of a manifest that name files
 _OUTPUTS = {"HRLDM_CACHE": ".cache", "HRLDM_RESULTS": "results"}  # environment variable: default folder
-RADIMAGENET = "HRLDM_RADIMAGENET"  # environment variable with the user's weight file of the feature extractor
+RADIMAGENET, MAISI = "HRLDM_RADIMAGENET", "HRLDM_MAISI"
+# environment variables that name the user's own weight files
+_WEIGHT_FILES = {RADIMAGENET: "RadImageNet's ResNet-50 weights", MAISI: "MAISI's autoencoder_v1.pt"}
 
 
 def cache_dir() -> Path:
@@ -59,8 +61,9 @@ def check_run(profile: str, dataset: str, data_root: str) -> str:
         if not re.fullmatch(r"\w[\w.-]*", name):
             allowed = "letters, digits, dots, hyphens and underscores, a letter or digit first"
             raise ValueError(f"{option} {name!r} names a folder of results: use {allowed}")
-    if (weights := os.environ.get(RADIMAGENET)) and not Path(weights).is_file():
-        raise ValueError(f"{RADIMAGENET} {weights}: no such file; give RadImageNet's ResNet-50 weights, or unset it")
+    for variable, what in _WEIGHT_FILES.items():
+        if (weights := os.environ.get(variable)) and not Path(weights).is_file():
+            raise ValueError(f"{variable} {weights}: no such file; give {what}, or unset it")
     for variable in _OUTPUTS:
         _output(variable)
     if dataset == EMBEDDED:
@@ -80,8 +83,8 @@ def check_run(profile: str, dataset: str, data_root: str) -> str:
 
 
 def stamp(data_root: str) -> str:
-    """Hash of a run's inputs: size and time of the manifest, of the files it names, and of the extractor's weights."""
-    files = [Path(os.environ[RADIMAGENET])] if os.environ.get(RADIMAGENET) else []
+    """Hash of a run's inputs: size and time of the manifest, of the files it names, and of the user's weight files."""
+    files = [Path(os.environ[variable]) for variable in _WEIGHT_FILES if os.environ.get(variable)]
     if data_root:
         manifest = Path(data_root) / "manifest.csv"
         files.append(manifest)

@@ -16,6 +16,7 @@ from hrldm.model.autoencoder import Autoencoder, denormalise_hu
 from hrldm.model.diffusion import SamplingConfig, Schedule, inpaint
 from hrldm.model.unet import ConditionalUNet, latent_masks
 from hrldm.model.window import Window, by_side, lesion_window
+from hrldm.nodules.masks import components
 from hrldm.nodules.template import template
 from hrldm.train.config import Stage2
 from hrldm.train.device import autocast
@@ -34,7 +35,7 @@ class Request:
     subtype:    (N,) labels 0, 1, 2
     histogram:  (N, B) target HU histogram (c_hist)
     seeds:      (N,) noise seed of each nodule: the same seed gives the same lesion in any batch
-    core:       (N, D, D, D) bool, the solid cores (empty: none); None: no cores. Needs histogram matching
+    core:       (N, D, D, D) bool, the solid cores (empty: none); None: no cores. Needs histogram matching or mask channels
 
     Raises:
         ValueError: fields of different length, or an empty mask (with its position).
@@ -76,15 +77,17 @@ class Generator:
 
     @torch.no_grad()
     def __call__(self, request: Request, batch: int = 8, paste: bool = True, progress: str = "") -> np.ndarray:
-        """HU crops (N, D, D, D) float32: the decoded lesion feathered into the background.
+        """HU crops (N, D, D, D) float32: the decoded lesion feathered into the background, or without `sampling.feather`
+        the decoded crop (Algorithm 2, line 12).
 
         paste: False gives each lesion's window as decoded, and the background elsewhere
 
         Raises:
-            ValueError: a crop whose side is not a multiple of 4, or a core to be pasted that neither a template nor matching
-                makes (`finish` makes those of what is not pasted).
+            ValueError: a crop whose side is not a multiple of 4, or a core to be pasted that neither mask channels nor a template
+                nor matching makes (`finish` makes those of what is not pasted).
         """
-        made = not paste or self.config.histogram.template or self.sampling.match_t_max is not None
+        shown = self.config.unet.mask_channels > 1 or self.config.histogram.template
+        made = not paste or shown or self.sampling.match_t_max is not None
         if request.core is not None and request.core.any() and not made:
             raise ValueError("a solid core is made by imposing its histogram while sampling; give match_t_max=...")
         groups = by_side(self._windows(request))
@@ -94,7 +97,7 @@ class Generator:
             asked = request[rows]
             z = self._inpainted(asked, self._encoded(asked.background))
             decoded[rows] = self._decoded(z) if paste else self._decoded_windows(asked, z)
-        return feathered(request.background, decoded, request.mask) if paste else decoded
+        return feathered(request.background, decoded, request.mask) if paste and self.sampling.feather else decoded
 
     def _encoded(self, hu: np.ndarray) -> torch.Tensor:
         """Scaled latents of HU crops, by the posterior mean."""
@@ -177,7 +180,7 @@ class Generator:
         schedule = Schedule(diffusion)
         self.unet.to(self.device).eval()
         mask = mask.to(self.device)
-        m, condition = latent_masks(mask, self.config.unet.mask_detail)
+        m, condition = latent_masks(self._components(mask, lead, request.subtype), self.config.unet.mask_detail)
         if picture is not None:
             condition = torch.cat([condition, picture], 1)
         subtype = torch.from_numpy(np.array(request.subtype)).long().to(self.device)
@@ -199,6 +202,18 @@ class Generator:
             return schedule.noise_of(z, match(schedule.predict_z0(z, eps_hat, t)), t) if late else eps_hat
 
         return inpaint(denoiser, z_bg, m, schedule, generators, sampler, sampling.steps, diffusion.background)
+
+    def _components(self, mask: torch.Tensor, lead: torch.Tensor | None, subtype: np.ndarray) -> torch.Tensor:
+        """`components` of lesions (B, 1, D, D, D); a solid nodule without a core is solid throughout."""
+        if self.config.unet.mask_channels == 1:
+            return mask
+        lesions, parts = mask[:, 0].cpu().numpy() > 0, []
+        # a lead is positive within its core alone
+        cores = np.zeros_like(lesions) if lead is None else lead.cpu().numpy() > 0
+        for lesion, core, label in zip(lesions, cores, subtype, strict=True):
+            solid = lesion if label == 0 and not core.any() else core
+            parts.append(components(lesion, solid))
+        return torch.from_numpy(np.stack(parts)).to(mask)
 
     def imposed(
         self,

@@ -29,7 +29,9 @@ FACTOR = 4  # spatial compression (Section 5)
 class AutoencoderConfig:
     """Architecture of Stage I (Section 3.1), and where its weights come from."""
 
-    source: str = "shipped"  # shipped | train | path of a MAISI file
+    source: str = (
+        "shipped"  # shipped | train | maisi: the file HRLDM_MAISI names, without one train | path of such a file
+    )
     channels: tuple[int, ...] = (16, 32, 64)  # width per level, full resolution first
     res_blocks: tuple[int, ...] = (2, 1, 1)  # decoder; two at full resolution: D_trunc ends with the penultimate
     encoder_res_blocks: tuple[int, ...] = (1, 1, 1)

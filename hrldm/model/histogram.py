@@ -26,6 +26,7 @@ class HistogramConfig:
     bins: int = 40
     vector: bool = True  # c_hist goes to the network
     tokens: int = 1  # of c_hist: 1 = paper; `bins` = one token per bin
+    times_bins: bool = True  # Eq. 3 reads bins * h, all ones where h is flat; False = h itself, as printed
     template: bool = False  # the histogram also as an image (nodules/template.py); False = paper
     weight: float = 10.0  # lambda of Eq. 9; 0 = no L_hist
     space: str = "feature"  # of L_hist: feature | hu

@@ -35,19 +35,20 @@ class UnetConfig:
     norm_groups: int = 16
     ctx_dim: int = 64  # d_ctx of Eq. 3
     linear_skip: bool = True  # a linear denoiser, fitted in closed form, beside the U-Net; False = paper
-    mask_channels: int = 1  # C of Section 3.2.1 item 3
+    mask_channels: int = 1  # C of Section 3.2.1 item 3: 1 = the lesion | 3 = solid, ground-glass, spiculation (paper)
     mask_detail: int = 4  # soft-mask subdivisions of a latent voxel's side; 1 = paper
     context: int | None = 1  # latent voxels around the lesion that the U-Net sees; None = the whole crop (paper)
 
 
 class HistogramEmbedding(nn.Module):
-    """Histogram (B, bins) -> context (B, tokens, d_ctx). `use=False` gives the same learned token to every nodule."""
+    """Histogram (B, bins) -> context (B, tokens, d_ctx). Without `vector`, every nodule gets the same learned token."""
 
-    def __init__(self, bins: int, tokens: int, dim: int, use: bool) -> None:
+    def __init__(self, config: HistogramConfig, dim: int) -> None:
         super().__init__()
+        bins, tokens = config.bins, config.tokens
         if tokens not in (1, bins):
             raise ValueError(f"histogram.tokens must be 1 (paper) or the number of bins ({bins}), got {tokens}")
-        self.bins, self.tokens, self.use = bins, tokens, use
+        self.tokens, self.use, self.scale = tokens, config.vector, bins if config.times_bins else 1
         self.null = nn.Parameter(torch.zeros(1, 1, dim))
         # created even if unused, so that networks with and without c_hist start from the same weights
         self.mlp = nn.Sequential(nn.Linear(bins if tokens == 1 else 1, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
@@ -56,7 +57,7 @@ class HistogramEmbedding(nn.Module):
     def forward(self, h: Float[Tensor, "b k"]) -> Float[Tensor, "b n d"]:
         if not self.use:
             return self.null.expand(len(h), -1, -1)
-        h = h * self.bins  # a flat histogram becomes all ones
+        h = h * self.scale
         if self.tokens == 1:
             return self.mlp(h)[:, None]  # Eq. 3
         return self.mlp(h[..., None]) + self.position
@@ -67,10 +68,15 @@ class ConditionalUNet(nn.Module):
 
     Input channels: c of the latent; C detail^3 + 1 of the mask (soft components, and binary M, where the noise is); with
     `histogram.template` c more, the template's latent.
+
+    Raises:
+        ValueError: mask channels other than 1 or 3, or a number of tokens that `HistogramEmbedding` refuses.
     """
 
     def __init__(self, config: UnetConfig, histogram: HistogramConfig, latent_channels: int, timesteps: int) -> None:
         super().__init__()
+        if config.mask_channels not in (1, 3):
+            raise ValueError(f"unet.mask_channels={config.mask_channels}: give 1 (the lesion) or 3 (its components)")
         self.config, self.latent_channels = config, latent_channels
         parts = config.mask_channels * config.mask_detail**3
         template = latent_channels if histogram.template else 0
@@ -90,7 +96,7 @@ class ConditionalUNet(nn.Module):
         self.linear = None
         if config.linear_skip:
             self.linear = LinearDenoiser(latent_channels, parts, histogram.bins, timesteps, template)
-        self.c_hist = HistogramEmbedding(histogram.bins, histogram.tokens, config.ctx_dim, histogram.vector)
+        self.c_hist = HistogramEmbedding(histogram, config.ctx_dim)
 
     def forward(
         self,

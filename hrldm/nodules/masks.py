@@ -1,11 +1,15 @@
-"""Masks of single lesions, (x, y, z) bool: their box, their voxels, and distances to their surface."""
+"""Masks of single lesions, (x, y, z) bool: their box, their voxels, distances to their surface, and their components."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
 
+from hrldm.nodules.histograms import SOLID_HU
+
 PAD = 2  # empty voxels around a shape
+SMOOTH_MM = 1.0  # SD of the mean that is compared with `SOLID_HU`: a reader outlines a core, not single voxels
+SPICULE_MM = 1.5  # radius of the opening's ball: what is thinner than 3 mm is a spicule
 
 
 def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice, slice]:
@@ -37,3 +41,31 @@ def depth(mask: np.ndarray) -> np.ndarray:
 def signed_distance(mask: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> np.ndarray:
     """Distance (mm) to the other side of the surface, positive inside; the mask must not fill the array."""
     return ndimage.distance_transform_edt(mask, spacing) - ndimage.distance_transform_edt(~mask, spacing)
+
+
+def solid_part(hu: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Voxels of a lesion at 1 mm about which its own mean lies above `SOLID_HU`."""
+    here = box_of(mask, 1)
+    inside = mask[here].astype(np.float32)
+    mean = ndimage.gaussian_filter(hu[here] * inside, SMOOTH_MM) / ndimage.gaussian_filter(inside, SMOOTH_MM).clip(1e-6)
+    out = np.zeros(mask.shape, bool)
+    out[here] = (mean > SOLID_HU) & mask[here]
+    return out
+
+
+def components(mask: np.ndarray, solid: np.ndarray) -> np.ndarray:
+    """(3, x, y, z) solid, ground-glass and spiculation of a lesion at 1 mm (Section 3.2.1); together they are the mask, once.
+
+    Spiculation is what an opening by a ball takes away (the mask minus its opening), unless it takes all.
+
+    solid: solid voxels, from `solid_part` or a core asked for
+    """
+    out = np.zeros((3, *mask.shape), bool)
+    here = box_of(mask, 1)
+    whole, reach = mask[here], np.indices((3,) * 3) - 1
+    ball = (reach**2).sum(0) <= SPICULE_MM**2
+    body = ndimage.binary_dilation(ndimage.binary_erosion(whole, ball, border_value=1), ball) & whole
+    body = body if body.any() else whole
+    core = solid[here] & body
+    out[(slice(None), *here)] = core, body & ~core, whole & ~body
+    return out

@@ -70,13 +70,15 @@ def manifest_digest(frame: pd.DataFrame, columns: tuple[str, ...] = ("image", "m
     return h.hexdigest()[:16]
 
 
-def fitting(frame: pd.DataFrame, size: int) -> pd.DataFrame:
-    """The rows whose nodule is no wider than a crop of `size` mm; a warning names the others."""
-    wide = frame[frame.diameter_mm > size]
-    if len(wide):
-        names = ", ".join(f"{r.nodule_id} ({r.diameter_mm:g} mm)" for r in wide.itertuples())
-        logger.warning("left out, wider than the crop of %d mm: %s", size, names)
-    return frame.drop(wide.index).reset_index(drop=True)
+def fitting(frame: pd.DataFrame, size: int, diameters_mm: tuple[float, float] = (0.0, np.inf)) -> pd.DataFrame:
+    """The rows whose nodule is of these diameters and no wider than a crop of `size` mm; a warning names the others."""
+    wide, other = frame.diameter_mm > size, ~frame.diameter_mm.between(*diameters_mm)
+    bounds = "not of {:g} to {:g} mm".format(*diameters_mm)
+    for why, rows in ((f"wider than the crop of {size} mm", frame[wide]), (bounds, frame[other & ~wide])):
+        if len(rows):
+            names = ", ".join(f"{r.nodule_id} ({r.diameter_mm:g} mm)" for r in rows.itertuples())
+            logger.warning("left out, %s: %s", why, names)
+    return frame[~(wide | other)].reset_index(drop=True)
 
 
 def load_patches(frame: pd.DataFrame, size: int, image_column: str = "image") -> Patches:

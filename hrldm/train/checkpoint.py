@@ -105,5 +105,5 @@ class Ema:
 
 
 def learning_rate(base: float, step: int, total: int, power: float, warm_up: int) -> float:
-    """Polynomial decay to zero (Section 5) after a linear rise over `warm_up` steps."""
-    return base * (1 - min(step, total) / total) ** power * min(1.0, (step + 1) / warm_up)
+    """Polynomial decay to zero (Section 5) after a linear rise over `warm_up` steps, if any."""
+    return base * (1 - min(step, total) / total) ** power * min(1.0, (step + 1) / max(warm_up, 1))

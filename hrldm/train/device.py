@@ -18,6 +18,8 @@ if os.environ.get("HRLDM_DETERMINISTIC") == "1" and torch.cuda.is_available():
     torch.use_deterministic_algorithms(True, warn_only=True)  # operations without a deterministic form only warn
     torch.backends.cudnn.benchmark = False
 
+DTYPES = {"no": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16}  # by `mixed_precision`; no: not used
+
 
 def device() -> str:
     """`cuda` if available, else `cpu`."""
@@ -31,7 +33,7 @@ def free_memory_mb() -> float:
 
 
 def autocast(precision: str, kind: str) -> torch.autocast:
-    """Mixed precision (no, bf16) on device type `kind`. A CPU always uses full precision, since bf16 is slower
+    """Mixed precision (no, bf16, fp16) on device type `kind`. A CPU always uses full precision, since bf16 is slower
     there: without bf16 instructions it takes 20 times as long (a step of the paper profile: 16 minutes), and on two
     cores with `avx512_bf16` a convolution of the released network was measured at 161 GFLOP/s in bf16 against 222 in
     float32.
@@ -41,11 +43,16 @@ def autocast(precision: str, kind: str) -> torch.autocast:
     Raises:
         ValueError: unknown setting.
     """
-    if precision not in ("no", "bf16"):
-        raise ValueError(f"unknown mixed_precision {precision!r}; choose no or bf16")
-    bf16 = precision == "bf16" and kind == "cuda"
+    if precision not in DTYPES:
+        raise ValueError(f"unknown mixed_precision {precision!r}; choose one of {', '.join(DTYPES)}")
+    mixed = precision != "no" and kind == "cuda"
     # cached casts would break CUDA graphs
-    return torch.autocast(kind, torch.bfloat16, enabled=bf16, cache_enabled=False)
+    return torch.autocast(kind, DTYPES[precision], enabled=mixed, cache_enabled=False)
+
+
+def grad_scaler(precision: str, kind: str) -> torch.amp.GradScaler:
+    """Scales losses where gradients could underflow, in fp16 on a GPU, and skips the steps that overflow; else it does nothing."""
+    return torch.amp.GradScaler(kind, enabled=precision == "fp16" and kind == "cuda")
 
 
 class _OneShape(nn.Module):

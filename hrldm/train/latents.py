@@ -26,11 +26,12 @@ from hrldm.model.unet import UnetConfig, latent_masks
 from hrldm.model.window import by_side, lesion_window
 from hrldm.nodules.augmentation import cube_symmetry
 from hrldm.nodules.histograms import hu_histogram
+from hrldm.nodules.masks import components, solid_part
 from hrldm.nodules.patches import Patches
 
 # (background (D, D, D) HU, mask, histogram, rng) -> HU: an image of what is known before the lesion is made, e.g. the template
 Picture = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
-VERSION = 4  # raise when the same crops and settings would give other latents; part of cache keys
+VERSION = 5  # raise when the same crops and settings would give other latents; part of cache keys
 SHIFT = 4  # mm, largest shift of an augmented variant
 PICTURE_SEED = 11  # keeps the pictures' random fields independent of the variants' augmentation
 
@@ -54,6 +55,7 @@ class LatentCache:
     subtype:   (N,) labels
     scale:     1 / std of all latents (mean removed by the autoencoder); z = scale * latent goes to the U-Net
     picture:   (N, V, c, d, h, w) float32, memory-mapped; latents of what a network is shown besides, or None
+    solid:     as mask, the solid parts (`solid_part`); None if no network is shown components
     """
 
     mean: np.ndarray
@@ -63,6 +65,7 @@ class LatentCache:
     subtype: np.ndarray
     scale: float
     picture: np.ndarray | None = None
+    solid: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -74,7 +77,7 @@ class Windowed:
 
     index: (n, 2) nodule and variant
     z0, std, picture: (n, c, s, s, s) scaled latents, picture may be None
-    mask:  (n, 1, 4s, 4s, 4s) bool; subtype: (n,); histogram: (n, B)
+    mask:  (n, 1, 4s, 4s, 4s) bool; parts: (n, C, 4s, 4s, 4s) bool, its components; subtype: (n,); histogram: (n, B)
     """
 
     index: Tensor
@@ -82,6 +85,7 @@ class Windowed:
     std: Tensor
     picture: Tensor | None
     mask: Tensor
+    parts: Tensor
     subtype: Tensor
     histogram: Tensor
 
@@ -92,7 +96,7 @@ class Windowed:
         """The rows as a batch: z0, std, float mask, m and condition (`latent_masks`, picture), subtype, histogram."""
         batch = {name: getattr(self, name)[rows] for name in ("z0", "std", "subtype", "histogram")}
         batch["mask"] = self.mask[rows].float()
-        batch["m"], batch["condition"] = latent_masks(batch["mask"], detail)
+        batch["m"], batch["condition"] = latent_masks(self.parts[rows], detail)
         if self.picture is not None:
             batch["picture"] = self.picture[rows]
             batch["condition"] = torch.cat([batch["condition"], batch["picture"]], 1)
@@ -125,13 +129,18 @@ def windowed(
         def cut(array: np.ndarray, own=own) -> Tensor:
             return torch.from_numpy(np.stack([array[i, v][w.latent] for i, v, w in own])).mul_(cache.scale).to(device)
 
+        mask = parts = torch.from_numpy(np.stack([cache.mask[i, v][w.voxels] for i, v, w in own]))[:, None].to(device)
+        if unet.mask_channels > 1:
+            made = [components(cache.mask[i, v][w.voxels], cache.solid[i, v][w.voxels]) for i, v, w in own]
+            parts = torch.from_numpy(np.stack(made)).to(device)
         i = torch.from_numpy(keys[rows, 0])
         yield Windowed(
             index=torch.from_numpy(keys[rows]).to(device),
             z0=cut(cache.mean),
             std=cut(cache.std),
             picture=cut(cache.picture) if pictures else None,
-            mask=torch.from_numpy(np.stack([cache.mask[i, v][w.voxels] for i, v, w in own]))[:, None].to(device),
+            mask=mask,
+            parts=parts,
             subtype=torch.tensor(cache.subtype)[i].to(device),
             histogram=torch.from_numpy(cache.histogram)[i].float().to(device),
         )
@@ -212,11 +221,14 @@ def _encode_all(
     shape = (n, variants, model.latent_channels, d, d, d)
     names = ["mean", "std"] + ([] if picture is None else ["picture"])
     out = {k: np.lib.format.open_memmap(part / f"{k}.npy", "w+", np.float32, shape) for k in names}
-    masks = np.lib.format.open_memmap(part / "mask.npy", "w+", bool, (n, variants, size, size, size))
+    masks, solid = (
+        np.lib.format.open_memmap(part / f"{k}.npy", "w+", bool, (n, variants, *(size,) * 3)) for k in ("mask", "solid")
+    )
     for i in tqdm(range(n), desc="latents", mininterval=10):
         voxels = np.stack([patches.hu[i], background[i], patches.mask[i]]).astype(np.int16)
         rngs = [np.random.default_rng((seed, i, v)) if v else None for v in range(variants)]
         hu, clean, masks[i] = np.stack([_variant(voxels, size, rng) for rng in rngs], axis=1)
+        solid[i] = [solid_part(h, m) if m.any() else m for h, m in zip(hu, masks[i], strict=True)]
         mean, std = encode_patches(model, hu, device)
         if not np.array_equal(hu, clean):
             behind, m = encode_patches(model, clean, device)[0], latent_masks(mask_tensor(masks[i]))[0]

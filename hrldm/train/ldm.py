@@ -33,7 +33,6 @@ from hrldm.train.loop import Loop, StepState
 
 STAGE = "ldm"
 VERSION = 1  # raise when the same settings and latents would give other weights; part of cache keys
-WARM_UP = 20  # steps
 GRAPHED_FROM = 200  # steps of a run from which capturing CUDA graphs pays off
 
 
@@ -112,7 +111,8 @@ def train_ldm(
     loop = Loop(
         path, meta, {"model": network}, {"optimizer": adam}, identity=("stage", "digest", "seed", "n"),
         total=config.ldm.steps, ema=config.ldm.ema, save_every=save_every, accelerator=accelerator,
-        lr=lambda step: ckpt.learning_rate(config.ldm.lr, step, config.ldm.steps, config.ldm.lr_power, WARM_UP),
+        lr=lambda step: ckpt.learning_rate(config.ldm.lr, step, config.ldm.steps, config.ldm.lr_power, config.ldm.warm_up),
+        precision=config.mixed_precision,
     )  # fmt: skip
     # another autoencoder's, or other crops
     if not math.isclose(loop.meta.get("scale", 0.0), cache.scale, rel_tol=1e-6):
@@ -133,7 +133,7 @@ def train_ldm(
             losses["hist"] = l_hist(z0_hat, batch)  # 8, 10: Eq. 7, Eq. 8
         loop.check(losses)
         total = total_loss(losses["inpaint"], losses.get("hist"), config.histogram.weight)  # 11: Eq. 9
-        loop.descend(total, "model", "optimizer")  # 12
+        loop.descend(total, "model", "optimizer", config.ldm.clip)  # 12
         yield loop.done(losses)
 
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from hrldm.train import checkpoint as ckpt
+from hrldm.train.device import grad_scaler
 
 CHECK_EVERY = 50  # steps between loss checks on a GPU, each of which stalls it
-CLIP = 1.0  # largest gradient norm
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Loop:
     modules:    trained modules by name; "model" is averaged
     optimizers: by name; a parameter group's optional "scale" multiplies its learning rate
     lr:         learning rate of a step
+    precision:  `mixed_precision` of what the losses come from: fp16 has them scaled
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Loop:
         lr: Callable[[int], float],
         save_every: int,
         accelerator: Accelerator,
+        precision: str = "no",
     ) -> None:
         self.path, self.total, self.save_every = Path(path), total, save_every
         self.accelerator, self.lr = accelerator, lr
         self.ema, self.meta = ckpt.Ema(modules["model"], ema), {"step": 0} | dict(meta)
+        self.scaler = grad_scaler(precision, accelerator.device.type)
         if self.path.exists():
             groups, old = ckpt.load(self.path)
             ckpt.require(old, self.path, **{k: self.meta[k] for k in identity})
@@ -77,6 +80,8 @@ class Loop:
             for name, optimizer in optimizers.items():
                 ckpt.restore_optimizer(optimizer, groups.get(name, {}))
             self.ema.shadow, self.meta = groups["ema"], old
+            if old.get("scaler"):
+                self.scaler.load_state_dict(old["scaler"])
         prepared = accelerator.prepare(*modules.values(), *optimizers.values())
         prepared = prepared if isinstance(prepared, tuple) else (prepared,)
         self.modules = dict(zip(modules, prepared[: len(modules)], strict=True))
@@ -111,24 +116,26 @@ class Loop:
                 f"Lower the learning rate (now {self.lr(self.step):.3g}) or set mixed_precision to 'no'"
             )
 
-    def descend(self, loss: Tensor, module: str, optimizer: str, clip: float | None = CLIP) -> None:
-        """One update of a module."""
+    def descend(self, loss: Tensor, module: str, optimizer: str, clip: float | None) -> None:
+        """One update of a module; clip: largest gradient norm, None for any."""
         self.optimizers[optimizer].zero_grad()
-        self.accelerator.backward(loss)
+        self.accelerator.backward(self.scaler.scale(loss))
         if clip is not None:
+            self.scaler.unscale_(self.optimizers[optimizer])
             self.accelerator.clip_grad_norm_(self.modules[module].parameters(), clip)
-        self.optimizers[optimizer].step()
+        self.scaler.step(self.optimizers[optimizer])
 
     def done(self, losses: Mapping[str, Tensor]) -> StepState:
         """Average the weights, save if due, and return the step's state."""
         unwrap, done = self.accelerator.unwrap_model, self.step + 1
+        self.scaler.update()
         self.ema.update(unwrap(self.modules["model"]), self.step)
         if self.accelerator.is_main_process and self._due:
             groups = {name: unwrap(module).state_dict() for name, module in self.modules.items()}
             groups["ema"] = self.ema.shadow
             if done < self.total:  # nobody resumes a finished run
                 groups |= {k: ckpt.optimizer_tensors(o.optimizer) for k, o in self.optimizers.items()}
-            ckpt.save(self.path, groups, self.meta | {"step": done})
+            ckpt.save(self.path, groups, self.meta | {"step": done, "scaler": self.scaler.state_dict()})
         return StepState(done, {k: v.detach() for k, v in losses.items()})
 
     @property

@@ -28,6 +28,7 @@ from hrldm.train.loop import Loop, StepState
 STAGE = "autoencoder"
 VERSION = 1  # raise when the same settings and crops would give other weights; part of cache keys
 EMA, POWER, WARM_UP = 0.999, 0.9, 50  # decay of the average; of the learning rate; steps
+CLIP = 1.0  # largest gradient norm of the autoencoder
 LINEAR_CODE_SEED = 7  # keeps the patches of the linear code apart from those of the steps
 
 
@@ -98,6 +99,7 @@ def train_autoencoder(
         path, meta, {"model": model, "critic": critic}, optimizers, identity=tuple(k for k in meta if k != "architecture"),
         total=config.steps, ema=EMA, save_every=save_every, accelerator=accelerator,
         lr=lambda step: ckpt.learning_rate(config.lr, step, config.steps, POWER, WARM_UP),
+        precision=mixed_precision,
     )  # fmt: skip
     model, critic = loop.modules["model"], loop.modules["critic"]
 
@@ -120,13 +122,13 @@ def train_autoencoder(
             losses["adversarial"] = adversarial(critic(recon)[-1], target_is_real=True, for_discriminator=False)
             total = total + config.adversarial * losses["adversarial"]
         loop.check(losses)
-        loop.descend(total, "model", "opt_g")
+        loop.descend(total, "model", "opt_g", CLIP)
         if fights:
             loop.optimizers["opt_d"].zero_grad()  # clears the gradients that the generator's step left in the critic
             fake = adversarial(critic(recon.detach())[-1], target_is_real=False, for_discriminator=True)
             real = adversarial(critic(x)[-1], target_is_real=True, for_discriminator=True)
             losses["discriminator"] = 0.5 * (fake + real)
-            loop.descend(losses["discriminator"], "critic", "opt_d", clip=None)
+            loop.descend(losses["discriminator"], "critic", "opt_d", None)
         yield loop.done(losses)
 
 

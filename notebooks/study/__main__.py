@@ -1,5 +1,5 @@
 """Command line of the study, from `notebooks/`: ``python -m study judge ROOT``, ``realism``, ``algorithm2 CT OUT``, ``readers OUT``,
-``readers-score CSV``, ``bench``, ``record``."""
+``readers-score CSV``, ``bench``, ``plan``, ``record``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hrldm.nodules.transplant import read_host
 from study import judging
 from study.in_file import realism_in_file
 from study.readers import page, score
-from study.report import bench, record
+from study.report import bench, plan, record
 from study.report.provenance import write_provenance
 from study.report.tables import drop_table, save_tables
 from study.study import open_study
@@ -203,6 +203,7 @@ def main() -> int:
         "readers": readers,
         "readers-score": readers_score,
         "bench": bench.main,
+        "plan": plan.main,
         "record": record.main,
     }
     return run(commands, "python -m study")

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from tqdm import tqdm
 
+from hrldm.config import changed
 from hrldm.insertion.generator import Generator
 from study.measure.intensity import lesion_table
 from study.measure.statistics import mean_interval
 from study.study import Study
 from study.systems.latent import CHANGES, trained
-from study.systems.registry import request_for
+from study.systems.registry import request_for, with_components
 
 METRICS = ("jsd", "wasserstein_hu", "mean_error_hu", "sd_ratio")
 
@@ -39,12 +40,15 @@ def cells(study: Study) -> list[Cell]:
     """Every cell of the study; the first of each factor is the profile's own setting."""
     p = study.profile
     other = "eps" if p.diffusion.prediction == "v" else "v"
+    parts = 3 if p.unet.mask_channels == 1 else 1
     scratch = [  # what a trained network cannot turn to in a few steps
         Cell("output of the U-Net", f"{p.diffusion.prediction} (default)", {}),
         Cell("output of the U-Net", other, {"diffusion__prediction": other}),
         Cell("linear denoiser", f"{'yes' if p.unet.linear_skip else 'no'} (default)", {}),
         Cell("linear denoiser", "no" if p.unet.linear_skip else "yes", {"unet__linear_skip": not p.unet.linear_skip}),
         Cell("mask's detail", f"{p.unet.mask_detail} (default)", {}),
+        Cell("components of the mask", f"{p.unet.mask_channels} (default)", {}),
+        Cell("components of the mask", f"{parts}", {"unet__mask_channels": parts}),
         Cell("c_hist as", "vector (default)", {}),
         Cell("c_hist as", "template", {"histogram__template": True, "histogram__vector": False}),
         Cell("c_hist as", "both", {"histogram__template": True}),
@@ -93,7 +97,7 @@ def generator(study: Study, changes: dict, seed: int) -> Generator:
     p = study.profile
     seeded = study if seed == study.seed else study.with_seed(seed)
     start = None if p.ablation.start == "scratch" else trained(study, p.ablation.start).unet
-    return seeded.generator(start, ldm__steps=p.ablation.steps, **changes)
+    return seeded.generator(start, ldm__steps=p.ablation.steps or p.ldm.steps, **changes)
 
 
 def run_ablations(study: Study) -> dict[str, pd.DataFrame]:
@@ -108,7 +112,8 @@ def run_ablations(study: Study) -> dict[str, pd.DataFrame]:
         for seed in range(study.seed, study.seed + cell.seeds):
             key = (str(sorted(cell.changes.items())), seed)
             if key not in done:
-                crops = generator(study, cell.changes, seed)(request)
+                unet = changed(study.profile, **cell.changes).unet
+                crops = generator(study, cell.changes, seed)(with_components(request, test, unet))
                 done[key] = lesion_table(cell.name, crops, test)[[*keys, *METRICS]]
             runs.append(done[key])
         mean = pd.concat(runs).groupby(keys, sort=False, as_index=False)[list(METRICS)].mean()

@@ -1,6 +1,7 @@
 """Profiles: every number that a run of the notebooks depends on. Notebooks and library share one code path; only these differ.
 
-`paper` holds the paper's own settings (Section 5) verbatim and, where the paper is silent, our design decisions. Each part is
+`paper` holds the paper's own settings and, where it is silent, named choices: `results/published/settings.csv` has each with its
+sentence. Each part is
 a small dataclass beside its user (`UnetConfig` in `hrldm/model/unet.py`, …), whose defaults are those of `quick`. Any field
 can be changed: ``get_profile("quick", histogram__weight=0.0)``, or ``make reproduce SET="histogram.weight=0"``.
 """
@@ -26,6 +27,7 @@ class DataConfig:
     n_val: int = 60
     n_test: int = 120
     patch_mm: int = 40  # side of the training crop, voxels at 1 mm; a multiple of 4
+    diameters_mm: tuple[float, float] = (0.0, 1000.0)  # nodules of a manifest smaller or larger are left out
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class TablesConfig:
 
 @dataclass(frozen=True)
 class AblationConfig:
-    steps: int = 100
+    steps: int = 100  # 0 = as many as `ldm`
     start: str = "maisi-ddpm"  # every cell continues from this network for `steps` | scratch
     seeds: int = 1
     core_seeds: int = 3  # for the 2 x 2 of c_hist and L_hist, and for the background rule
@@ -119,23 +121,25 @@ GPU = Profile(
 )
 PAPER = Profile(
     name="paper",
-    mixed_precision="bf16",
-    data=DataConfig(n_train=2950, n_val=0, n_test=390, patch_mm=128),
-    autoencoder=changed(MAISI, source="train"),
+    mixed_precision="fp16",
+    data=DataConfig(n_train=2950, n_val=0, n_test=530, patch_mm=128, diameters_mm=(6.0, 30.0)),
+    autoencoder=changed(MAISI, source="maisi"),
     vae=VaeConfig(
         steps=280 * 58000, batch=1, patch=64, lr=1e-4, perceptual=0.3, adversarial=0.1, adversarial_start=0
     ),
     unet=UnetConfig(
         channels=(64, 128, 256, 512), attention=(False, False, True, True), res_blocks=2, norm_groups=32,
-        linear_skip=False, mask_detail=1, context=None,
+        linear_skip=False, mask_channels=3, mask_detail=1, context=None,
     ),
     diffusion=DiffusionConfig(prediction="eps", background="paper"),
-    histogram=HistogramConfig(t_max=None, max_voxels=64),
+    histogram=HistogramConfig(times_bins=False, t_max=None, max_voxels=64),
     latents=LatentsConfig(variants=1, least=1),
-    ldm=LdmConfig(pretrain_steps=0, steps=200 * 2950, batch=1, lr=1e-5, lr_power=2.0, ema=0.0),
-    sampling=SamplingConfig(sampler="ddpm", steps=1000),
+    ldm=LdmConfig(
+        pretrain_steps=0, steps=0, epochs=200, batch=1, lr=1e-5, lr_power=2.0, warm_up=0, clip=None, ema=0.0
+    ),
+    sampling=SamplingConfig(sampler="ddpm", steps=1000, feather=False),
     tables=TablesConfig(n_synthetic=500, n_boot=2000),
-    ablation=AblationConfig(steps=200 * 2950, start="scratch", seeds=3, n=390),
+    ablation=AblationConfig(steps=0, start="scratch", seeds=3, n=390),
     downstream=DownstreamConfig(crop_mm=90, scarcity_folds=5, beside_folds=5, equal_updates=False),
     classifier=ClassifierConfig(arch="densenet121", epochs=100, batch=2, lr=1e-4, patience=15),
 )  # fmt: skip

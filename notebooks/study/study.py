@@ -19,6 +19,8 @@ import pandas as pd
 from hrldm import paths
 from hrldm.cache import keyed
 from hrldm.config import changed
+from hrldm.ct.geometry import voxel_size
+from hrldm.ct.nifti import open_nifti
 from hrldm.insertion.generator import Generator
 from hrldm.model.autoencoder import Autoencoder
 from hrldm.model.perceptual import PerceptualLoss
@@ -39,11 +41,13 @@ from hrldm.train.loop import follow, read_history
 from hrldm.train.vae import VERSION as VAE_VERSION
 from hrldm.train.vae import train_autoencoder
 from hrldm.wheels import LITE0, wheel_file
+from study.measure.step_cost import autoencoder_stage, cost
 from study.places import healthy_images
 from study.profiles import Profile, get_profile
 
 logger = logging.getLogger(__name__)
 SYMMETRIES = 48  # of a cube
+WHOLE_CT_MM = 128  # crops from this side on are parts of whole CTs (Section 5)
 LEAST_PLACES = 0.25  # share of nodules with a healthy place from which on the others are left out
 
 
@@ -227,8 +231,15 @@ def open_study(
     p = profile if isinstance(profile, Profile) else get_profile(profile, settings, **changes)
     given = paths.check_run(p.name, dataset, data_root)
     sizes = (p.data.n_train, p.data.n_val, p.data.n_test)
+    if not given and p.data.patch_mm >= WHOLE_CT_MM:
+        raise ValueError(
+            f"profile {p.name} takes {p.data.patch_mm} mm of each CT, and {dataset} has cubes of 64 mm: give your own CTs "
+            'by DATASET and DATA_ROOT, or SET="data.patch_mm=64"'
+        )
     root = Path(given) if given else lidc_mini.prepare(*sizes, seed, n_jobs=os.cpu_count() or 1)
-    frame = fitting(checked_manifest(root), p.data.patch_mm)
+    frame = fitting(checked_manifest(root), p.data.patch_mm, p.data.diameters_mm)
+    if p.data.patch_mm >= WHOLE_CT_MM:
+        check_whole(frame, p.data.patch_mm)
     assert_disjoint(frame)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed {seed}: give a whole number from 0 to {2**32 - 1}")
@@ -244,7 +255,7 @@ def open_study(
             raise ValueError(
                 f"{root}: nodules of one patient to {name}; cross-validation and intervals need two (`judge` needs one)"
             )
-    return Study(p, dataset, root, seed, frame)
+    return Study(p.for_nodules(int((frame.split == "train").sum())), dataset, root, seed, frame)
 
 
 def pretraining_study(study: Study, profile: Profile) -> Study | None:
@@ -254,6 +265,17 @@ def pretraining_study(study: Study, profile: Profile) -> Study | None:
     embedded = open_study(changed(profile, ldm__steps=profile.ldm.pretrain_steps), seed=study.seed)
     vars(embedded)["autoencoder"] = study.autoencoder  # another one's latents would be another language
     return embedded
+
+
+def check_whole(frame: pd.DataFrame, side_mm: int) -> None:
+    """Raise ValueError unless most images are as wide as their crops: the rest of a crop repeats an image's outermost voxels."""
+    masks = [(name, open_nifti(Path(name))) for name in frame["mask"]]  # headers; of the images' shape
+    narrow = [name for name, mask in masks if min(voxel_size(mask.affine) * mask.shape[:3]) < side_mm]
+    if 2 * len(narrow) > len(frame):
+        raise ValueError(
+            f"{len(narrow)} of {len(frame)} images are narrower than the {side_mm} mm of each CT that are asked for, {narrow[0]} "
+            'among them: give whole CTs, or SET="data.patch_mm=…"'
+        )
 
 
 def _files(frame: pd.DataFrame) -> tuple[str, ...]:
@@ -277,19 +299,20 @@ def checked_manifest(root: Path) -> pd.DataFrame:
 
 
 def obtain_autoencoder(study: Study) -> Autoencoder:
-    """The autoencoder a profile asks for, frozen, in evaluation mode.
+    """The autoencoder a profile asks for, frozen, in evaluation mode; `maisi` is trained where the user has no file of it.
 
     Raises:
         CheckpointError: missing or corrupt weights; the message says which file.
     """
     p = study.profile
+    given = os.environ.get(paths.MAISI) if p.autoencoder.source == "maisi" else None
     if p.autoencoder.source == "shipped":
         model = load_autoencoder(SHIPPED_AUTOENCODER)
-    elif p.autoencoder.source == "train":
+    elif p.autoencoder.source in ("maisi", "train") and not given:
         path, _ = fit_autoencoder(study, p)
         model = load_autoencoder(path)
     else:
-        model = load_maisi(Path(p.autoencoder.source))
+        model = load_maisi(Path(given or p.autoencoder.source))
     return model.eval().requires_grad_(False)
 
 
@@ -297,6 +320,8 @@ def fit_autoencoder(study: Study, profile: Profile) -> tuple[Path, pd.DataFrame]
     """Train Stage I on the study's training crops (resumable); checkpoint path and loss history."""
     settings = (profile.autoencoder, profile.vae, profile.mixed_precision, profile.data.patch_mm)
     path = keyed("runs", VAE_VERSION, *settings, study.data_hash, study.seed) / "autoencoder.safetensors"
+    if profile.autoencoder.source == "maisi" and not path.exists():
+        logger.warning("no MAISI weights (%s): trained here; %s", paths.MAISI, cost(autoencoder_stage(profile)))
     crops = study.patches("train", 64 if study.dataset == "lidc-mini" else profile.data.patch_mm).hu
     steps = train_autoencoder(
         list(crops), np.ones(len(crops)), profile.autoencoder, profile.vae, study.seed, path,

@@ -89,6 +89,27 @@ def test_plain_decoding_is_the_decoded_latent():
     np.testing.assert_allclose(make(asked, paste=False), expected.numpy(), atol=1e-2)
 
 
+def test_a_study_may_take_the_decoded_crop_as_it_is():
+    """Algorithm 2, line 12: no voxel of the original is put back."""
+    asked, make = request(), generator(sampling__feather=False)
+    expected = make.autoencoder.decode(make.latents(asked) / make.scale).clamp(0, 1)[:, 0] * 2000 - 1000
+    np.testing.assert_allclose(make(asked), expected.numpy(), atol=1e-2)
+
+
+def test_components_of_the_mask_reach_the_lesion():
+    asked, make = request(), generator(unet__mask_channels=3)
+    core = asked.mask & np.roll(asked.mask, 2, 1)
+    base = make(dataclasses.replace(asked, core=core))
+    assert np.isfinite(base).all()
+    other = make(dataclasses.replace(asked, core=asked.mask & ~core))
+    assert all(np.abs(other - base)[i][asked.mask[i]].max() > 0.1 for i in range(3))
+    # a solid nodule without a core is solid throughout, others are ground-glass
+    solid = dataclasses.replace(asked, core=np.where((asked.subtype == 0)[:, None, None, None], asked.mask, False))
+    np.testing.assert_allclose(make(asked), make(solid), atol=1e-3)
+    with pytest.raises(ValueError, match="a solid core is made by"):
+        generator()(dataclasses.replace(asked, core=core))
+
+
 def test_feathered_takes_the_lesion_inside_and_the_background_outside():
     asked = request(2)
     lesion = np.full(asked.background.shape, 77.0, np.float32)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hrldm.model.histogram import HistogramConfig
 from hrldm.model.unet import HistogramEmbedding, latent_masks
 from hrldm.nodules.shapes import load_shapes
 from hrldm.wheels import FetchError
@@ -51,12 +52,13 @@ def test_sample_does_not_depend_on_its_batch():
     torch.testing.assert_close(model(**both)[1:], alone, atol=1e-5, rtol=1e-4)
 
 
-def test_one_token_is_equation_3_and_attention_over_it_is_constant():
+@pytest.mark.parametrize("times_bins", [True, False])
+def test_one_token_is_equation_3_and_attention_over_it_is_constant(times_bins):
     torch.manual_seed(0)
-    embedding = HistogramEmbedding(40, 1, 8, True)
+    embedding = HistogramEmbedding(HistogramConfig(times_bins=times_bins), 8)
     h = torch.rand(3, 40)
     w1, w2 = embedding.mlp[0], embedding.mlp[2]
-    expected = F.linear(F.silu(F.linear(40 * h, w1.weight, w1.bias)), w2.weight, w2.bias)
+    expected = F.linear(F.silu(F.linear(40 * h if times_bins else h, w1.weight, w1.bias)), w2.weight, w2.bias)
     torch.testing.assert_close(embedding(h), expected[:, None])
     query, value = torch.randn(3, 5, 8), embedding(h)
     attended = F.scaled_dot_product_attention(query, value, value)
@@ -64,11 +66,11 @@ def test_one_token_is_equation_3_and_attention_over_it_is_constant():
 
 
 def test_one_token_a_bin_and_other_counts_refused():
-    tokens = HistogramEmbedding(40, 40, 8, True)(torch.rand(2, 40))
+    tokens = HistogramEmbedding(HistogramConfig(tokens=40), 8)(torch.rand(2, 40))
     assert tokens.shape == (2, 40, 8)
     assert tiny.unet(histogram__tokens=40)(**inputs()).isfinite().all()
     with pytest.raises(ValueError, match="histogram.tokens must be 1"):
-        HistogramEmbedding(40, 7, 8, True)
+        HistogramEmbedding(HistogramConfig(tokens=7), 8)
 
 
 def test_latent_masks_are_max_and_average_pool():

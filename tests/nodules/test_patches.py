@@ -102,6 +102,8 @@ def test_nodules_wider_than_the_crop_are_left_out_and_named(caplog):
     kept = fitting(frame, 12)
     assert kept.nodule_id.tolist() == ["a", "c"] and kept.index.tolist() == [0, 1]
     assert "wider than the crop of 12 mm: b (12.5 mm)" in caplog.text
+    assert fitting(frame, 12, (9.0, 30.0)).nodule_id.tolist() == ["a"]
+    assert "left out, not of 9 to 30 mm: c (8 mm)" in caplog.text
 
 
 def test_bad_input_is_named(tmp_path):

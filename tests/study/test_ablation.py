@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hrldm.insertion.generator import Request
 from study import ablation
 from study.profiles import get_profile
 from study.study import Study
@@ -59,6 +60,7 @@ def test_equal_networks_are_made_once_and_a_cell_is_the_mean_of_its_seeds(study,
 
     monkeypatch.setattr(ablation, "generator", generator)
     monkeypatch.setattr(ablation, "request_for", lambda *a, **k: None)
+    monkeypatch.setattr(ablation, "with_components", lambda request, *_: request)
     monkeypatch.setattr(Study, "places", lambda self, split: (test, test))
     out = ablation.run_ablations(study)
     assert len(calls) == len(set(calls)) < sum(c.seeds for c in ablation.cells(study))
@@ -68,6 +70,24 @@ def test_equal_networks_are_made_once_and_a_cell_is_the_mean_of_its_seeds(study,
     np.testing.assert_allclose(error["lambda: 1"], 0)
     table = ablation.ablation_table(study, out).set_index(["factor", "level"])["n_seeds"]
     assert set(table["background"]) == set(table["c_hist x L_hist"]) == {2} and set(table["lambda"]) == {1}
+
+
+def test_a_network_that_is_shown_components_is_asked_with_the_solid_parts(study, monkeypatch):
+    test, seen = tiny.patches(6), []
+    request = Request(test.hu, test.mask, test.subtype, np.ones((6, 40)) / 40, np.arange(6))
+    monkeypatch.setattr(ablation, "request_for", lambda *a, **k: request)
+    monkeypatch.setattr(Study, "places", lambda self, split: (test, test))
+    monkeypatch.setattr(ablation, "generator", lambda *_: lambda asked: seen.append(asked.core) or test.hu)
+    changed = get_profile("smoke", ablation__start="scratch", ablation__seeds=1, tables__n_boot=200)
+    study = Study(changed, "test", study.root, 0, pd.DataFrame())
+    cells = [c for c in ablation.cells(study) if c.factor == "components of the mask"]
+    assert [c.changes for c in cells] == [{}, {"unet__mask_channels": 3}]
+    monkeypatch.setattr(ablation, "cells", lambda _: cells)
+    ablation.run_ablations(study)
+    one, three = seen
+    assert one is None and not (three & ~test.mask).any()
+    share = three.sum((1, 2, 3)) / test.mask.sum((1, 2, 3))
+    assert (share[test.subtype == 0] > 0.9).all() and (share[test.subtype == 2] == 0).all()
 
 
 def test_all_seeds_of_a_cell_learn_the_latents_that_are_decoded(study, monkeypatch):

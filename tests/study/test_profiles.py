@@ -1,24 +1,22 @@
-"""Presets: the paper's numbers verbatim; every one consistent."""
+"""Presets: every one consistent; that of the paper is compared with its sentences in `report/test_settings.py`."""
 
 import dataclasses
 
 import pytest
 
-from hrldm.config import SIZE_BINS_MM, SUBTYPES
+from hrldm.config import changed
 from hrldm.train.config import Stage2
 from study.profiles import PROFILES, get_profile
 
 
-def test_the_paper_profile_carries_the_papers_settings():
-    p = get_profile("paper")
-    assert (p.diffusion.timesteps, p.diffusion.beta_start, p.diffusion.beta_end) == (1000, 0.0015, 0.0195)
-    assert (p.histogram.weight, p.histogram.bins, p.histogram.t_max, p.histogram.tokens) == (10.0, 40, None, 1)
-    assert (p.ldm.lr, p.ldm.batch, p.ldm.steps) == (1e-5, 1, 200 * p.data.n_train)
-    assert (p.downstream.crop_mm, p.downstream.folds) == (90, 5)
-    assert (p.classifier.batch, p.classifier.lr, p.classifier.epochs) == (2, 1e-4, 100)
-    assert p.classifier.arch == "densenet121" and p.sampling.sampler == "ddpm" and p.sampling.steps == 1000
-    assert (p.diffusion.background, p.diffusion.objective) == ("paper", "ddpm")
-    assert SUBTYPES == ("solid", "part-solid", "ground-glass") and SIZE_BINS_MM[0][0] == 6 and SIZE_BINS_MM[-1][1] == 30
+def test_epochs_become_steps_over_the_nodules_there_are():
+    paper = get_profile("paper")
+    assert paper.for_nodules(2950).ldm.steps == 590_000 and paper.for_nodules(100).ldm.steps == 20_000
+    assert changed(paper, ldm__batch=3).for_nodules(100).ldm.steps == 6667
+    assert get_profile("quick").for_nodules(7) == get_profile("quick")
+    for steps, epochs in ((0, 0), (5, 5)):
+        with pytest.raises(ValueError, match=f"ldm.steps={steps} and ldm.epochs={epochs}: give one"):
+            changed(paper, ldm__steps=steps, ldm__epochs=epochs).for_nodules(7)
 
 
 @pytest.mark.parametrize("name", PROFILES)

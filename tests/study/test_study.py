@@ -1,6 +1,7 @@
 """A study finds what it trained before, and every wrong input is named before long work."""
 
 import dataclasses
+import re
 
 import nibabel as nib
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
+from hrldm import paths
 from hrldm.model.autoencoder import MAISI, Autoencoder
 from hrldm.nodules.patches import Patches
 from hrldm.train import autoencoders
@@ -249,14 +251,45 @@ def test_shipped_autoencoder_is_that_of_the_quick_profile_and_reconstructs():
 
 
 def test_study_takes_the_users_maisi_file_or_names_what_is_wrong(study, tmp_path):
-    import dataclasses
-
     asked = dataclasses.replace(study, profile=tiny.profile(autoencoder__source=str(tmp_path / "mine.pt")))
     with pytest.raises(ckpt.CheckpointError, match="mine.pt: not MAISI's autoencoder"):
         _ = asked.autoencoder
     torch.save(maisi_state(), tmp_path / "mine.pt")
     model = asked.autoencoder
     assert not model.training and not any(p.requires_grad for p in model.parameters())
+
+
+def test_maisis_file_is_taken_where_there_is_one_and_else_the_cost_of_training_is_said_first(
+    study, tmp_path, monkeypatch, caplog
+):
+    asked = dataclasses.replace(study, profile=tiny.profile(autoencoder__source="maisi", vae__steps=1, vae__batch=1))
+    monkeypatch.delenv(paths.MAISI, raising=False)
+    monkeypatch.setattr(runs, "PerceptualLoss", lambda _: None)
+    monkeypatch.setattr(runs, "wheel_file", lambda *_: None)
+    assert asked.autoencoder.config.channels == (8, 8, 8)
+    said = re.search(
+        r"no MAISI weights \(HRLDM_MAISI\): trained here; I: autoencoder: 1 steps, about .* days and .* GB on c",
+        caplog.text,
+    )
+    assert said, caplog.text
+    torch.save(maisi_state(), tmp_path / "mine.pt")
+    monkeypatch.setenv(paths.MAISI, str(tmp_path / "mine.pt"))
+    again = dataclasses.replace(study, profile=asked.profile)
+    assert again.autoencoder.config.channels == (64, 128, 256)
+
+
+def test_epochs_are_steps_over_the_nodules_to_train_on(study):
+    again = runs.open_study(tiny.profile(ldm__steps=0, ldm__epochs=4), "mine", str(study.root))
+    assert (again.profile.ldm.steps, again.profile.ldm.epochs) == (12, 0)  # 6 nodules in batches of 2
+
+
+def test_the_papers_profile_refuses_cubes_in_place_of_cts(study):
+    with pytest.raises(
+        ValueError, match="paper takes 128 mm of each CT, and lidc-mini has cubes of 64 mm: give your own CTs"
+    ):
+        runs.open_study("paper")
+    with pytest.raises(ValueError, match="9 of 9 images are narrower than the 128 mm of each CT"):
+        runs.open_study("paper", "mine", str(study.root), data__diameters_mm=(0.0, 99.0))
 
 
 # -- bad input before long work ------------------------------------------------------------------------------------------------

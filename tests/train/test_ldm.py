@@ -1,5 +1,6 @@
 """Stage II training: exact resumption, lambda = 0 is MAISI-DDPM bit for bit, and what L_hist reads."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from hrldm.model.window import lesion_window
 from hrldm.nodules.histograms import hu_histogram
 from hrldm.nodules.patches import Patches
 from hrldm.train import checkpoint as ckpt
-from hrldm.train import ldm
+from hrldm.train import ldm, loop
 from hrldm.train.device import device
 from hrldm.train.histogram_term import HistogramTerm, lesion_cubes
 from hrldm.train.latents import LatentCache, build_latents, encode_patches, mask_tensor, windowed
@@ -94,12 +95,56 @@ def test_a_run_is_captured_if_it_is_long_enough_as_a_whole(cache, monkeypatch, k
     asked = []
     monkeypatch.setattr(ldm, "graphed", lambda *given: asked.append(given) or "graphs")
     accelerator = SimpleNamespace(device=torch.device(kind), num_processes=processes)
-    loop = SimpleNamespace(accelerator=accelerator, total=total, meta={"step": step}, modules={"model": "net"})
+    run = SimpleNamespace(accelerator=accelerator, total=total, meta={"step": step}, modules={"model": "net"})
     batches = ldm.Batches(cache, tiny.profile())
-    assert ldm._graphs(loop, batches, Schedule()) == ("graphs" if captured else None)
+    assert ldm._graphs(run, batches, Schedule()) == ("graphs" if captured else None)
     if captured:
         [(net, examples, precision)] = asked
         assert (net, precision) == ("net", "no") and len(examples) == len(batches.groups)
+
+
+# -- gradient scaling ------------------------------------------------------------------------------------------------------
+
+
+def scaled(monkeypatch, init: float) -> None:
+    """Losses scaled on a CPU, as `grad_scaler` does in fp16 on a GPU; the scale doubles every second step."""
+    made = functools.partial(torch.amp.GradScaler, "cpu", init_scale=init, growth_interval=2)
+    monkeypatch.setattr(loop, "grad_scaler", lambda precision, kind: made())
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_scaling_a_loss_by_powers_of_two_changes_no_update_and_its_state_is_resumed(cache, tmp_path, monkeypatch, clip):
+    finish(train(cache, tmp_path / "plain", ldm__clip=clip))
+    scaled(monkeypatch, 256.0)
+    finish(train(cache, tmp_path / "scaled", ldm__clip=clip))
+    for key, value in weights(tmp_path / "plain").items():
+        torch.testing.assert_close(weights(tmp_path / "scaled")[key], value, rtol=1e-5, atol=1e-7)
+    killed = train(cache, tmp_path / "killed", ldm__clip=clip)
+    for _ in range(3):
+        next(killed)
+    killed.close()
+    finish(train(cache, tmp_path / "killed", ldm__clip=clip))
+    assert same(weights(tmp_path / "scaled"), weights(tmp_path / "killed"))
+    states = [ckpt.load_meta(tmp_path / name)["scaler"] for name in ("scaled", "killed")]
+    assert states[0] == states[1] and states[0]["scale"] == 256 * 2**3
+
+
+def test_a_step_whose_gradients_overflow_is_skipped_and_the_scale_halved(cache, tmp_path, monkeypatch):
+    scaled(monkeypatch, 2.0**127)
+    start = ldm.built(tiny.profile(), 4).state_dict()
+    finish(train(cache, tmp_path / "a", ldm__steps=1, initial=start))
+    trained = weights(tmp_path / "a")
+    assert all(torch.equal(trained[k], v) for k, v in start.items() if not k.startswith("linear."))
+    assert ckpt.load_meta(tmp_path / "a")["scaler"]["scale"] == 2.0**126
+
+
+def test_without_a_clip_and_a_warm_up_the_first_step_is_adams_own(cache, tmp_path):
+    """Adam's first step is lr in every weight that has a gradient, whatever that gradient's size."""
+    start = ldm.built(tiny.profile(), 4).state_dict()
+    plain = {"ldm__steps": 1, "ldm__clip": None, "ldm__warm_up": 0, "ldm__lr": 1e-3}
+    finish(train(cache, tmp_path / "a", initial=start, **plain))
+    moved = (weights(tmp_path / "a")["net.out.2.conv.weight"] - start["net.out.2.conv.weight"]).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=1e-2, atol=0)
 
 
 # -- resumption ----------------------------------------------------------------------------------------------------------
@@ -511,7 +556,7 @@ def test_the_linear_part_is_fitted_again_when_it_loses_an_input(cache, tmp_path)
 @pytest.mark.slow
 def test_paper_unet_makes_one_step_with_histogram_loss(tmp_path):
     """The paper's U-Net on its 32^3 latents and L_hist through the paper's decoder, for a nodule of 12 mm."""
-    profile = get_profile("paper")
+    profile = get_profile("paper").for_nodules(2950)
     torch.manual_seed(0)
     from hrldm.model.autoencoder import Autoencoder
 
@@ -528,3 +573,28 @@ def test_paper_unet_makes_one_step_with_histogram_loss(tmp_path):
     assert profile.ldm.steps == 200 * 2950
     assert set(state.metrics) == {"inpaint", "hist"} and all(v.isfinite() for v in state.metrics.values())
     assert 0 < state.metrics["hist"] <= np.log(2)
+
+
+# -- components of the mask ------------------------------------------------------------------------------------------------
+
+
+def test_three_mask_channels_train_and_resume_and_see_what_one_sees_in_parts(cache, tmp_path):
+    three = {"unet__mask_channels": 3}
+    finish(train(cache, tmp_path / "a", **three))
+    killed = train(cache, tmp_path / "b", **three)
+    for _ in range(3):
+        next(killed)
+    killed.close()
+    finish(train(cache, tmp_path / "b", **three))
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    batches = [ldm.Batches(cache, tiny.profile(**c)).draw(np.random.default_rng(0)) for c in ({}, three)]
+    one, parts = (b["condition"][:, :-1] for b in batches)
+    torch.testing.assert_close(parts.unflatten(1, (3, -1)).sum(1), one)  # a partition of the same lesions
+    assert torch.equal(batches[0]["m"], batches[1]["m"]) and torch.equal(batches[0]["mask"], batches[1]["mask"])
+    share = parts.unflatten(1, (3, -1)).sum((2, 3, 4, 5))[:, 0] / one.sum((1, 2, 3, 4))
+    assert (share[batches[1]["subtype"] == 0] > 0.9).all() and (share[batches[1]["subtype"] == 2] == 0).all()
+
+
+def test_two_mask_channels_are_refused(cache, tmp_path):
+    with pytest.raises(ValueError, match="unet.mask_channels=2: give 1 .* or 3"):
+        next(train(cache, tmp_path / "a", unet__mask_channels=2))

@@ -24,7 +24,7 @@ from hrldm.train import checkpoint as ckpt
 from hrldm.train.config import Stage2
 from hrldm.train.device import device
 from hrldm.train.latents import LatentCache, Picture, weights_digest
-from hrldm.train.ldm import WARM_UP, Batches
+from hrldm.train.ldm import Batches
 from hrldm.train.loop import Loop, StepState, follow
 from study.profiles import Profile
 from study.study import Study, pretraining_study
@@ -119,11 +119,11 @@ def _train(
     loop = Loop(
         path, meta, {"model": network}, {"optimizer": adam}, identity=("stage", "digest", "seed"),
         total=config.ldm.steps, ema=config.ldm.ema, save_every=100, accelerator=accelerator,
-        lr=lambda step: ckpt.learning_rate(config.ldm.lr, step, config.ldm.steps, config.ldm.lr_power, WARM_UP),
+        lr=lambda step: ckpt.learning_rate(config.ldm.lr, step, config.ldm.steps, config.ldm.lr_power, config.ldm.warm_up),
     )  # fmt: skip
     for step, rng in loop:
         batch = batches.draw(rng) | {"step": step}
         losses = system.losses(loop.modules["model"], batch, config)
         loop.check(losses)
-        loop.descend(sum(losses.values()), "model", "optimizer")
+        loop.descend(sum(losses.values()), "model", "optimizer", config.ldm.clip)
         yield loop.done(losses)

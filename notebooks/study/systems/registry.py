@@ -12,6 +12,8 @@ import numpy as np
 from hrldm.atomic import atomic
 from hrldm.cache import keyed
 from hrldm.insertion.generator import Generator, Request
+from hrldm.model.unet import UnetConfig
+from hrldm.nodules.masks import solid_part
 from hrldm.nodules.patches import Patches
 from hrldm.train.latents import lesion_histograms, weights_digest
 from hrldm.train.ldm import VERSION as TRAINING
@@ -76,7 +78,16 @@ def request_for(
     else:
         histogram = study.library_histograms(replace(background, frame=patches.frame), seed)
     seeds = np.random.SeedSequence((study.seed, seed)).generate_state(len(patches))
-    return Request(background.hu, patches.mask, patches.subtype, histogram, seeds)
+    request = Request(background.hu, patches.mask, patches.subtype, histogram, seeds)
+    return with_components(request, patches, study.profile.unet)
+
+
+def with_components(request: Request, patches: Patches, unet: UnetConfig) -> Request:
+    """The request with the solid parts of these nodules as cores if the network is shown components, else without."""
+    solid = None
+    if unet.mask_channels > 1:
+        solid = np.stack([solid_part(hu, mask) for hu, mask in zip(patches.hu, patches.mask, strict=True)])
+    return replace(request, core=solid)
 
 
 def synthesise(study: Study, system: str, request: Request, truth: Patches) -> np.ndarray:
