@@ -1,6 +1,7 @@
 # make reproduce [PROFILE=quick] [DATASET=lidc-mini] [DATA_ROOT=folder] [SEED=0] [SET="histogram.weight=0 …"]   every table and figure
 # make 05_fidelity [the same]   one notebook, after those whose stages it uses
 # make readers [N=50] [READERS=readers]   the reader study of Table 2 as one page   make readers-score FILES="a.csv b.csv"
+# make claims   the verdicts, from the tables of all runs: seconds, no GPU
 # make test · lab · bench · clean · env
 #
 # A notebook is made when its stamp in .cache/make is newer than the notebook, the modules and data files it reaches
@@ -20,7 +21,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .DEFAULT_GOAL := reproduce
-.PHONY: reproduce test lint lab bench readers readers-score clean env FORCE
+.PHONY: reproduce test lint lab bench claims readers readers-score clean env FORCE
 FORCE:
 
 # as one word of the shell, whatever is in it
@@ -143,6 +144,9 @@ lab: $(ENV)
 
 bench: $(ENV)
 	$(PY) -m study bench
+
+claims: $(ENV)
+	$(PY) -m study claims
 
 READERS ?= readers
 N ?= 50

@@ -4,7 +4,8 @@
 state (intervals, number of runs, of patients). Table 1 is stored raw: KID as printed times 1e-3, MMD times 1e-2.
 Extra columns where the paper has more to say: `qualifier` of Fig. 7 (about, above, below: from the text, the curves have
 no printed values) and `sd` of Fig. 8 ("+/-", not explained there). p_mann_whitney stands on the rows of
-`Real + Synth`. `anomalies` lists what does not add up, with the printed values left as they are.
+`Real + Synth`. `anomalies` lists what does not add up, with the printed values left as they are; `claims` what the paper
+says, with the rule that judges it (see `claims`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "fig8_malignancy": "arm auroc ci_low ci_high n_runs n_patients sd",
         "dataset_counts": "use source class n",
         "anomalies": "where printed observation",
+        "claims": "section claim over side paper null margin family where quantity why",
     }.items()
 }
 
