@@ -84,15 +84,16 @@ def load_rules(table: pd.DataFrame | None = None) -> list[Rule]:
                 _within(q, w).format(**words) for q, w in zip(texts.quantity, texts["where"], strict=True) if q
             ]
             paper = _within(first.paper, first["where"]) if "[" in first.paper else first.paper
-            rules.append(Rule(first.section, first.claim, row.side, paper, null, float(row.margin), first.family,
-                              tuple(quantities), first.why))  # fmt: skip
+            rules.append(Rule(first.section, first.claim, row.side, paper, null, float(row.margin),
+                              first.family or first.claim, tuple(quantities), first.why))  # fmt: skip
     return rules
 
 
 def claims_table(evidence: Mapping[str, Tables], rules: Sequence[Rule] | None = None) -> pd.DataFrame:
     """All claims, judged by result tables; evidence: folder, as shown in `based_on`, to its tables by name."""
     rules = load_rules() if rules is None else rules
-    printed = [_printed(rule, published()) for rule in rules] if any(r.paper or r.quantities for r in rules) else []
+    tables = published()
+    printed = [_printed(rule, tables) for rule in rules]
     effects = np.array([e.value for e in printed])
     theirs, _ = judged(rules, printed, effects)
     found = [_best(rule, evidence) for rule in rules]
@@ -102,10 +103,11 @@ def claims_table(evidence: Mapping[str, Tables], rules: Sequence[Rule] | None = 
         size = "" if np.isnan(e.n) else f", {e.n:.0f} {e.unit}"
         seeds = f", {e.seeds} seeds" if e.seeds > 1 and e.unit != "runs" else ""
         kind = ", semi-synthetic" * (e.source.startswith(SEMI_SYNTHETIC))
-        family = sum(r.family == rule.family for r in rules)
+        family = sum(r.family == rule.family and np.isfinite(f.value) for r, f in zip(rules, found, strict=True))
         times = times_needed(rule, e, effect, family) if verdict == UNDECIDED else np.nan
         needed = f"{np.ceil(times * e.n):.0f} {e.unit}" if np.isfinite(times * e.n) else f"{times:.2g} times as much"
-        own = own if np.isfinite(effect) and own != UNTESTED else "no interval printed" if np.isfinite(effect) else ""
+        if own == UNTESTED:
+            own = "no interval printed" if np.isfinite(effect) else ""
         based_on = f"{e.source}{size}{seeds}{kind}" if e.source else rule.why or "no run measures it"
         rows.append((rule.section, rule.claim, effect, e.value, e.low, e.high, p_holm, verdict,
                      needed if verdict == UNDECIDED else "", own, based_on))  # fmt: skip
@@ -116,7 +118,7 @@ def claims_table(evidence: Mapping[str, Tables], rules: Sequence[Rule] | None = 
 def judged(rules: Sequence[Rule], found: Sequence[Evidence], effects: np.ndarray) -> tuple[list[str], np.ndarray]:
     """Verdict of each rule, and the two-sided p of "nothing of what is claimed", corrected in its family."""
     p = np.array([_one_sided(*row) for row in zip(rules, found, effects, strict=True)]).T  # (2, n)
-    families = np.array([rule.family or rule.claim for rule in rules])
+    families = np.array([rule.family for rule in rules])
     for family in np.unique(families):
         members = (families == family) & np.isfinite(p[0])
         p[:, members] = [holm(row) for row in p[:, members]]
@@ -128,16 +130,22 @@ def _one_sided(rule: Rule, e: Evidence, effect: float) -> tuple[float, float]:
     """p of "no more than `null`" and of "at least what counts", of the interval's tails; NaN without interval."""
     if not np.isfinite([e.low, e.high]).all():
         return np.nan, np.nan
-    z, tail = stats.t.ppf((1 + LEVEL) / 2, e.df), stats.t(e.df)
+    z = stats.t.ppf((1 + LEVEL) / 2, e.df)
     below, above = max((e.value - e.low) / z, 1e-12), max((e.high - e.value) / z, 1e-12)
+
+    def no_more(than: float) -> float:  # p of "the quantity is no more than this"
+        return float(stats.t.sf((e.value - than) / below, e.df))
+
+    def no_less(than: float) -> float:
+        return float(stats.t.cdf((e.value - than) / above, e.df))
+
     least = rule.least(effect)
     if rule.side == "near":
-        over, under = (e.value - rule.null - least) / below, (e.value - rule.null + least) / above
-        inside = max(tail.sf((e.value - rule.null + least) / below), tail.cdf((e.value - rule.null - least) / above))
-        return inside, min(tail.sf(over), tail.cdf(under))
+        low, high = rule.null - least, rule.null + least
+        return max(no_more(low), no_less(high)), min(no_more(high), no_less(low))
     if rule.side == "above":
-        return tail.sf((e.value - rule.null) / below), tail.cdf((e.value - least) / above)
-    return tail.cdf((e.value - rule.null) / above), tail.sf((e.value - least) / below)
+        return no_more(rule.null), no_less(least)
+    return no_less(rule.null), no_more(least)
 
 
 def times_needed(rule: Rule, e: Evidence, effect: float, family: int) -> float:
