@@ -31,7 +31,7 @@ from study.measure.statistics import (
 from study.report.claims import CONTRADICTED, SUPPORTED, Rule, judged, times_needed
 from study.report.evidence import Evidence, r2_interval
 
-SIMULATIONS, RESAMPLES, SEED = 600, 400, 0
+SIMULATIONS, RESAMPLES, SEED = 400, 400, 0
 FIDELITY_SIMULATIONS = 60  # each of a second
 RUNS, CELLS = 5, 18  # of Table 3
 BASE, GAIN = 0.753, 0.049  # its part-solid AUROC at 10-20 mm, and what synthetic nodules add

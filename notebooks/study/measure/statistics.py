@@ -19,7 +19,6 @@ from math import comb, sqrt
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.95
@@ -88,7 +87,10 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     p = np.asarray(p_values, dtype=float)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
         raise ValueError("Holm's correction needs a vector of p-values in [0, 1]")
-    return multipletests(p, method="holm")[1] if p.size else p
+    order = np.argsort(p, kind="stable")  # statsmodels' own collects garbage at each call, a third of a second
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)), 1)
+    return adjusted
 
 
 def cluster_weights(n_groups: int, n_boot: int, rng: np.random.Generator) -> np.ndarray:

@@ -71,7 +71,7 @@ def load_rules(table: pd.DataFrame | None = None) -> list[Rule]:
     table = load_published("claims") if table is None else table
     rules = []
     for _, rows in table.groupby(table["claim"].notna().cumsum(), sort=False):
-        row, texts = rows.iloc[0], rows.fillna("").astype(str)
+        row, texts = rows.iloc[0], rows.astype(object).where(rows.notna(), "").astype(str)
         if row.side not in ("above", "below", "near") or (row.side == "near" and pd.isna(row.margin)):
             raise ValueError(f"{row.claim!r}: side {row.side!r}; above, below, or near with a margin")
         null = 0.0 if pd.isna(row.null) else float(row.null)
@@ -101,7 +101,7 @@ def claims_table(evidence: Mapping[str, Tables], rules: Sequence[Rule] | None = 
     rows = []
     for rule, e, effect, verdict, p_holm, own in zip(rules, found, effects, verdicts, p, theirs, strict=True):
         size = "" if np.isnan(e.n) else f", {e.n:.0f} {e.unit}"
-        seeds = f", {e.seeds} seeds" if e.seeds > 1 and e.unit != "runs" else ""
+        seeds = f", {e.seeds} runs" if e.seeds > 1 and e.unit != "runs" else ""
         kind = ", semi-synthetic" * (e.source.startswith(SEMI_SYNTHETIC))
         family = sum(r.family == rule.family and np.isfinite(f.value) for r, f in zip(rules, found, strict=True))
         times = times_needed(rule, e, effect, family) if verdict == UNDECIDED else np.nan

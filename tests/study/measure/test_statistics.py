@@ -6,6 +6,7 @@ from math import comb, sqrt
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from study.measure import statistics as st
 
@@ -49,6 +50,8 @@ def test_mann_whitney_of_equal_values_is_one_and_nan_is_refused():
 def test_holm_by_hand():
     # sorted .01 .02 .04 -> x3, x2, x1, made monotone
     assert st.holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    many = np.random.default_rng(0).random(30) ** 3
+    assert st.holm(many) == pytest.approx(multipletests(many, method="holm")[1])
     with pytest.raises(ValueError, match="p-values"):
         st.holm([0.1, np.nan])
 

@@ -171,7 +171,7 @@ def test_three_seeds_are_not_outvoted_by_one():
     single = {"lesion_differences": pd.DataFrame([gap]), "lesion_histograms": pd.DataFrame([level])}
     assert one({"own": single}, "HU histogram closer").verdict == CONTRADICTED
     row = one({"own": single | {"ablations": ablations}}, "HU histogram closer")
-    assert (row.verdict, row.ours) == (SUPPORTED, pytest.approx(-0.3)) and "3 seeds" in row.based_on
+    assert (row.verdict, row.ours) == (SUPPORTED, pytest.approx(-0.3)) and "3 runs" in row.based_on
 
 
 def test_sentences_are_grouped_coloured_and_linked():
