@@ -2,6 +2,7 @@
 # make 05_fidelity [the same]   one notebook, after those whose stages it uses
 # make readers [N=50] [READERS=readers]   the reader study of Table 2 as one page   make readers-score FILES="a.csv b.csv"
 # make plan [PROFILE=paper]   steps, days and memory of each stage on this device, before any starts
+# make claims   the verdicts, from the tables of all runs: seconds, no GPU
 # make test · lab · bench · clean · env
 #
 # A notebook is made when its stamp in .cache/make is newer than the notebook, the modules and data files it reaches
@@ -21,7 +22,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .DEFAULT_GOAL := reproduce
-.PHONY: reproduce plan test lint lab bench readers readers-score clean env FORCE
+.PHONY: reproduce plan test lint lab bench claims readers readers-score clean env FORCE
 FORCE:
 
 # as one word of the shell, whatever is in it
@@ -149,6 +150,9 @@ bench: $(ENV)
 
 plan: $(ENV)
 	$(PY) -m study plan --profile '$(PROFILE)' --settings $(call quoted,$(SET))
+
+claims: $(ENV)
+	$(PY) -m study claims
 
 READERS ?= readers
 N ?= 50

@@ -1,5 +1,5 @@
 """Command line of the study, from `notebooks/`: ``python -m study judge ROOT``, ``realism``, ``algorithm2 CT OUT``, ``readers OUT``,
-``readers-score CSV``, ``bench``, ``plan``, ``record``."""
+``readers-score CSV``, ``claims``, ``simulate``, ``bench``, ``plan``, ``record``."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from hrldm import paths
 from hrldm.__main__ import Subtype, run
-from hrldm.atomic import held
+from hrldm.atomic import held, write_text
 from hrldm.insertion.files import described, insert_file
 from hrldm.insertion.released import released
 from hrldm.insertion.wish import Wish
 from hrldm.nodules.transplant import read_host
 from study import judging
 from study.in_file import realism_in_file
+from study.measure import simulations
 from study.readers import page, score
 from study.report import bench, plan, record
+from study.report import claims as report_claims
 from study.report.provenance import write_provenance
 from study.report.tables import drop_table, save_tables
 from study.study import open_study
@@ -195,6 +198,32 @@ def readers_score(files: tyro.conf.Positional[tuple[Path, ...]], key: Path, out:
     return 0
 
 
+def claims(check: bool = False) -> int:
+    """Judge the paper's claims by the committed tables of all runs; writes results/claims.csv.
+
+    Args:
+        check: write nothing; return 1 if the file is not what the tables give.
+    """
+    results = paths.ROOT / "results"
+    table = report_claims.claims_table(report_claims.gather(results))
+    print(report_claims.sentences(table, "results"))
+    print(f"\n{table['verdict'].value_counts().to_markdown()}")
+    text, file = table.to_csv(index=False, float_format="%.4g", lineterminator="\n"), results / "claims.csv"
+    if check:
+        return int(not file.is_file() or file.read_text(encoding="utf-8") != text)
+    write_text(file, text)
+    return 0
+
+
+def simulate() -> int:
+    """Coverage of the intervals, errors of the tests, power of the verdicts; writes results/simulations/."""
+    for name, table in simulations.all_tables().items():
+        print(f"# {name}\n\n{table.to_markdown(index=False, floatfmt='.3f')}\n")
+        text = table.to_csv(index=False, float_format="%.4g", lineterminator="\n")
+        write_text(paths.ROOT / "results" / "simulations" / f"{name}.csv", text)
+    return 0
+
+
 def main() -> int:
     commands = {
         "judge": judge,
@@ -202,6 +231,8 @@ def main() -> int:
         "algorithm2": algorithm2,
         "readers": readers,
         "readers-score": readers_score,
+        "claims": claims,
+        "simulate": simulate,
         "bench": bench.main,
         "plan": plan.main,
         "record": record.main,

@@ -5,20 +5,25 @@ not independent. A cluster bootstrap draws G of the G groups with replacement; w
 so a statistic that accepts weights needs no copying of data.
 
 The paper tests with Mann-Whitney U across runs. Its smallest two-sided exact p at n against n runs is 2 / C(2n, n):
-.0079 at 5 against 5, and runs on one test set are not independent; the paired patient bootstrap stands beside it.
+.0079 at 5 against 5, and runs on one test set are not independent; `roc.paired_runs` stands beside it, which resamples the
+patients and the runs together.
+
+Intervals are those that hold what they promise in `simulations`: bootstrap-t for a mean, percentiles widened for few
+patients for whatever else is resampled.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import comb
+from math import comb, sqrt
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.95
+N_BOOT = 10_000  # resamples: the smallest p, 2 / (N_BOOT + 1), outlives Holm's correction over any table of the paper
+FEW = 10  # groups, below which too few different resamples exist: a mean has Student's interval there
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,11 @@ def mann_whitney(a: np.ndarray, b: np.ndarray) -> float:
     return float(stats.mannwhitneyu(a, b, method=method).pvalue)
 
 
+def smallest_mann_whitney_p(n_a: int, n_b: int) -> float:
+    """What `mann_whitney` gives at the least when all of one sample lie above all of the other."""
+    return min(1.0, 2 / comb(n_a + n_b, n_a))
+
+
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Holm-adjusted p-values of one family of tests, in the order given.
 
@@ -77,7 +87,10 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     p = np.asarray(p_values, dtype=float)
     if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
         raise ValueError("Holm's correction needs a vector of p-values in [0, 1]")
-    return multipletests(p, method="holm")[1] if p.size else p
+    order = np.argsort(p, kind="stable")  # statsmodels' own collects garbage at each call, a third of a second
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)), 1)
+    return adjusted
 
 
 def cluster_weights(n_groups: int, n_boot: int, rng: np.random.Generator) -> np.ndarray:
@@ -103,13 +116,20 @@ def patient_weights(groups: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
     return cluster_weights(len(patients), n_boot, np.random.default_rng(seed))[:, of_nodule]
 
 
-def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
-    """Percentile interval of bootstrap draws without those that could not be computed (NaN); NaN if none is left."""
+def percentile_interval(draws: np.ndarray, n_groups: int | None = None) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws without those that could not be computed (NaN); NaN if none is left.
+
+    n_groups: how many groups were resampled. The percentiles then lie further out, so that a mean would get the width of
+        Student's interval ("expanded", Hesterberg, The American Statistician 69 (2015) 371); None: plain percentiles.
+    """
     draws = np.asarray(draws, dtype=float)
     draws = draws[np.isfinite(draws)]
     if not draws.size:
         return float("nan"), float("nan")
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    tail = (1 - LEVEL) / 2
+    if n_groups is not None and n_groups > 1:
+        tail = stats.norm.sf(sqrt(n_groups / (n_groups - 1)) * stats.t.isf(tail, n_groups - 1))
+    low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -124,7 +144,10 @@ def two_sided_p(draws: np.ndarray) -> float:
 
 
 def mean_interval(values: np.ndarray, groups: np.ndarray, n_boot: int, seed: int) -> Estimate:
-    """Mean of `values` (n,) with its cluster-bootstrap interval, and the bootstrap p of "the mean is 0".
+    """Mean of `values` (n,) with its interval, groups resampled (bootstrap-t), and the p of "the mean is 0".
+
+    Resampled is t* = (m* - m) / se*, with the standard error of a ratio of group sums, since plain percentiles are too
+    narrow and too symmetric. Fewer than `FEW` groups have Student's interval with that error; one has none.
 
     Raises:
         ValueError: lengths differ, no values, or NaN among them.
@@ -132,10 +155,27 @@ def mean_interval(values: np.ndarray, groups: np.ndarray, n_boot: int, seed: int
     values, groups = np.asarray(values, dtype=float), np.asarray(groups)
     if values.ndim != 1 or not values.size or groups.shape != values.shape or not np.isfinite(values).all():
         raise ValueError(f"expected finite values (n,) with a group each, got {values.shape} and {groups.shape}")
-    labels, codes = np.unique(groups, return_inverse=True)
-    weights = cluster_weights(labels.size, n_boot, np.random.default_rng(seed))
-    draws = weights @ np.bincount(codes, values) / (weights @ np.bincount(codes))
-    return Estimate(float(values.mean()), *percentile_interval(draws), values.size, two_sided_p(draws))
+    mean, n = float(values.mean()), np.unique(groups).size
+    if n == 1:
+        return Estimate(mean, *[float("nan")] * 2, values.size)
+    codes = np.unique(groups, return_inverse=True)[1]
+    rest, counts = np.bincount(codes, values - mean), np.bincount(codes).astype(float)
+    weights = np.vstack(
+        [np.ones(n), cluster_weights(n, n_boot, np.random.default_rng(seed))]
+    )  # the estimate is the first
+    total = weights @ counts
+    shift = weights @ rest / total  # m* - m
+    squares = weights @ rest**2 - 2 * shift * (weights @ (rest * counts)) + shift**2 * (weights @ counts**2)
+    errors = np.sqrt(np.maximum(squares, 0) * n / (n - 1)) / total
+    se, drawn = float(errors[0]), (errors > 1e-9 * errors[0]) & (errors > 0)
+    if not drawn[0]:  # all groups alike
+        return Estimate(mean, mean, mean, values.size, float(mean == 0))
+    if n < FEW:
+        half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * se
+        return Estimate(mean, mean - half, mean + half, values.size, float(2 * stats.t.sf(abs(mean) / se, n - 1)))
+    t = (shift[drawn] / errors[drawn])[1:]
+    low, high = percentile_interval(t)
+    return Estimate(mean, mean - high * se, mean - low * se, values.size, two_sided_p(mean / se - t))
 
 
 def least_squares(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:

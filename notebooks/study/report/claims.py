@@ -1,172 +1,208 @@
-"""`claims.csv`: each claim of the paper, the published figure, ours, and a verdict by a rule that is the same for all.
+"""`claims.csv`: every claim of the paper beside our evidence, and a verdict by one rule.
 
-`CLAIMS` says for each what is measured, in which rows of which table, and on which side of zero the paper claims it. A
-claim is *supported* when our interval (or, for Table 3, the Holm-corrected p below 0.05 with the claimed sign) lies
-wholly on the claimed side (for a claim of no difference: within 0.1 of none), *not supported* when it does not, and
-*cannot be tested here* when a run lacks what it takes. "Not supported" is no refutation: at small n most intervals are
-wide. On `lidc-mini` every verdict says that it is semi-synthetic.
+The rules are `results/published/claims.csv`, one row a claim, or several that differ in what `over` lists. `side` is where
+the quantity must lie: above or below `null` (0 if empty), or near it. The least that counts is half way from `null` to the
+paper's effect, or `margin`; for `near`, `margin` is the most that still counts as none. `paper` is the effect as a number
+or a quantity in the paper's own tables; empty, the claim's own quantity there. A row without a claim adds to the one
+above a quantity that is asked where those before it cannot be.
+
+*Supported*: the interval excludes `null` on the claimed side, and holds effects of at least half of the paper's.
+*Contradicted*: it leaves out even half of the paper's effect (for `near`: lies wholly beyond the margin).
+*Undecided*: neither; `needed` is the n at which the paper's effect would be found in 4 of 5 studies. *Cannot be tested
+here*: no such rows, or `why`. Both errors are held at 2.5 % a side in each `family` by Holm's method. The paper's own
+figures, where they have an interval, are judged alike: `paper_verdict`.
+
+Of several runs that have a quantity, real data count before semi-synthetic, more seeds before fewer, a rule's earlier
+quantities before its later ones, more nodules before fewer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from study.measure.statistics import Estimate, wilson_interval
+from study.measure.statistics import LEVEL, holm
+from study.report.evidence import TERM, Evidence, Tables, load_evidence, measured, published
+from study.report.published import load_published
 
-COLUMNS = "claim published ours ci_low ci_high verdict based_on".split()
-SUPPORTED, UNSUPPORTED, UNTESTED = "supported", "not supported", "cannot be tested here"
-EQUIVALENT = 0.1  # accuracy or AUROC: a claim of no difference needs its whole interval this near to zero
-SIDES: dict[str, Callable[[Estimate], bool]] = {
-    "below": lambda e: e.ci_high < 0,
-    "above": lambda e: e.ci_low > 0,
-    "above, by p": lambda e: e.value > 0 and e.p < 0.05,
-    "within": lambda e: -EQUIVALENT <= e.ci_low and e.ci_high <= EQUIVALENT,
-}
-
-
-# -- what is measured in the rows of a table ------------------------------------------------------------------------------
-
-
-def stated(column: str, row: pd.Series) -> Estimate:
-    """A value with the interval that stands beside it."""
-    return Estimate(row[column], row.ci_low, row.ci_high, 0)
-
-
-def gap(column: str, after: pd.Series, before: pd.Series) -> Estimate:
-    """`after` minus `before`. Both share their test patients: adding half-widths in quadrature is conservative."""
-    value = after[column] - before[column]
-    half = np.hypot(after.ci_high - after.ci_low, before.ci_high - before.ci_low) / 2
-    return Estimate(value, value - half, value + half, 0)
-
-
-def tested_gap(column: str, after: pd.Series, before: pd.Series) -> Estimate:
-    """`after` minus `before`; the table has a p in the place of an interval."""
-    return Estimate(after[column] - before[column], np.nan, np.nan, 0, after.p_bootstrap)
-
-
-def correlation(column: str, row: pd.Series) -> Estimate:
-    """R2 with the interval of Fisher's z."""
-    r, n = float(np.sqrt(max(row[column], 0))), int(row.n)
-    low, high = np.tanh(np.arctanh(min(r, 0.999999)) + np.array([-1.96, 1.96]) / np.sqrt(max(n - 3, 1)))
-    return Estimate(row[column], max(low, 0) ** 2, high**2, n)
-
-
-def accuracy(column: str, real: pd.Series, synthetic: pd.Series) -> Estimate:
-    """Share of right calls minus one half, Wilson interval; `column` counts the calls "real"."""
-    right = int(real[column] + synthetic.called_synthetic)
-    n = int(sum(row.called_real + row.called_synthetic for row in (real, synthetic)))
-    low, high = wilson_interval(right, n)
-    return Estimate(right / n - 0.5, low - 0.5, high - 0.5, n)
-
-
-# -- the claims -----------------------------------------------------------------------------------------------------------
+VERDICTS = SUPPORTED, CONTRADICTED, UNDECIDED, UNTESTED = (
+    "supported",
+    "contradicted",
+    "undecided",
+    "cannot be tested here",
+)
+SQUARES = dict(zip(VERDICTS, "🟩🟥🟨⬜", strict=True))
+SEMI_SYNTHETIC = "lidc-mini"
+ALPHA, POWER = (1 - LEVEL) / 2, 0.8
 
 
 @dataclass(frozen=True)
-class Claim:
-    """One row of `claims.csv`.
+class Rule:
+    """One claim; see the module."""
 
-    text:     names the section, table or figure of the paper
-    paper:    its figure, from results/published/
-    side:     of zero, where the quantity must lie (`SIDES`)
-    measure:  of the rows below
-    quantity: table.column
-    where:    the row, as a pandas query
-    pair:     of two rows: the column in which they differ, and its two values
-    based_on: in words; {n} is what the quantity is over
-    """
-
-    text: str
-    paper: str
+    section: str
+    claim: str
     side: str
-    measure: Callable[..., Estimate]
-    quantity: str
-    where: str
-    based_on: str
-    pair: tuple = ()
+    paper: str
+    null: float
+    margin: float
+    family: str
+    quantities: tuple[str, ...]
+    why: str
+
+    def least(self, paper: float) -> float:
+        """The least that counts."""
+        middle = (self.null + paper) / 2 if np.isfinite(paper) else self.null
+        return self.margin if np.isfinite(self.margin) else middle
 
 
-PAIRED = "lesion_histograms, paired patient bootstrap"
-LAMBDA = "a == 'maisi-ddpm' and b == 'hr-ldm'"  # lambda = 10 minus lambda = 0
-HARD = "Table 2: synthetic nodules are hard to tell from real ones"
-# fmt: off
-CLAIMS = [
-    *(Claim(f"Table 1: {metric.upper()} of HR-LDM is lower than that of {other} (difference)", paper, "below",
-            stated, "table1_differences.difference", f"metric == '{metric}' and plane == 'average' and a == '{other}' and b == 'hr-ldm'",
-            "table1_fidelity, paired patient bootstrap")
-      for other, metric, paper in (
-          ("maisi-ddpm", "fid", "-0.3647"), ("maisi-ddpm", "kid", "-0.0003638"), ("maisi-ddpm", "mmd", "-0.0013"),
-          ("maisi-rflow", "fid", "-1.072"), ("maisi-rflow", "kid", "-0.001034"), ("maisi-rflow", "mmd", "-0.00394"),
-          ("diff-tumor", "fid", "-5.859"), ("diff-tumor", "kid", "-0.006239"), ("diff-tumor", "mmd", "-0.02187"),
-          ("lesion-diffusion", "fid", "-2.982"), ("lesion-diffusion", "kid", "-0.002972"), ("lesion-diffusion", "mmd", "-0.01043"))),
-    Claim("Section 3.2.3: L_hist brings the lesion's HU histogram closer to its target (JSD difference)", "not measured", "below",
-          stated, "lesion_differences.difference", f"metric == 'jsd' and {LAMBDA}", PAIRED),
-    Claim("Section 3.2.3: L_hist brings lesion intensities closer to their target (HU difference)", "not measured", "below",
-          stated, "lesion_differences.difference", f"metric == 'wasserstein_hu' and {LAMBDA}", PAIRED),
-    Claim("Section 1: L_hist mitigates over-smoothing (within-lesion SD, HU difference)", "not measured", "above",
-          stated, "lesion_differences.difference", f"metric == 'sd_hu' and {LAMBDA}", PAIRED),
-    Claim("Section 3.2.3: features at D_trunc retain intensity (Spearman correlation of feature-JSD with HU-JSD)", "not measured", "above",
-          stated, "feature_awareness.value", "feature == 'feature_jsd' and measure == 'spearman'", "02_autoencoder"),
-    Claim("Section 3.3: the obtained mean HU follows the requested one (R2, all subtypes)", "not measured", "above",
-          correlation, "control_summary.r2", "system == 'hr-ldm' and subtype == 'all' and quantity == 'mean_hu'", "control, n = {n}, Fisher z"),
-    *(Claim(f"{HARD} ({named}{condition.replace('_', ' ')}, accuracy minus one half)", paper + printed, "within",
-            accuracy, "table2_turing.called_real", f"observer == '{observer}' and condition == '{condition}'", based_on,
-            ("truth", "real", "synthetic"))
-      for condition, paper in (("cropped", "0.160"), ("full_context", "0.060"))
-      for observer, named, printed, based_on in (
-          ("radiologist", "", "", "no human reader; see 06_turing"),
-          ("model observer (boosting)", "model observer (boosting), ", " (human)", "table2_turing, Wilson interval"),
-          ("model observer (logistic)", "model observer (logistic), ", " (human)", "table2_turing, Wilson interval"))),
-    *(Claim(f"Table 3: synthetic nodules raise {metric.upper()} of {subtype}, {size} mm (difference)", paper, "above, by p",
-            tested_gap, "table3_subtype.mean", f"metric == '{metric}' and size_mm == '{size}' and subtype == '{subtype}'",
-            "table3_subtype, Holm-corrected paired bootstrap", ("arm", "Real + Synth", "Real only"))
-      for metric, size, subtype, paper in (
-          ("auroc", "10-20", "part-solid", "+0.049"), ("auroc", "10-20", "ground-glass", "+0.011"),
-          ("auroc", "20-30", "part-solid", "+0.081"), ("auroc", "20-30", "ground-glass", "+0.046"),
-          ("auprc", "10-20", "part-solid", "+0.077"), ("auprc", "10-20", "ground-glass", "+0.010"),
-          ("auprc", "20-30", "part-solid", "+0.125"), ("auprc", "20-30", "ground-glass", "+0.062"))),
-    Claim("Fig. 7: with all synthetic nodules, part-solid AUROC at the least real data stays near its value at 100 % (difference)", "about 0", "within",
-          gap, "fig7_scarcity.mean", "subtype == 'part-solid' and metric == 'auroc' and arm == 'Clinical (n%) + Synth (100%)'",
-          "fig7_scarcity, intervals in quadrature", ("retention", 0, 1)),
-    *(Claim(f"Fig. 8: malignancy AUROC is higher from {better} than from {worse} (difference)", paper, "above",
-            gap, "fig8_malignancy.auroc", f"arm in ['{better}', '{worse}']", "fig8_malignancy, intervals in quadrature; readers' ratings", ("arm", better, worse))
-      for better, worse, paper in (("subtype-imbalanced", "scratch", "+0.058"), ("subtype-balanced", "subtype-imbalanced", "+0.044"))),
-]
-# fmt: on
+def load_rules(table: pd.DataFrame | None = None) -> list[Rule]:
+    """`results/published/claims.csv`, or a table like it.
+
+    Raises:
+        ValueError: a side that is none of above, below and near, or `near` without a margin.
+    """
+    table = load_published("claims") if table is None else table
+    rules = []
+    for _, rows in table.groupby(table["claim"].notna().cumsum(), sort=False):
+        row, texts = rows.iloc[0], rows.astype(object).where(rows.notna(), "").astype(str)
+        if row.side not in ("above", "below", "near") or (row.side == "near" and pd.isna(row.margin)):
+            raise ValueError(f"{row.claim!r}: side {row.side!r}; above, below, or near with a margin")
+        null = 0.0 if pd.isna(row.null) else float(row.null)
+        named = [part.split("=") for part in texts.over.iloc[0].split("; ") if part]
+        for values in product(*(listed.split(",") for _, listed in named)):
+            known = {name: value for (name, _), value in zip(named, values, strict=True)}
+            words = known | {name.upper(): value.upper() for name, value in known.items()}
+            first = texts.iloc[0].map(lambda text, words=words: text.format(**words))
+            quantities = [
+                _within(q, w).format(**words) for q, w in zip(texts.quantity, texts["where"], strict=True) if q
+            ]
+            paper = _within(first.paper, first["where"]) if "[" in first.paper else first.paper
+            rules.append(Rule(first.section, first.claim, row.side, paper, null, float(row.margin),
+                              first.family or first.claim, tuple(quantities), first.why))  # fmt: skip
+    return rules
 
 
-def claims_table(tables: Mapping[str, pd.DataFrame], semi_synthetic: bool) -> pd.DataFrame:
-    """All claims, judged by our result tables by name; an absent one makes its claims untestable."""
+def claims_table(evidence: Mapping[str, Tables], rules: Sequence[Rule] | None = None) -> pd.DataFrame:
+    """All claims, judged by result tables; evidence: folder, as shown in `based_on`, to its tables by name."""
+    rules = load_rules() if rules is None else rules
+    tables = published()
+    printed = [_printed(rule, tables) for rule in rules]
+    effects = np.array([e.value for e in printed])
+    theirs, _ = judged(rules, printed, effects)
+    found = [_best(rule, evidence) for rule in rules]
+    verdicts, p = judged(rules, found, effects)
     rows = []
-    for claim in CLAIMS:
-        found = _measured(claim, tables)
-        verdict = SUPPORTED if SIDES[claim.side](found) else UNSUPPORTED
-        verdict = UNTESTED if np.isnan(found.value) else verdict + " (semi-synthetic)" * semi_synthetic
-        based_on = claim.based_on.format(n=found.n)
-        rows.append((claim.text, claim.paper, found.value, found.ci_low, found.ci_high, verdict, based_on))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    for rule, e, effect, verdict, p_holm, own in zip(rules, found, effects, verdicts, p, theirs, strict=True):
+        size = "" if np.isnan(e.n) else f", {e.n:.0f} {e.unit}"
+        seeds = f", {e.seeds} runs" if e.seeds > 1 and e.unit != "runs" else ""
+        kind = ", semi-synthetic" * (e.source.startswith(SEMI_SYNTHETIC))
+        family = sum(r.family == rule.family and np.isfinite(f.value) for r, f in zip(rules, found, strict=True))
+        times = times_needed(rule, e, effect, family) if verdict == UNDECIDED else np.nan
+        needed = f"{np.ceil(times * e.n):.0f} {e.unit}" if np.isfinite(times * e.n) else f"{times:.2g} times as much"
+        if own == UNTESTED:
+            own = "no interval printed" if np.isfinite(effect) else ""
+        based_on = f"{e.source}{size}{seeds}{kind}" if e.source else rule.why or "no run measures it"
+        rows.append((rule.section, rule.claim, effect, e.value, e.low, e.high, p_holm, verdict,
+                     needed if verdict == UNDECIDED else "", own, based_on))  # fmt: skip
+    columns = "section claim published ours ci_low ci_high p_holm verdict needed paper_verdict based_on"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
-def _measured(claim: Claim, tables: Mapping[str, pd.DataFrame]) -> Estimate:
-    """The claim's quantity; NaN where a table or a row is lacking, or a value has neither interval nor p."""
-    name, column = claim.quantity.split(".")
-    if name in tables:
-        found = tables[name].query(claim.where)
-        rows = [found[found[claim.pair[0]] == value] for value in claim.pair[1:]] if claim.pair else [found]
-        if all(len(row) for row in rows):
-            estimate = claim.measure(column, *(row.iloc[0] for row in rows))
-            if np.isfinite(estimate.value) and np.isfinite([estimate.ci_low, estimate.p]).any():
-                return estimate
-    return Estimate(np.nan, np.nan, np.nan, 0)
+def judged(rules: Sequence[Rule], found: Sequence[Evidence], effects: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Verdict of each rule, and the two-sided p of "nothing of what is claimed", corrected in its family."""
+    p = np.array([_one_sided(*row) for row in zip(rules, found, effects, strict=True)]).T  # (2, n)
+    families = np.array([rule.family for rule in rules])
+    for family in np.unique(families):
+        members = (families == family) & np.isfinite(p[0])
+        p[:, members] = [holm(row) for row in p[:, members]]
+    verdicts = np.select([np.isnan(p[0]), p[1] < ALPHA, p[0] < ALPHA], [UNTESTED, CONTRADICTED, SUPPORTED], UNDECIDED)
+    return verdicts.tolist(), np.minimum(2 * p[0], 1)
 
 
-def load_evidence(results_dir: Path) -> dict[str, pd.DataFrame]:
-    """Our tables that the claims are judged by, those that exist."""
-    names = dict.fromkeys(claim.quantity.split(".")[0] for claim in CLAIMS)
-    files = {name: Path(results_dir) / "tables" / f"{name}.csv" for name in names}
-    return {name: pd.read_csv(path) for name, path in files.items() if path.is_file()}
+def _one_sided(rule: Rule, e: Evidence, effect: float) -> tuple[float, float]:
+    """p of "no more than `null`" and of "at least what counts", of the interval's tails; NaN without interval."""
+    if not np.isfinite([e.low, e.high]).all():
+        return np.nan, np.nan
+    z = stats.t.ppf((1 + LEVEL) / 2, e.df)
+    below, above = max((e.value - e.low) / z, 1e-12), max((e.high - e.value) / z, 1e-12)
+
+    def no_more(than: float) -> float:  # p of "the quantity is no more than this"
+        return float(stats.t.sf((e.value - than) / below, e.df))
+
+    def no_less(than: float) -> float:
+        return float(stats.t.cdf((e.value - than) / above, e.df))
+
+    least = rule.least(effect)
+    if rule.side == "near":
+        low, high = rule.null - least, rule.null + least
+        return max(no_more(low), no_less(high)), min(no_more(high), no_less(low))
+    if rule.side == "above":
+        return no_more(rule.null), no_less(least)
+    return no_less(rule.null), no_more(least)
+
+
+def times_needed(rule: Rule, e: Evidence, effect: float, family: int) -> float:
+    """How many times the evidence finds the paper's effect (ours, where it prints none) with power `POWER` at Holm's first step."""
+    room = abs((effect if np.isfinite(effect) else e.value) - rule.null)
+    if rule.side == "near":
+        room = rule.margin - room if room < rule.margin else rule.margin
+    se = (e.high - e.low) / 2 / stats.t.ppf((1 + LEVEL) / 2, e.df)
+    return float(((stats.norm.isf(ALPHA / family) + stats.norm.ppf(POWER)) * se / max(room, 1e-12)) ** 2)
+
+
+def _printed(rule: Rule, tables: Tables) -> Evidence:
+    """The paper's effect, with an interval where its own figures give one."""
+    if rule.paper and "[" not in rule.paper:
+        return Evidence(float(rule.paper))
+    known = (measured(q, tables) for q in ((rule.paper,) if rule.paper else rule.quantities))
+    return next((e for e in known if e), Evidence(np.nan))
+
+
+def _best(rule: Rule, evidence: Mapping[str, Tables]) -> Evidence:
+    """The best evidence there is; one of NaN if there is none."""
+    best, key = Evidence(np.nan), ()
+    for folder, tables in evidence.items():
+        for line, quantity in enumerate(rule.quantities):
+            if (e := measured(quantity, tables)) and np.isfinite([e.low, e.high]).all():
+                own = (SEMI_SYNTHETIC not in folder, e.seeds, -line, np.nan_to_num(e.n))
+                if own > key:
+                    best, key = Evidence(**(vars(e) | {"source": f"{folder}/{e.source}.csv"})), own
+    return best
+
+
+def _within(quantity: str, where: str) -> str:
+    """The quantity with `where` added to each query."""
+    return TERM.sub(lambda m: f"{m[1]} {m[2]}.{m[3]}[{' and '.join(filter(None, [where, m[4]]))}]", quantity)
+
+
+def gather(results: Path, folders: Sequence[Path] | None = None) -> dict[str, Tables]:
+    """Tables of these folders below `results`; by default those of all its runs but `smoke`, and lambda of the released network."""
+    names = {name for rule in load_rules() for q in rule.quantities for _, name, _, _ in TERM.findall(q)}
+    if folders is None:
+        runs = sorted(results.glob("*/*/tables"))
+        runs = [f for f in runs if not {"smoke", "released"} & set(f.relative_to(results).parts)]
+        folders = [*runs, results / "released" / "lambda"]
+    return {f.relative_to(results).as_posix(): load_evidence(f, names) for f in folders}
+
+
+def sentences(table: pd.DataFrame, results: str = "../../..") -> str:
+    """The verdicts as Markdown, grouped by section, with links to the evidence; results: that folder, as seen by the reader."""
+    lines = []
+    for section, part in table.groupby("section", sort=False):
+        lines.append(f"\n#### {section}\n")
+        for r in part.itertuples():
+            ours = f"here {r.ours:+.3g} ({r.ci_low:+.3g} to {r.ci_high:+.3g})" if np.isfinite(r.ours) else ""
+            paper = f"paper {r.published:+.3g}" + f" ({r.paper_verdict})" if np.isfinite(r.published) else ""
+            needed = f"it would take {r.needed}" if isinstance(r.needed, str) and r.needed else ""
+            file, comma, rest = str(r.based_on).partition(",")
+            source = f"[{file}]({results}/{file}){comma}{rest}" if file.endswith(".csv") else r.based_on
+            facts = "; ".join(filter(None, [ours, paper, needed, source]))
+            lines.append(f"- {SQUARES[r.verdict]} **{r.verdict}**: {r.claim}: {facts}")
+    return "\n".join(lines)

@@ -4,9 +4,10 @@
 state (intervals, number of runs, of patients). Table 1 is stored raw: KID as printed times 1e-3, MMD times 1e-2.
 Extra columns where the paper has more to say: `qualifier` of Fig. 7 (about, above, below: from the text, the curves have
 no printed values) and `sd` of Fig. 8 ("+/-", not explained there). p_mann_whitney stands on the rows of
-`Real + Synth`. `anomalies` lists what does not add up, with the printed values left as they are. `settings` quotes the sentence of each setting
-of Sections 3 to 5, with the field of profile `paper` and its value; `ours` is empty where they agree, else what was chosen where
-the paper is silent (open), which of our additions is left out (off), or what differs and why.
+`Real + Synth`. `anomalies` lists what does not add up, with the printed values left as they are; `claims` what the paper
+says, with the rule that judges it (see `claims`). `settings` quotes the sentence of each setting of Sections 3 to 5, with
+the field of profile `paper` and its value; `ours` is empty where they agree, else what was chosen where the paper is silent
+(open), which of our additions is left out (off), or what differs and why.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "dataset_counts": "use source class n",
         "anomalies": "where printed observation",
         "settings": "section setting sentence field value ours",
+        "claims": "section claim over side paper null margin family where quantity why",
     }.items()
 }
 

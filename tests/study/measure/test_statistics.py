@@ -6,6 +6,7 @@ from math import comb, sqrt
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from study.measure import statistics as st
 
@@ -26,7 +27,7 @@ def test_wilson_rejects_what_is_no_proportion(count, n):
 @pytest.mark.parametrize("n, smallest", [(5, 0.0079), (6, 0.0022)])
 def test_smallest_exact_p(n, smallest):
     p = st.mann_whitney(np.arange(n), np.arange(n) + 100.5)
-    assert p == pytest.approx(2 / comb(2 * n, n), abs=1e-12)
+    assert p == pytest.approx(2 / comb(2 * n, n), abs=1e-12) and p == pytest.approx(st.smallest_mann_whitney_p(n, n))
     assert round(p, 4) == smallest
 
 
@@ -49,6 +50,8 @@ def test_mann_whitney_of_equal_values_is_one_and_nan_is_refused():
 def test_holm_by_hand():
     # sorted .01 .02 .04 -> x3, x2, x1, made monotone
     assert st.holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    many = np.random.default_rng(0).random(30) ** 3
+    assert st.holm(many) == pytest.approx(multipletests(many, method="holm")[1])
     with pytest.raises(ValueError, match="p-values"):
         st.holm([0.1, np.nan])
 
@@ -72,13 +75,27 @@ def test_clusters_widen_the_interval_by_their_size():
     assert ratio == pytest.approx(sqrt(10), rel=0.12)
 
 
-def test_mean_interval_covers_at_its_level():
-    rng = np.random.default_rng(3)
-    hits = 0
-    for i in range(200):
-        e = st.mean_interval(rng.normal(size=40), np.arange(40), 300, i)
-        hits += e.ci_low <= 0 <= e.ci_high
-    assert 0.88 <= hits / 200 <= 0.99
+def test_mean_of_few_groups_has_students_interval():
+    values = np.array([1.0, 2.5, 0.5, 3.0, 2.0])
+    e = st.mean_interval(values, np.arange(5), 50, 0)
+    known = stats.ttest_1samp(values, 0)
+    assert (e.ci_low, e.ci_high) == pytest.approx(tuple(known.confidence_interval())) and e.p == pytest.approx(
+        known.pvalue
+    )
+
+
+def test_bootstrap_t_reaches_further_to_the_side_of_the_long_tail():
+    values = np.random.default_rng(4).lognormal(size=40)
+    e = st.mean_interval(values, np.arange(40), 4000, 0)
+    assert e.ci_high - e.value > 1.3 * (e.value - e.ci_low)
+    assert e.p < 0.01 and st.mean_interval(values - values.mean(), np.arange(40), 4000, 0).p > 0.9
+
+
+def test_expanded_percentiles_have_students_width():
+    draws = np.random.default_rng(6).normal(size=400_000) * sqrt(11 / 12)  # what 12 resampled groups give of SD 1
+    low, high = st.percentile_interval(draws, 12)
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 11), rel=0.02)
+    assert st.percentile_interval(draws)[1] == pytest.approx(1.96 * sqrt(11 / 12), rel=0.02)
 
 
 def test_cluster_weights_draw_all_groups_alike():

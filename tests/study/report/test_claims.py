@@ -1,118 +1,197 @@
 """Verdicts follow the interval, whichever way it falls; what was not measured is not judged."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import pearsonr
 
-from study.report.claims import SUPPORTED, UNSUPPORTED, UNTESTED, claims_table, load_evidence
+from study.report import claims
+from study.report.claims import CONTRADICTED, SUPPORTED, UNDECIDED, UNTESTED, Rule, judged, load_rules, times_needed
+from study.report.evidence import Evidence
 from study.report.published import load_published
-from study.report.tables import save_table
+
+ABOVE = Rule("", "", "above", "", 0.0, np.nan, "f", (), "")
+NEAR = replace(ABOVE, side="near", null=0.5, margin=0.25)
+PAPER = 0.05
 
 
-def judged(text, semi_synthetic=False, **tables):
-    """The one claim that holds `text`, judged by these tables."""
-    table = claims_table(tables, semi_synthetic)
-    rows = table[table["claim"].str.contains(text, regex=False)]
-    assert len(rows) == 1, f"{len(rows)} claims hold {text!r}"
-    return rows.iloc[0]
+def verdict(rule, value, half, effect=PAPER, **more):
+    return judged([rule], [Evidence(value, value - half, value + half, **more)], np.array([effect]))[0][0]
 
 
-def difference(value, low, high, metric="fid", other="maisi-ddpm"):
-    row = dict(metric=metric, plane="average", a=other, b="hr-ldm", difference=value, ci_low=low, ci_high=high)
-    return pd.DataFrame([row])
-
-
-def test_nothing_measured_nothing_judged():
-    table = claims_table({}, semi_synthetic=True)
-    assert set(table["verdict"]) == {UNTESTED}
-    assert table[["ours", "ci_low", "ci_high"]].isna().all(axis=None)
-
-
-def test_the_papers_figures_are_what_its_own_tables_give():
-    gaps = {"ci_low": 0, "ci_high": 0, "p_bootstrap": 1}  # the paper states none
-    names = ("table2_turing", "table3_subtype", "fig8_malignancy")
-    tables = {name: load_published(name).fillna(gaps) for name in names}
-    fidelity = load_published("table1_fidelity").query("plane == 'average'").set_index(["system", "metric"])["value"]
-    tables["table1_differences"] = pd.concat(
-        difference(fidelity["hr-ldm", metric] - value, 0, 0, metric, other)
-        for (other, metric), value in fidelity.items()
-    )
-    found = claims_table(tables, semi_synthetic=False).dropna(subset="ours")
-    assert len(found) == 12 + 2 + 8 + 2
-    assert found["published"].astype(float).tolist() == pytest.approx(found["ours"].tolist(), rel=5e-4)
+@pytest.fixture(scope="module")
+def of_paper():
+    """All claims without any evidence of ours, by claim."""
+    return claims.claims_table({}).set_index("claim")
 
 
 @pytest.mark.parametrize(
-    ("interval", "semi_synthetic", "expected"),
+    ("value", "half", "expected"),
     [
-        ((-3, -5, -1), False, SUPPORTED),
-        ((-3, -5, -1), True, "supported (semi-synthetic)"),
-        ((-3, -5, 1), False, UNSUPPORTED),
-        ((3, 1, 5), False, UNSUPPORTED),
-        ((-3, np.nan, np.nan), True, UNTESTED),
+        (0.05, 0.04, SUPPORTED),
+        (0.02, 0.015, SUPPORTED),  # less than the paper's, but half of it is not left out
+        (0.02, 0.03, UNDECIDED),  # zero and the paper's effect both in the interval
+        (0.0, 0.02, CONTRADICTED),  # leaves out half of it
+        (0.01, 0.008, CONTRADICTED),  # of the claimed sign, too small
+        (-0.05, 0.04, CONTRADICTED),
+        (0.05, np.nan, UNTESTED),
     ],
 )
-def test_fidelity_needs_the_whole_interval_below_zero(interval, semi_synthetic, expected):
-    row = judged(
-        "FID of HR-LDM is lower than that of maisi-ddpm", semi_synthetic, table1_differences=difference(*interval)
+def test_the_interval_decides_on_either_side(value, half, expected):
+    assert verdict(ABOVE, value, half) == expected
+    assert verdict(replace(ABOVE, side="below"), -value, half, -PAPER) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "expected"),
+    [(0.6, 0.1, SUPPORTED), (0.4, 0.1, SUPPORTED), (0.7, 0.1, UNDECIDED), (0.9, 0.1, CONTRADICTED), (0.1, 0.1, CONTRADICTED)],
+)  # fmt: skip
+def test_near_needs_the_whole_interval_within_the_margin(value, half, expected):
+    assert verdict(NEAR, value, half) == expected
+
+
+def test_what_the_paper_does_not_print_is_judged_by_its_side_and_harm_by_its_margin():
+    assert verdict(ABOVE, 0.001, 0.0005, np.nan) == SUPPORTED and verdict(ABOVE, -0.001, 0.0005, np.nan) == CONTRADICTED
+    harmless = replace(ABOVE, null=-0.025, margin=-0.025)
+    assert [verdict(harmless, v, 0.02, -0.006) for v in (0, -0.02, -0.05)] == [SUPPORTED, UNDECIDED, CONTRADICTED]
+
+
+def test_few_runs_have_students_tails():
+    assert verdict(ABOVE, 0.05, 0.049, df=4) == SUPPORTED
+    two = [Evidence(0.05, 0.005, 0.095, df=df) for df in (np.inf, 4)]
+    first, second = (judged([ABOVE] * 8, [e] * 8, np.full(8, PAPER))[1][0] for e in two)
+    assert first < second  # the same interval, but corrected for eight it says less of five runs
+
+
+def test_holm_spares_what_stands_out_of_its_family():
+    found = [Evidence(v, v - 0.04, v + 0.04) for v in (0.09, *[0.045] * 9)]
+    assert judged([ABOVE] * 10, found, np.full(10, PAPER))[0] == [SUPPORTED] + [UNDECIDED] * 9
+    alone = [replace(ABOVE, family=str(i)) for i in range(10)]
+    assert set(judged(alone, found, np.full(10, PAPER))[0]) == {SUPPORTED}
+
+
+def test_needed_n_is_that_of_the_normal_theory():
+    e = Evidence(0.01, 0.01 - 1.96 * 0.02, 0.01 + 1.96 * 0.02, n=100, unit="nodules")
+    assert times_needed(ABOVE, e, PAPER, 1) == pytest.approx(((1.96 + 0.8416) * 0.02 / PAPER) ** 2, rel=1e-3)
+    assert times_needed(ABOVE, e, PAPER, 9) > 1.5 * times_needed(ABOVE, e, PAPER, 1)
+    assert times_needed(NEAR, e, 0.66, 1) == pytest.approx(((1.96 + 0.8416) * 0.02 / 0.09) ** 2, rel=1e-3)
+
+
+# -- the rules ---------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_measured_nothing_judged(of_paper):
+    assert set(of_paper["verdict"]) == {UNTESTED}
+    assert of_paper[["ours", "ci_low", "ci_high"]].isna().all(axis=None) and of_paper.index.is_unique
+    assert (of_paper["based_on"] != "").all()
+
+
+@pytest.mark.parametrize(
+    ("words", "effect", "expected"),
+    [
+        ("FID is lower than that of maisi-ddpm, average", 2.8967 / 3.2614 - 1, "no interval printed"),
+        ("MMD is lower than that of diff-tumor, axial", 0.5568 / 2.6418 - 1, "no interval printed"),
+        ("hardly tell synthetic nodules from real ones, cropped (", 0.66, SUPPORTED),
+        ("hardly tell synthetic nodules from real ones, full_context (", 0.56, SUPPORTED),
+        ("accuracy approaches chance", 0.56, UNDECIDED),
+        ("Context lowers the expert's accuracy", -0.1, UNDECIDED),
+        ("raise AUROC of part-solid, 20-30", 0.081, SUPPORTED),
+        ("raise AUPRC of ground-glass, 10-20", 0.01, UNDECIDED),
+        ("AUROC of solid, 6-10 mm (loses", -0.006, UNDECIDED),  # "p > 0.05" is not "no difference"
+        ("AUROC from subtype-balanced minus from subtype-imbalanced", 0.044, UNDECIDED),
+        ("part-solid AUROC collapses", -0.16, "no interval printed"),
+    ],
+)
+def test_the_papers_own_figures_pass_through_the_rules(of_paper, words, effect, expected):
+    found = of_paper[of_paper.index.str.contains(words, regex=False)]
+    assert len(found) == 1 and found["published"].iloc[0] == pytest.approx(effect)
+    assert found["paper_verdict"].iloc[0] == expected
+
+
+def test_every_cell_of_the_papers_tables_is_claimed():
+    rules = load_rules()
+    asked = " ".join(q for rule in rules for q in (*rule.quantities, rule.paper))
+    for name, columns in (
+        ("table1_fidelity", ["metric", "plane"]),
+        ("table3_subtype", ["metric", "size_mm", "subtype"]),
+    ):
+        for row in load_published(name)[columns].drop_duplicates().itertuples(index=False):
+            assert all(f"{c} == '{v}'" in asked for c, v in zip(columns, row, strict=True))
+    assert len(rules) > 130
+
+
+def test_a_rule_that_cannot_be_judged_is_refused():
+    row = dict.fromkeys(load_published("claims").columns, np.nan) | {"claim": "x", "side": "near"}
+    with pytest.raises(ValueError, match="near with a margin"):
+        load_rules(pd.DataFrame([row]))
+
+
+# -- which evidence counts -----------------------------------------------------------------------------------------------
+
+
+def fidelity(difference, half=0.1):
+    keys = dict(metric="kid", plane="average")
+    gap = keys | {"a": "maisi-ddpm", "b": "hr-ldm", "difference": difference}
+    return {
+        "table1_differences": pd.DataFrame([gap | {"ci_low": difference - half, "ci_high": difference + half}]),
+        "table1_fidelity": pd.DataFrame([keys | {"system": "maisi-ddpm", "value": 2.0, "n_real": 30}]),
+    }
+
+
+def one(evidence, words):
+    rules = [rule for rule in load_rules() if words in rule.claim]
+    return claims.claims_table(evidence, rules).iloc[0]
+
+
+def test_real_data_count_before_semi_synthetic_and_say_so():
+    mini, real = fidelity(-0.6), fidelity(0.6)
+    row = one({"lidc-mini/quick/tables": mini}, "KID is lower than that of maisi-ddpm, average")
+    assert (row.verdict, row.ours) == (SUPPORTED, pytest.approx(-0.3))
+    assert row.based_on == "lidc-mini/quick/tables/table1_differences.csv, semi-synthetic"
+    both = {"lidc-mini/quick/tables": mini, "lidc-cubes/quick/tables": real}
+    row = one(both, "KID is lower than that of maisi-ddpm, average")
+    assert row.verdict == CONTRADICTED and row.based_on == "lidc-cubes/quick/tables/table1_differences.csv"
+
+
+def test_three_seeds_are_not_outvoted_by_one():
+    keys = {"factor": "c_hist x L_hist", "level": "c_hist only", "n_seeds": 3}
+    rows = [("jsd", 0.1, 0.09, 0.11), ("jsd_difference", 0.03, 0.02, 0.04)]  # without L_hist minus with
+    ablations = pd.DataFrame([keys | dict(zip("metric value ci_low ci_high".split(), r, strict=True)) for r in rows])
+    gap = {
+        "a": "maisi-ddpm",
+        "b": "hr-ldm",
+        "metric": "jsd",
+        "difference": 0.05,
+        "ci_low": 0.04,
+        "ci_high": 0.06,
+        "n": 99,
+    }
+    level = {"system": "maisi-ddpm", "subtype": "all", "metric": "jsd", "value": 0.1, "ci_low": 0.09, "ci_high": 0.11}
+    single = {"lesion_differences": pd.DataFrame([gap]), "lesion_histograms": pd.DataFrame([level])}
+    assert one({"own": single}, "HU histogram closer").verdict == CONTRADICTED
+    row = one({"own": single | {"ablations": ablations}}, "HU histogram closer")
+    assert (row.verdict, row.ours) == (SUPPORTED, pytest.approx(-0.3)) and "3 runs" in row.based_on
+
+
+def test_sentences_are_grouped_coloured_and_linked():
+    table = claims.claims_table({"lidc-mini/quick/tables": fidelity(-0.1, 0.3)})
+    text = claims.sentences(table)
+    assert text.count("#### ") == table["section"].nunique() and text.count("⬜") == len(table) - 1
+    line = next(line for line in text.splitlines() if "🟨" in line)
+    assert (
+        "[lidc-mini/quick/tables/table1_differences.csv](../../../lidc-mini/quick/tables/table1_differences.csv)"
+        in line
     )
-    assert row["verdict"] == expected
-    assert row["ours"] == interval[0] or expected == UNTESTED
+    assert "here -0.05 (-0.2 to +0.1); paper -0.249 (no interval printed); it would take" in line
 
 
-def test_control_has_the_interval_of_fishers_z():
-    x, y = np.random.default_rng(0).normal(size=(2, 50))
-    found = pearsonr(x, x + y)
-    fit = pd.DataFrame(
-        [("hr-ldm", "all", "mean_hu", found.statistic**2, 50)], columns=["system", "subtype", "quantity", "r2", "n"]
-    )
-    row = judged("the obtained mean HU follows", control_summary=fit)
-    assert (row["verdict"], row["based_on"]) == (SUPPORTED, "control, n = 50, Fisher z")
-    expected = [found.statistic**2, *(r**2 for r in found.confidence_interval())]
-    assert list(row[["ours", "ci_low", "ci_high"]]) == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize(("per_truth", "expected"), [(50, {UNSUPPORTED, SUPPORTED}), (5000, {SUPPORTED})])
-def test_turing_needs_an_interval_near_chance(per_truth, expected):
-    # coin tosses: 100 of them leave 40 to 60 % open (Wilson), 10,000 settle it
-    half = per_truth // 2
-    rows = [
-        ("model observer (logistic)", c, t, half, half)
-        for c in ("cropped", "full_context")
-        for t in ("real", "synthetic")
+def test_tables_are_gathered_from_all_runs_but_smoke(tmp_path):
+    for folder in ("mine/quick/tables", "mine/smoke/tables", "released/x/tables", "released/lambda"):
+        (tmp_path / folder).mkdir(parents=True)
+        fidelity(1)["table1_fidelity"].to_csv(tmp_path / folder / "table1_fidelity.csv", index=False)
+    found = claims.gather(tmp_path)
+    assert list(found) == ["mine/quick/tables", "released/lambda"] and list(found["mine/quick/tables"]) == [
+        "table1_fidelity"
     ]
-    counts = pd.DataFrame(rows, columns=load_published("table2_turing").columns)
-    counts.loc[0, ["called_real", "called_synthetic"]] = [half + per_truth // 25, half - per_truth // 25]
-    table = claims_table({"table2_turing": counts}, semi_synthetic=False)
-    assert set(table[table["claim"].str.contains("logistic")]["verdict"]) == expected
-    assert set(table[~table["claim"].str.contains("logistic")]["verdict"]) == {UNTESTED}  # no reader, no other observer
-
-
-def test_table3_uses_the_corrected_p():
-    ours = load_published("table3_subtype")
-    ours["p_bootstrap"] = np.where(ours["size_mm"] == "20-30", 0.01, 0.2)
-    assert judged("AUROC of part-solid, 20-30 mm", table3_subtype=ours)["verdict"] == SUPPORTED
-    assert judged("AUROC of part-solid, 10-20 mm", table3_subtype=ours)["verdict"] == UNSUPPORTED
-    assert judged("AUROC of part-solid, 20-30 mm", table3_subtype=ours)["ours"] == pytest.approx(0.081)
-
-
-@pytest.mark.parametrize(
-    ("text", "name", "column", "expected", "low"),
-    [
-        ("from subtype-balanced than", "fig8_malignancy", "auroc", SUPPORTED, 0.671 - 0.627 - 0.01 * np.sqrt(2)),
-        ("at the least real data", "fig7_scarcity", "mean", SUPPORTED, -0.01 * np.sqrt(2)),
-    ],
-)
-def test_intervals_of_two_rows_add_in_quadrature(text, name, column, expected, low):
-    ours = load_published(name)
-    ours = ours.assign(ci_low=ours[column] - 0.01, ci_high=ours[column] + 0.01)
-    row = judged(text, **{name: ours})
-    assert row["verdict"] == expected and row["ci_low"] == pytest.approx(low)
-
-
-def test_evidence_is_what_lies_on_disk(tmp_path):
-    assert load_evidence(tmp_path) == {}
-    frame = difference(-3, -5, -1)
-    save_table(frame, tmp_path, "table1_differences")
-    assert list(load_evidence(tmp_path)) == ["table1_differences"]
+    assert list(claims.gather(tmp_path, [tmp_path / "mine/smoke/tables"])) == ["mine/smoke/tables"]

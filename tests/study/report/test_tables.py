@@ -137,7 +137,8 @@ def test_artefacts_lists_what_exists_and_not_a_failed_run(tmp_path):
 
 def test_the_end_of_a_run_says_the_verdicts_and_where_everything_lies(tmp_path, capsys):
     save_table(fidelity(), tmp_path, "table1_fidelity")
-    claim = ("FID is lower", -0.3647, -2.5201661, -3.1650212, -1.5, "supported", "table1_fidelity")
+    measured = ("Table 1", "FID is lower", -0.3647, -2.5201661, -3.1650212, -1.5, 0.01)
+    claim = (*measured, "supported", "", "no interval printed", "table1_fidelity")
     save_table(pd.DataFrame([claim], columns=SCHEMAS["claims"].columns), tmp_path, "claims")
     tables.main(str(tmp_path))
     said = capsys.readouterr().out

@@ -1,0 +1,72 @@
+"""Two classifiers on the same test nodules: DeLong's test of one run each, and a bootstrap of patients and runs of several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import sqrt
+
+import numpy as np
+from scipy import stats
+
+from study.measure.statistics import LEVEL, N_BOOT, Estimate, patient_weights, percentile_interval, two_sided_p
+
+
+def delong(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> Estimate:
+    """AUROC of scores `second` minus that of `first`, both (n,) of the same nodules, with DeLong's interval and p.
+
+    DeLong et al., Biometrics 44 (1988) 837, by midranks (Sun and Xu, 2014): an AUROC is the mean of its placement values,
+    over the positives and over the negatives; nodules count as independent.
+
+    Raises:
+        ValueError: fewer than two nodules of a class.
+    """
+    labels, scores = np.asarray(labels, dtype=bool), np.stack([first, second]).astype(float)
+    n_pos, n_neg = int(labels.sum()), int((~labels).sum())
+    if min(n_pos, n_neg) < 2:
+        raise ValueError(f"DeLong's variance needs two nodules of each class, got {n_pos} and {n_neg}")
+    of_all = stats.rankdata(scores, axis=1)
+    of_pos, of_neg = (stats.rankdata(scores[:, chosen], axis=1) for chosen in (labels, ~labels))
+    positive = np.diff((of_all[:, labels] - of_pos) / n_neg, axis=0)
+    negative = np.diff(1 - (of_all[:, ~labels] - of_neg) / n_pos, axis=0)
+    value, se = float(positive.mean()), sqrt(positive.var(ddof=1) / n_pos + negative.var(ddof=1) / n_neg)
+    half = stats.norm.ppf((1 + LEVEL) / 2) * se
+    p = 2 * stats.norm.sf(abs(value) / se) if se else float(value == 0)
+    return Estimate(value, value - half, value + half, labels.size, float(p))
+
+
+def paired_runs(
+    metric: Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray],
+    labels: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    groups: np.ndarray,
+    n_boot: int = N_BOOT,
+    seed: int = 0,
+) -> Estimate:
+    """Mean over runs of metric(second) - metric(first) on the same nodules, runs and patients resampled together.
+
+    Of R runs R - 1 are drawn, which gives the variance of their mean without the bias that R draws would have (Rao and
+    Wu, JASA 83 (1988) 231); a single run speaks of the patients alone.
+
+    Args:
+        metric: of labels, scores and weights (B, n), such as `auroc`.
+        labels: (n,) bool.
+        first, second: (R, n) scores, run r of both from the same fold.
+        groups: (n,) patient of each nodule.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    first, second = np.atleast_2d(first), np.atleast_2d(second)
+    if first.shape != second.shape or first.shape[1] != len(labels):
+        raise ValueError(f"expected scores (runs, {len(labels)}) of both arms, got {first.shape} and {second.shape}")
+    weights, n_runs = patient_weights(groups, n_boot, seed), len(first)
+    both = np.vstack([np.ones(len(labels)), weights])  # the estimate is the first
+    gaps = np.stack([metric(labels, b, both) - metric(labels, a, both) for a, b in zip(first, second, strict=True)])
+    drawn = np.ones((n_boot, 1))
+    if n_runs > 1:
+        rng = np.random.default_rng((seed, n_runs))
+        drawn = rng.multinomial(n_runs - 1, np.full(n_runs, 1 / n_runs), size=n_boot) / (n_runs - 1)
+    draws = (drawn.T * gaps[:, 1:]).sum(0)
+    interval = percentile_interval(draws, len(np.unique(groups)))
+    return Estimate(float(gaps[:, 0].mean()), *interval, len(labels), two_sided_p(draws))
