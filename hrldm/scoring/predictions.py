@@ -19,11 +19,10 @@ from hrldm.nodules.spreadsheet import read_spreadsheet
 from hrldm.scoring.froc import POINT
 
 logger = logging.getLogger(__name__)
-COLUMNS = (
-    ("seriesuid", "coordX", "coordY", "coordZ", "probability"),
-    ("scan", "x", "y", "z", "score"),
-)  # LUNA16's; ours
+LUNA16 = ("seriesuid", "coordX", "coordY", "coordZ", "probability")
+COLUMNS = (LUNA16, ("scan", *POINT, "score"))
 READ = ["where", "name", *POINT, "score"]
+TO_RAS = {"ras": np.eye(4), "lps": np.diag([-1.0, -1.0, 1.0, 1.0])}
 EDGES_MM = sorted({edge for size in SIZE_BINS_MM for edge in size})
 SIZES = [f"below {EDGES_MM[0]:g} mm", *(f"{a:g} to {b:g} mm" for a, b in SIZE_BINS_MM), f"from {EDGES_MM[-1]:g} mm"]
 SHOWN = 10  # problems listed of one file
@@ -119,25 +118,24 @@ def read_predictions(path: str | Path, coordinates: str, scans: list[Scan], orig
     found = read.merge(pd.DataFrame(known, columns=["scan", "name"]), how="left")
     odd = ~np.isfinite(found[[*POINT, "score"]]).all(axis=1)
     problems += [f"{where}: place and score must be numbers" for where in found["where"][odd]]
-    lost = found[found["scan"].isna()]
+    lost, there = found[found["scan"].isna()], f"{scans[0].names[0]!r} and {len(scans) - 1} more"
     problems += [
-        f"{row.where}: no record of a scan {row.name!r}, but of {scans[0].names[0]!r} and {len(scans) - 1} more; mend the name, or leave it out"
-        for row in lost[["where", "name"]].itertuples(index=False, name="Row")
-    ]  # fmt: skip
+        f"{where}: no record of a scan {name!r}, but of {there}; mend the name, or leave it out"
+        for where, name in zip(lost["where"], lost["name"], strict=True)
+    ]
     _refuse(path, problems)
-    inside, mirrored = np.ones((2, len(found)), bool)
+    inside = np.ones(len(found), bool)
     for i, rows in found.groupby("scan").indices.items():
         affine, last = scans[int(i)].affine, np.array(scans[int(i)].shape) - 0.5
-        to_ras = {"ras": np.eye(4), "lps": np.diag([-1.0, -1.0, 1.0, 1.0]), "voxel": affine}[coordinates]
-        points = to_world(to_ras, found[POINT].to_numpy()[rows])
+        points = to_world((TO_RAS | {"voxel": affine})[coordinates], found[POINT].to_numpy()[rows])
+        index = to_world(np.linalg.inv(affine), points)
+        inside[rows] = np.isinf(last).all() | ((index >= -0.5) & (index <= last)).all(axis=1)
         found.loc[rows, POINT] = points
-        for held, sign in ((inside, 1), (mirrored, -1)):
-            index = to_world(np.linalg.inv(affine), points * [sign, sign, 1])
-            held[rows] = np.isinf(last).all() | ((index >= -0.5) & (index <= last)).all(1)
     if len(found) and not inside.any():
-        other = {"ras": "lps", "lps": "ras"}.get(coordinates)
-        hint = f"{mirrored.sum()} of {len(found)} would as {other}" if other else "ras and lps are world mm"
-        raise ValueError(f"{path}: no prediction lies within its scan, so coordinates={coordinates} is wrong; {hint}")
+        others = " or ".join(sorted({"ras", "lps", "voxel"} - {coordinates}))
+        raise ValueError(
+            f"{path}: coordinates={coordinates} puts every prediction outside its scan; they may be {others}"
+        )
     if not inside.all():
         logger.warning("%s: %d of %d predictions lie outside their scans", path, (~inside).sum(), len(inside))
     return found[["scan", *POINT, "score"]].astype({"scan": int})

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hrldm.atomic import new_folder
-from hrldm.scoring.froc import FACTORS, RATES, Curve, judge, sensitivity
+from hrldm.scoring.froc import RATES, Curve, judge, sensitivity
 from hrldm.scoring.predictions import read_predictions, read_scans
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def score(
         if before is not None:
             original = read_predictions(before, coordinates, scans, originals=True)
             nodules["score_before"] = judge(nodules, original, radius)[0]
-            own = wrong & (judge(found.assign(score=0), original, np.full(len(found), SAME_MM))[0] > -np.inf)
+            own = wrong & (judge(found, original, np.full(len(found), SAME_MM))[0] > -np.inf)
             wrong &= ~own
             curves["new"] = Curve(nodules, found[wrong], len(scans))
             said.append(f"{own.sum()} of these were there before insertion (of {len(original)} predictions then), are the scans' own and left out")  # fmt: skip
@@ -76,7 +76,7 @@ def score(
         hits = nodules.assign(scan=[scans[i].names[0] for i in nodules["scan"]]).replace(-np.inf, np.nan)
         for name, table in (("froc", froc), ("sensitivity", groups), ("hits", hits)):
             table.to_csv(part / f"{name}.csv", index=False, lineterminator="\n")
-        _draw(part / "froc.png", curves, froc, groups, said)
+        _draw(part / "froc.png", curves, froc, said)
     return "\n".join(said)
 
 
@@ -91,26 +91,17 @@ def _check(out: Path, overwrite: bool) -> None:
         )
 
 
-def _draw(file: Path, curves: dict[str, Curve], froc: pd.DataFrame, groups: pd.DataFrame, said: list[str]) -> None:
-    """The curves, and the sensitivity of each factor's groups, with 95 % intervals."""
-    fig = Figure(figsize=(11, 5), layout="constrained")
-    left, right = fig.subplots(1, 2)
-    fine = np.geomspace(RATES[0], RATES[-1], 400)
+def _draw(file: Path, curves: dict[str, Curve], froc: pd.DataFrame, said: list[str]) -> None:
+    """The curves with their intervals at `RATES`, and below them what they are."""
+    fig = Figure(figsize=(7, 5.5), layout="constrained")
+    ax, fine = fig.subplots(), np.geomspace(RATES[0], RATES[-1], 400)
     for (name, curve), colour, line in zip(curves.items(), COLOURS, ("-", "--"), strict=False):
         at = froc[(froc["false_positives"] == name) & (froc["rate"] != "mean")]
-        left.plot(fine, np.interp(fine, *curve.points()), line, color=colour, label=f"{name} false positives")
-        left.vlines(RATES, at["ci_low"], at["ci_high"], color=colour, linestyles=line)
-    left.set_xscale("log", base=2)
-    left.set(xlabel="false positives a scan", ylabel="sensitivity", ylim=(0, 1.02), xticks=RATES)
-    left.set_xticklabels([f"{rate:g}" for rate in RATES])
-    left.legend(loc="best")
-    one = groups[(groups[FACTORS] != "all").sum(axis=1) <= 1].iloc[::-1]
-    labels = [next((level for level in row if level != "all"), "all") for row in one[FACTORS].to_numpy()]
-    labels = [f"{label} ({n})" for label, n in zip(labels, one["n"], strict=True)]
-    right.hlines(range(len(one)), one["ci_low"], one["ci_high"], color=COLOURS[0])
-    right.plot(one["sensitivity"], range(len(one)), "o", color=COLOURS[0])
-    right.set(
-        yticks=range(len(one)), yticklabels=labels, xlim=(-0.02, 1.02), xlabel="sensitivity at the operating point"
-    )
-    fig.suptitle("\n".join([*said, "bars: 95 % intervals, left by bootstrap over scans, right Wilson's"]), fontsize=8)
+        ax.plot(fine, np.interp(fine, *curve.points()), line, color=colour, label=f"{name} false positives")
+        ax.vlines(RATES, at["ci_low"], at["ci_high"], color=colour, linestyles=line)
+    ax.set_xscale("log", base=2)
+    ax.set(xlabel="false positives a scan", ylabel="sensitivity", ylim=(0, 1.02))
+    ax.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+    ax.legend(loc="best")
+    fig.supxlabel("\n".join([*said, "Bars: 95 % intervals by bootstrap over scans."]), fontsize=7)
     fig.savefig(file, dpi=120)
