@@ -227,11 +227,37 @@ def erase(
     return 0
 
 
+def score(
+    records: tyro.conf.Positional[Path],
+    predictions: tyro.conf.Positional[Path],
+    out: Path,
+    coordinates: Literal["ras", "lps", "voxel"],
+    before: Path | None = None,
+    threshold: float | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Score a detector on inserted nodules: FROC and CPM as in LUNA16, sensitivity by subtype, size, lobe and attachment.
+
+    Args:
+        records: folder that insert or batch wrote, or its scans.csv
+        predictions: CSV (scan, x, y, z, score; or LUNA16's columns), or nnDetection's *_boxes.json, a file or a folder
+        out: output folder, created here: froc.csv, sensitivity.csv, hits.csv, froc.png
+        coordinates: of the predictions: mm in RAS (NIfTI) or LPS (DICOM, ITK, LUNA16), or voxels (nnDetection)
+        before: the detector's predictions of the CTs before insertion; what it marked there, too, is left out and counted
+        threshold: score of the operating point; default: the lowest with at most one false positive a scan
+        overwrite: replace the output folder of an earlier run
+    """
+    from hrldm.scoring.score import score
+
+    print(score(records, predictions, out, coordinates, before, threshold, overwrite))
+    return 0
+
+
 def main() -> int:
     if sys.argv[1:] == ["--version"]:
         print(f"hrldm {__version__}")
         return 0
-    return run({"insert": insert, "batch": batch, "plan": plan, "erase": erase}, "hrldm")
+    return run({"insert": insert, "batch": batch, "plan": plan, "erase": erase, "score": score}, "hrldm")
 
 
 def run(commands: dict[str, Callable], prog: str) -> int:
@@ -266,7 +292,7 @@ def _as_options(text: str) -> str:
         value = "" if found[2] in ("True", "...") else " " + found[2].strip("'")
         return f"--{name.replace('_', '-')}{value}"
 
-    names = "overwrite|retries|lungs|steps|on|series_uid|format|location|seg|lps"
+    names = "overwrite|retries|lungs|steps|on|series_uid|format|location|seg|lps|coordinates"
     return re.sub(rf"(?<![^ (])({names})=(\.\.\.|'?[\w.+-]+'?)", option, text)
 
 

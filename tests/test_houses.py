@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("ct", "nodules", "model", "train", "insertion")  # a room imports from itself and those before it
+ROOMS = ("ct", "nodules", "model", "train", "insertion", "scoring")  # a room imports from itself and those before it
 STUDY = (
     "profiles", "places", "study", "systems", "measure", "classify", "ablation", "experiments", "judging", "report", "notebook", "__main__",
 )  # fmt: skip

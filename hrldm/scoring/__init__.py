@@ -1,0 +1,1 @@
+"""What a detector finds of inserted nodules."""
