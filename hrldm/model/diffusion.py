@@ -47,7 +47,7 @@ class SamplingConfig:
     """How to sample from a trained network."""
 
     sampler: str = "ddim"  # ddpm | ddim; rectified flow has its own
-    steps: int = 25
+    steps: int = 10
     match_t_max: int | None = None  # impose the histogram at t <= this (insertion/matching.py); None = never (paper)
     feather: bool = True  # only the lesion is taken, into the original voxels; False = the whole decoded crop (paper)
     match_rounds: int = 1  # times per such step, since decoding undoes part of it; the second change is doubled

@@ -114,6 +114,7 @@ GPU = Profile(
     histogram=HistogramConfig(max_voxels=32),
     latents=LatentsConfig(variants=8, least=4000),
     ldm=LdmConfig(pretrain_steps=4000, steps=8000, batch=32, lr=2e-4, ema=0.999),
+    sampling=SamplingConfig(steps=25),
     tables=TablesConfig(n_synthetic=400, n_boot=1000),
     ablation=AblationConfig(steps=2000, start="scratch", seeds=3, n=150),
     downstream=DownstreamConfig(crop_mm=40, scarcity_folds=5),

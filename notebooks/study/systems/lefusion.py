@@ -17,7 +17,7 @@ Adapted:
     embedding  an MLP before the concatenation, as MAISI embeds a voxel spacing
     pasting    LeFusion leaves the background that it predicts; here the lesion is feathered into the given one
     jumps      (2, 2), also published: 598 network calls, where (5, 5) takes 1,480
-    few steps  at most `most_steps` of the T (quick: 100, so 198 calls); the cosine schedule depends on (t + 1) / T alone,
+    few steps  at most `most_steps` of the T (quick: 50, so 98 calls); the cosine schedule depends on (t + 1) / T alone,
                so these are a schedule of so many steps
 """
 

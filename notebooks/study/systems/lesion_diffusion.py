@@ -16,7 +16,7 @@ request has: subtype, size bin, and how irregular the mask is. The histogram is 
 generator (LMNet) is left out. Times are spaced evenly, ending at 0. The soft mask may pass M's border while sampling, but the
 last paste is within M, and the decoded lesion is feathered into the crop, as in all systems.
 
-Profiles of few sampling steps take fewer here too (`most_steps`; quick: 100).
+Profiles of few sampling steps take fewer here too (`most_steps`; quick: 50).
 """
 
 from __future__ import annotations

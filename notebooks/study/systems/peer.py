@@ -63,7 +63,7 @@ class Peer(Generator):
     @property
     def most_steps(self) -> int:
         """Steps that a sampler of many may take here: those of the paper's profile are enough for all as published."""
-        return 4 * self.sampling.steps
+        return 5 * self.sampling.steps
 
     def pictures(self, request: Request) -> np.ndarray | None:
         """HU (N, D, D, D) of `picture` for each nodule, or None."""

@@ -116,7 +116,7 @@ def test_repaint_walk_of_five_steps():
 
 
 def sampler(network, scale=1.0, **sampling) -> LeFusion:
-    sampling = replace(SamplingConfig(), **{"steps": 75} | sampling)  # as published
+    sampling = replace(SamplingConfig(), **{"steps": 60} | sampling)  # as published
     return LeFusion(Voxels(), network, scale, PROFILE, sampling)
 
 
