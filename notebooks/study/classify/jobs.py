@@ -121,8 +121,8 @@ class ClassifierData:
         return np.array([crop[mask].mean() for crop, mask in zip(self.crops, self.masks, strict=True)])
 
     def digest(self) -> str:
-        """Hash of what a training can depend on."""
-        return digest(self.crops, self.labels)
+        """Hash of what a training can depend on, and of who made it."""
+        return digest(self.crops, self.labels, self.source.tolist())
 
 
 def centre_crop(crops: np.ndarray, side: int) -> np.ndarray:

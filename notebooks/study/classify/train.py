@@ -43,9 +43,7 @@ HEAD = "class_layers.out."  # MONAI's name of the only layer that knows the numb
 def strong_augmentation(seed: int) -> transforms.Compose:
     """Stronger than symmetries, on a crop (1, D, D, D) scaled to [0, 1]: turned, resized, blurred, brighter or darker, noisy."""
     chain = [
-        transforms.RandAffine(
-            0.5, rotate_range=0.5, scale_range=0.15, translate_range=2, padding_mode="border", cache_grid=True
-        ),
+        transforms.RandAffine(0.5, rotate_range=0.5, scale_range=0.15, translate_range=2, padding_mode="border"),
         transforms.RandGaussianSmooth((0.3, 0.8), (0.3, 0.8), (0.3, 0.8), prob=0.3),
         transforms.RandScaleIntensity(0.1, prob=0.5),
         transforms.RandShiftIntensity(0.025, prob=0.5),  # 50 HU

@@ -65,7 +65,7 @@ def test_the_48_symmetries_are_the_group_of_the_cube():
 def test_learns_phantom_subtypes_and_generalises():
     crops, labels = blobs(48, 0)
     test_crops, test_labels = blobs(30, 1)
-    state = run(crops, labels, blobs(12, 2), epochs=8)
+    state = run(crops, labels, blobs(12, 2), epochs=24)
     model = build_classifier("densenet-tiny", 3, 0)
     model.load_state_dict(state.best)
     probabilities = predict_proba(model, test_crops)
