@@ -72,8 +72,6 @@ def test_a_record_makes_the_same_again_and_what_is_otherwise_is_said(call, nifti
         (["--plan", "plan.csv", "--diameter", "12", "--lobe", "RUL"], "leave out --diameter, --lobe, or write it"),
         (["--plan", "plan.csv", "--count", "3"], "leave out --count, or write it"),
         (["--plan", "record.json", "--seed", "4"], "leave out --seed, or write it"),
-        (["--at", "70,-5,70"], "would leave the lungs"),
-        (["--at", "70,50,-20"], "as LPS it lies in the lungs: if it is, say so (--lps)"),
         (["--lps"], "--lps is for places"),
     ],
 )
@@ -84,6 +82,16 @@ def test_wrong_arguments_end_with_a_sentence_and_no_output(call, nifti, tmp_path
     status, _, error = call("insert", nifti, tmp_path / "o", *arguments)
     assert status == 2 and error.startswith("error: ") and message in error and "Traceback" not in error
     assert not (tmp_path / "o").exists()
+
+
+def test_a_place_beside_the_lungs_that_is_in_them_as_lps_gives_a_hint(call, nifti, tmp_path):
+    image = nib.load(nifti)
+    affine = image.affine.copy()
+    affine[1, 3] += 80
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj).copy(), affine), nifti)
+    status, _, error = call("insert", nifti, tmp_path / "o", "--at=70,-80,10")
+    assert status == 2 and "as LPS it lies in the lungs: if it is, say so (--lps)" in error
+    assert call("insert", nifti, tmp_path / "o", "--at=70,-80,10", "--lps")[0] == 0
 
 
 def test_a_place_in_lps_is_turned_and_its_side_is_said(call, nifti, tmp_path, caplog):

@@ -289,7 +289,7 @@ def test_other_formats_in_and_out(nifti, tmp_path, name, format, ending):
 
 def test_a_padded_scan_keeps_its_padding(nifti, tmp_path):
     image = nib.load(nifti)
-    hu = np.array(image.dataobj)
+    hu = np.asarray(image.dataobj).copy()
     hu[:3] = hu[:, :, :1] = -32768
     nib.save(nib.Nifti1Image(hu, image.affine), tmp_path / "a.nii.gz")
     record = put(tmp_path / "a.nii.gz", tmp_path / "out", Wish("solid", 12.0, location="subpleural"))
