@@ -186,8 +186,18 @@ def test_few_steps_are_few_of_the_same_times():
         seen.append(float(t[0]))
         return torch.zeros_like(z)
 
-    assert last(sampler(network, steps=1).denoise(request, z_bg, mask)).total == len(seen) == 6
-    assert seen == [299, 224, 149, 224, 149, 74]  # the walk 3, 2, 1, 0, 1, 2, 1, 0, -1 of four steps
+    assert last(sampler(network, steps=1).denoise(request, z_bg, mask)).total == len(seen) == 9
+    assert seen == [
+        299,
+        239,
+        299,
+        239,
+        179,
+        119,
+        179,
+        119,
+        59,
+    ]  # the walk 4, 3, 2, 4, 3, 2, 1, 0, 2, 1, 0, -1 of five steps
 
 
 def test_a_nodule_does_not_depend_on_its_batch():
