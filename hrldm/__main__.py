@@ -4,6 +4,7 @@ twins``, ``erase CT OUT --mask M``; ``python -m hrldm`` is the same."""
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -41,6 +42,7 @@ class Options:
         format:   same (a DICOM input also gives a derived DICOM series), or nifti only
         seg:      with a derived DICOM series, its mask as DICOM SEG, seg.dcm (needs highdicom: pip install 'hrldm[dicom-seg]')
         lps:      positions (--at, a plan's column at) are in LPS mm, as in DICOM and LUNA16, not in RAS mm
+        json:     print one JSON object, for another program, instead of sentences
     """
 
     count: int = 1
@@ -54,6 +56,7 @@ class Options:
     format: Literal["same", "nifti"] = "same"
     seg: bool = False
     lps: bool = False
+    json: bool = False
 
     def wishes(self, wish: Wish, read: Callable = read_plan):
         """What `read` finds in the plan, if given: then only `seed` may be set, for rows without one. Else copies of `wish`.
@@ -135,8 +138,11 @@ def insert(
     if options.repeats and (apart := told_apart(options.plan, ct, wishes, generator, **asked)):
         logger.warning("%s was made otherwise, so other voxels may come: %s", options.plan, "; ".join(apart))
     record = insert_file(ct, out, wishes, generator, overwrite=overwrite, series_uid=series_uid, **asked)
-    print(described(wishes, record))
-    print(f"written to {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
+    files = sorted(p.name for p in out.iterdir())
+    if options.json:
+        print(json.dumps({"out": str(out), "files": files, "nodules": record["nodules"]}))
+    else:
+        print(f"{described(wishes, record)}\nwritten to {out}: {', '.join(files)}")
     return 0
 
 
@@ -165,8 +171,10 @@ def batch(
 
     wishes = options.wishes(Wish(subtype, diameter, seed=seed), read_cases)
     said = insert_folder(folder, out, wishes, options.generator(), lungs, overwrite=overwrite, **options.file())
-    for name, what in said.items():
-        print(f"{name}: {_as_options(what)}")
+    if options.json:
+        print(json.dumps({"out": os.path.abspath(out), "results": said}))
+    else:
+        print("\n".join(f"{name}: {_as_options(what)}" for name, what in said.items()))
     return int(any(what not in FINE for what in said.values()))
 
 

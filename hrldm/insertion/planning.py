@@ -149,7 +149,7 @@ def _numbers(histogram: Iterable[float]) -> tuple[float, ...]:
 def _write(path: Path, cases: dict[str, Case], overwrite: bool) -> None:
     """The plan, with the columns that are used; atomic."""
     rows = []
-    for name, case in sorted(cases.items()):
+    for name, case in sorted(cases.items(), key=lambda item: item[1].ct):
         rows += [{"case": name, "ct": case.ct} | _cells(wish) for wish in case.wishes]
         if not case.wishes:
             rows.append({"case": name, "ct": case.ct, "subtype": NEGATIVE})

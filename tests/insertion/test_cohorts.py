@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import shutil
 
 import nibabel as nib
@@ -180,6 +181,15 @@ def test_a_posed_shape_is_one_shape_at_every_size(row):
     np.testing.assert_allclose(large.mean(0), 2 * small.mean(0), atol=0.5)
 
 
+def test_a_shape_is_taken_by_its_id(space):
+    made = [place_nodule(space.untouched(), Wish(s, shape="shape4", seed=2), RODS, 1) for s in SUBTYPES]
+    assert {n.chosen["shape"] for n in made} == {"shape4"} and all(np.array_equal(n.mask, made[0].mask) for n in made)
+    with pytest.raises(ValueError, match="no shape 'shape9' among the 9, which have names like shape0"):
+        place_nodule(space.untouched(), Wish(shape="shape9"), RODS, 1)
+    with pytest.raises(ValueError, match="a shape is given; leave out spiculation"):
+        Wish(shape="shape4", spiculation=3)
+
+
 # -- what cannot be planned --------------------------------------------------------------------------------------------
 
 
@@ -285,13 +295,14 @@ def test_a_batch_makes_a_plan_and_its_summary_can_be_trained_on(call, cts, tmp_p
         assert (image != before)[mask > 0].mean() > 0.95 and row.diameter_mm == pytest.approx(wish.diameter_mm, abs=0.1)
         affine = nib.load(row.mask).affine
         middle = affine[:3, :3] @ np.argwhere(mask).mean(0) + affine[:3, 3]
-        assert np.linalg.norm(middle - [row.x_mm, row.y_mm, row.z_mm]) < wish.diameter_mm / 2
+        assert np.linalg.norm(middle - [row.x_mm, row.y_mm, row.z_mm]) < wish.diameter_mm
     with (tmp_path / "out" / SCANS).open() as file:
         scans = {row["case"]: row for row in csv.DictReader(file)}
     assert {n: int(row["nodules"]) for n, row in scans.items()} == {n: 0 if n == negative else 2 for n in "ab"}
     assert (tmp_path / "out" / scans[negative]["image"]).resolve() == cts / f"{negative}.nii.gz"
     assert not (tmp_path / "out" / negative).exists()
-    assert "there already" in call(*batch)[1]
+    said = json.loads(call(*batch, "--json")[1])
+    assert said["results"] == {n: "negative" if n == negative else "there already" for n in "ab"}
     (cts / f"{negative}.nii.gz").unlink()
     status, _, error = call(*batch)
     assert status == 2 and f"no CT named {negative} there, which the plan has" in error

@@ -43,6 +43,13 @@ def test_the_command_line_inserts_and_says_what_came(call, nifti, tmp_path):
     assert len(json.loads((tmp_path / "many" / "a" / "record.json").read_text())["nodules"]) == 2
 
 
+def test_json_is_all_that_is_printed_for_a_program(call, nifti, tmp_path):
+    status, out, _ = call("insert", nifti, tmp_path / "o", "--diameter", 8, "--retries", 0, "--json")
+    said, record = json.loads(out), json.loads((tmp_path / "o" / "record.json").read_text())
+    assert status == 0 and said["nodules"] == record["nodules"] and said["out"] == str(tmp_path / "o")
+    assert said["files"] == sorted(os.listdir(tmp_path / "o"))
+
+
 def test_a_record_makes_the_same_again_and_what_is_otherwise_is_said(call, nifti, tmp_path, caplog):
     wish = ("--subtype", "part-solid", "--diameter", 14, "--core", 6, "--count", 2)
     call("insert", nifti, tmp_path / "a", *wish, "--seed", 5, "--retries", 0)
