@@ -8,7 +8,7 @@ above a quantity that is asked where those before it cannot be.
 
 *Supported*: the interval excludes `null` on the claimed side, and holds effects of at least half of the paper's.
 *Contradicted*: it leaves out even half of the paper's effect (for `near`: lies wholly beyond the margin).
-*Undecided*: neither; `needed` is the n at which the paper's effect would be found in 4 of 5 studies. *Cannot be tested
+*Undecided*: neither; `note` has the n at which the paper's effect would be found in 4 of 5 studies. *Cannot be tested
 here*: no such rows, or `why`. Both errors are held at 2.5 % a side in each `family` by Holm's method. The paper's own
 figures, where they have an interval, are judged alike: `paper_verdict`.
 
@@ -104,14 +104,17 @@ def claims_table(evidence: Mapping[str, Tables], rules: Sequence[Rule] | None = 
         seeds = f", {e.seeds} runs" if e.seeds > 1 and e.unit != "runs" else ""
         kind = ", semi-synthetic" * (e.source.startswith(SEMI_SYNTHETIC))
         family = sum(r.family == rule.family and np.isfinite(f.value) for r, f in zip(rules, found, strict=True))
-        times = times_needed(rule, e, effect, family) if verdict == UNDECIDED else np.nan
-        needed = f"{np.ceil(times * e.n):.0f} {e.unit}" if np.isfinite(times * e.n) else f"{times:.2g} times as much"
+        claimed = verdict == CONTRADICTED and p_holm < 2 * ALPHA
+        note = "on the claimed side, but less than half of the paper's effect" if claimed else ""
+        if verdict == UNDECIDED:
+            times = times_needed(rule, e, effect, family)
+            more = f"{np.ceil(times * e.n):,.0f} {e.unit}" if np.isfinite(e.n) else f"{times:.2g} times as much"
+            note = f"it would take {more}" if times > 1 else "at this n the paper's effect would mostly have been found"
         if own == UNTESTED:
             own = "no interval printed" if np.isfinite(effect) else ""
         based_on = f"{e.source}{size}{seeds}{kind}" if e.source else rule.why or "no run measures it"
-        rows.append((rule.section, rule.claim, effect, e.value, e.low, e.high, p_holm, verdict,
-                     needed if verdict == UNDECIDED else "", own, based_on))  # fmt: skip
-    columns = "section claim published ours ci_low ci_high p_holm verdict needed paper_verdict based_on"
+        rows.append((rule.section, rule.claim, effect, e.value, e.low, e.high, p_holm, verdict, note, own, based_on))
+    columns = "section claim published ours ci_low ci_high p_holm verdict note paper_verdict based_on"
     return pd.DataFrame(rows, columns=columns.split())
 
 
@@ -200,9 +203,8 @@ def sentences(table: pd.DataFrame, results: str = "../../..") -> str:
         for r in part.itertuples():
             ours = f"here {r.ours:+.3g} ({r.ci_low:+.3g} to {r.ci_high:+.3g})" if np.isfinite(r.ours) else ""
             paper = f"paper {r.published:+.3g}" + f" ({r.paper_verdict})" if np.isfinite(r.published) else ""
-            needed = f"it would take {r.needed}" if isinstance(r.needed, str) and r.needed else ""
             file, comma, rest = str(r.based_on).partition(",")
             source = f"[{file}]({results}/{file}){comma}{rest}" if file.endswith(".csv") else r.based_on
-            facts = "; ".join(filter(None, [ours, paper, needed, source]))
+            facts = "; ".join(filter(None, [ours, paper, r.note, source]))
             lines.append(f"- {SQUARES[r.verdict]} **{r.verdict}**: {r.claim}: {facts}")
     return "\n".join(lines)

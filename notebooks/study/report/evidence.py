@@ -68,12 +68,21 @@ def measured(quantity: str, tables: Tables) -> Evidence | None:
     z = stats.t.ppf((1 + LEVEL) / 2, df)
     low, high = value - z * np.sqrt((below**2).sum()), value + z * np.sqrt((above**2).sum())
     size = {
-        c: w for c, w in UNITS.items() if all(pd.notna(row.get(c)) for row in rows) and (w == "runs" or np.isinf(df))
+        c: w for c, w in UNITS.items() if all(pd.notna(row.get(c)) for row in rows) and (w == "runs") == np.isfinite(df)
     }
     column, word = next(iter(size.items()), ("", ""))
     seeds = [next((row[c] for c in SEEDS if pd.notna(row.get(c))), 1) for row in rows]
     n = min(row[column] for row in rows) if size else np.nan
-    return Evidence(value / unit, low / unit, high / unit, df, n, word, int(min(seeds)), TERM.findall(total)[0][1])
+    return Evidence(
+        value / unit,
+        low / unit,
+        high / unit,
+        df,
+        n,
+        word,
+        int(min(seeds)),
+        rows[0].get("file", TERM.findall(total)[0][1]),
+    )
 
 
 def _rows(tables: Tables, name: str, column: str, query: str) -> pd.DataFrame:
@@ -116,10 +125,11 @@ def published() -> Tables:
 
 
 def derived(tables: Tables) -> Tables:
-    """With what is computed from rows: accuracies of Table 2, R2 of control, the lesions' SD seen from the real one's."""
+    """With what is computed from rows: accuracies of Table 2, R2 of control, the lesions' SD seen from the real one's; `file` names
+    the table behind it."""
     tables = {name: _one_extractor(table) for name, table in tables.items()}
     if "table2_turing" in tables:
-        tables["turing_accuracy"] = accuracy_table(tables["table2_turing"])
+        tables["turing_accuracy"] = accuracy_table(tables["table2_turing"]).assign(file="table2_turing")
     fits = [_fit(*key, part) for name in ("control", "control_crossed") if name in tables
             for key, part in tables[name].assign(order=name).groupby(["order", "system"], sort=False)]  # fmt: skip
     if fits:
@@ -142,7 +152,7 @@ def _fit(order: str, system: str, part: pd.DataFrame) -> list[dict]:
     for quantity in ("mean_hu", "sd_hu"):
         _, _, r2 = least_squares(*(part[f"{side}_{quantity}"].to_numpy() for side in ("requested", "obtained")))
         low, high = r2_interval(r2, n)
-        key = {"order": order, "system": system, "quantity": quantity}
+        key = {"file": order, "order": order, "system": system, "quantity": quantity}
         rows.append(key | {"r2": r2, "ci_low": low, "ci_high": high, "n": n})
     return rows
 
@@ -160,14 +170,18 @@ def _spreads(tables: Tables) -> Iterable[dict]:
         levels = tables["lambda"].query("`lambda` == 0").groupby(["where", "template"])["sd_ratio"].mean()
         for row in tables["lambda_differences"].query("metric == 'sd_ratio'").itertuples():
             bounds = (row.difference, row.ci_low, row.ci_high)
-            yield {"where": row.where, "template": row.template, "n": row.n, "seeds": row.seeds} | _nearer(
-                levels[row.where, row.template], *bounds
-            )
+            yield {
+                "file": "lambda_differences",
+                "where": row.where,
+                "template": row.template,
+                "n": row.n,
+                "seeds": row.seeds,
+            } | _nearer(levels[row.where, row.template], *bounds)
     if "ablations" in tables:
         cell = tables["ablations"].query("factor == 'c_hist x L_hist' and level == 'c_hist only'").set_index("metric")
         if {"sd_ratio", "sd_ratio_difference"} <= set(cell.index):
             d = cell.loc["sd_ratio_difference"]  # without minus with
-            yield {"where": "ablation", "template": False, "seeds": d.n_seeds} | _nearer(
+            yield {"file": "ablations", "where": "ablation", "template": False, "seeds": d.n_seeds} | _nearer(
                 cell.loc["sd_ratio", "value"], -d.value, -d.ci_high, -d.ci_low
             )
 

@@ -55,7 +55,7 @@ SCHEMAS: dict[str, Schema] = {
     "fig7_scarcity": _schema("subtype metric retention arm mean ci_low ci_high n_runs", _AUC),
     "fig8_malignancy": _schema("arm auroc ci_low ci_high n_runs n_patients"),
     "ablations": _schema("factor level metric value ci_low ci_high n_seeds"),
-    "claims": _schema("section claim published ours ci_low ci_high p_holm verdict needed paper_verdict based_on"),
+    "claims": _schema("section claim published ours ci_low ci_high p_holm verdict note paper_verdict based_on"),
 }
 
 
