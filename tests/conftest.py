@@ -17,6 +17,14 @@ def _results_apart(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("HRLDM_RESULTS", str(tmp_path_factory.getbasetemp() / "results"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Workers report in UTF-8, which cannot hold the file names that some tests log."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real nodules (`HRLDM_SHARED_DATA`, else ../shared/data beside the repository)."""
