@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from study.measure import step_cost
-from study.measure.step_cost import Stage, counted, extrapolated, sides
+from study import step_cost
 from study.profiles import PROFILES, get_profile
 from study.report import plan
+from study.step_cost import Stage, counted, extrapolated, sides
 from tests import tiny
 
 

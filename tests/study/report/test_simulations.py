@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.measure import simulations
 from study.measure.statistics import auroc
+from study.report import simulations
 from tests.conftest import ROOT
 
 
