@@ -18,6 +18,7 @@ from hrldm.model.diffusion import Schedule
 from hrldm.model.unet import ConditionalUNet
 from hrldm.model.window import lesion_window
 from hrldm.nodules.histograms import hu_histogram
+from hrldm.nodules.masks import solid_part
 from hrldm.nodules.patches import Patches
 from hrldm.train import checkpoint as ckpt
 from hrldm.train import ldm, loop
@@ -566,7 +567,10 @@ def test_paper_unet_makes_one_step_with_histogram_loss(tmp_path):
     mean = 0.1 * np.random.default_rng(1).standard_normal((1, 1, 4, 32, 32, 32)).astype(np.float32)
     near = encode_patches(model, hu[None, 44:84, 44:84, 44:84])[0].numpy()
     mean[0, 0, :, 11:21, 11:21, 11:21] = near[0]
-    cache = LatentCache(mean, np.zeros_like(mean), mask[None, None], hu_histogram(hu[mask])[None], np.array([0]), 1.0)
+    parts = {"mask": mask[None, None], "solid": solid_part(hu, mask)[None, None]}
+    cache = LatentCache(
+        mean, np.zeros_like(mean), **parts, histogram=hu_histogram(hu[mask])[None], subtype=np.array([0]), scale=1.0
+    )
     steps = ldm.train_ldm(cache, profile, 0, tmp_path / "a", model, save_every=10**9)
     state = next(steps)
     steps.close()
