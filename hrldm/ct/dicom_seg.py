@@ -11,6 +11,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pydicom
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
@@ -20,6 +21,9 @@ from hrldm.ct.dicom_read import opened
 
 SEGMENTS = ("Synthetic nodule", "Solid core")
 _PROGRAM = "HR-LDM companion"
+_MAY_BE_EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime",
+)  # fmt: skip
 
 
 def check_seg(source: str | Path, series_uid: str | None = None) -> None:
@@ -33,6 +37,14 @@ def check_seg(source: str | Path, series_uid: str | None = None) -> None:
         one = np.zeros((header.Columns, header.Rows, len(slices)), bool)
     one[0, 0, 0] = True
     write_seg(source, one, one, io.BytesIO(), "", series_uid)
+
+
+def _complete(data: pydicom.Dataset) -> pydicom.Dataset:
+    """With the elements that every image must have, and may have empty (PS3.3 C.7.1.1 and C.7.2.1), which highdicom copies."""
+    for name in _MAY_BE_EMPTY:
+        if name not in data:
+            setattr(data, name, None)
+    return data
 
 
 def write_seg(
@@ -67,7 +79,7 @@ def write_seg(
         ]
         try:
             hd.seg.Segmentation(
-                [load(file, stop_before_pixels=True) for file in files],
+                [_complete(load(file, stop_before_pixels=True)) for file in files],
                 np.stack([part[:, :, order].transpose(2, 1, 0) for part in parts], -1).astype(np.uint8),
                 hd.seg.SegmentationTypeValues.BINARY,
                 [
