@@ -41,7 +41,8 @@ def voxels(file):
 def test_nifti_in_nifti_out_with_mask_and_record(nifti, tmp_path):
     out = tmp_path / "out"
     record = put(nifti, out, Wish("solid", 12.0), Wish("ground-glass", 10.0, seed=4))
-    assert names(out) == ["ct.nii.gz", "mask.nii.gz", "preview.png", "record.json"]
+    masks = ["mask-1.nii.gz", "mask-2.nii.gz", "mask.nii.gz"]
+    assert names(out) == ["ct.nii.gz", *masks, "preview.png", "record.json"]
     before, after, mask = (nib.load(p) for p in (nifti, out / "ct.nii.gz", out / "mask.nii.gz"))
     assert before.header.binaryblock == after.header.binaryblock
     assert 0 < (np.asarray(before.dataobj) != np.asarray(after.dataobj)).sum() == record["voxels_changed"]
