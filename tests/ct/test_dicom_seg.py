@@ -57,7 +57,8 @@ def test_the_segments_are_the_masks_on_the_grid_of_the_series(tmp_path, kind, an
         lps = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, float)
         at = to_index @ [*(lps * [-1, -1, 1]), 1]
         np.testing.assert_allclose(at[:2], 0, atol=1e-4)
-        segment = groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        own = groups if "SegmentIdentificationSequence" in groups else plain.SharedFunctionalGroupsSequence[0]
+        segment = own.SegmentIdentificationSequence[0].ReferencedSegmentNumber  # shared where there is one segment
         found[segment - 1][:, :, round(at[2])] = frame.T
     np.testing.assert_array_equal(found, [lesion, core])
     assert plain.FrameOfReferenceUID == "1.5" and plain.Modality == "SEG" and plain.SegmentationType == "BINARY"
