@@ -26,6 +26,7 @@ SEED_RULE = (
     "each nodule's own; of copies the first has the one given, the k-th and a batch's draw theirs by SeedSequence"
 )
 NEGATIVE = "negative"  # in the place of a subtype: a CT that gets no nodule
+RECORD = "record.json"
 MOST = 10_000  # nodules in one CT; lungs hold fewer
 SMALLEST_MM, LARGEST_MM = 3.0, SIZE_BINS_MM[-1][1]  # below 3 mm the Fleischner Society speaks of micronodules
 Subtype = Literal[*SUBTYPES]

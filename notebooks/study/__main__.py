@@ -20,10 +20,10 @@ from hrldm.insertion.files import described, insert_file
 from hrldm.insertion.released import released
 from hrldm.insertion.wish import Wish
 from hrldm.nodules.transplant import read_host
-from study import judging
+from study import judging, simulations
 from study.in_file import realism_in_file
 from study.readers import page, score
-from study.report import bench, plan, record, simulations
+from study.report import bench, plan, record
 from study.report import claims as report_claims
 from study.report.provenance import write_provenance
 from study.report.tables import drop_table, save_tables

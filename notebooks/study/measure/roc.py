@@ -43,9 +43,9 @@ def paired_runs(
     n_boot: int = N_BOOT,
     seed: int = 0,
 ) -> Estimate:
-    """Mean over runs of metric(second) - metric(first) on the same nodules, runs and patients resampled together.
+    """Mean over runs of metric(second) - metric(first) on the same nodules: patients resampled, runs taken into account.
 
-    Patients are resampled; their draws are then stretched by what runs add beyond it: the variance between runs of what
+    The draws of patients are stretched by what runs add beyond them: the variance between runs of what
     each would reach on endless test nodules, which is that of their values less the part that the same few patients
     explain (variance components, as in studies of several readers: Obuchowski and Rockette, 1995), and to the tails of
     Student's t. To resample the runs as well would count that part twice. A single run speaks of the patients alone.
@@ -66,17 +66,15 @@ def paired_runs(
     both = np.vstack([np.ones(len(labels)), weights])  # the estimate is the first
     gaps = np.stack([metric(labels, b, both) - metric(labels, a, both) for a, b in zip(first, second, strict=True)])
     mean, n = gaps.mean(0), len(np.unique(groups))
-    value, draws, of_patients, between = float(mean[0]), mean[1:], np.nanvar(mean[1:]), 0.0
-    if n_runs > 1:
-        apart = np.nanvar(gaps[:, 1:] - draws, axis=1).sum() / (
-            n_runs - 1
-        )  # of a run from the others, on these patients
-        between = max(0.0, gaps[:, 0].var(ddof=1) - apart) / n_runs
-    if of_patients > 0 and n > 1:
-        both = of_patients + between
-        df = both**2 / (of_patients**2 / (n - 1) + between**2 / max(n_runs - 1, 1))  # Satterthwaite
+    value, draws = float(mean[0]), mean[1:]
+    if n > 1 and (of_patients := np.nanvar(draws)) > 0:
+        between = 0.0
+        if n_runs > 1:  # less how far runs lie apart by the draw of patients
+            apart = np.nanvar(gaps[:, 1:] - draws, axis=1).sum() / (n_runs - 1)
+            between = max(0.0, gaps[:, 0].var(ddof=1) - apart) / n_runs
+        total = of_patients + between
+        df = total**2 / (of_patients**2 / (n - 1) + between**2 / max(n_runs - 1, 1))  # Satterthwaite
         tail = (1 - LEVEL) / 2
-        wider = stats.t.isf(tail, df) / stats.norm.isf(tail) * sqrt(both / of_patients)
-        draws = value + (draws - value) * wider
+        draws = value + (draws - value) * sqrt(total / of_patients) * stats.t.isf(tail, df) / stats.norm.isf(tail)
     interval = percentile_interval(draws)
     return Estimate(value, *interval, len(labels), two_sided_p(draws))

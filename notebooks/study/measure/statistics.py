@@ -5,17 +5,16 @@ not independent. A cluster bootstrap draws G of the G groups with replacement; w
 so a statistic that accepts weights needs no copying of data.
 
 The paper tests with Mann-Whitney U across runs. Its smallest two-sided exact p at n against n runs is 2 / C(2n, n):
-.0079 at 5 against 5, and runs on one test set are not independent; `roc.paired_runs` stands beside it, which resamples the
-patients and the runs together.
+.0079 at 5 against 5, and runs on one test set are not independent; `roc.paired_runs` stands beside it, which takes
+patients and runs together.
 
-Intervals are those that hold what they promise in `simulations`: bootstrap-t for a mean, percentiles widened for few
-patients for whatever else is resampled.
+How often each interval holds what it promises is in `study.simulations`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import comb, sqrt
+from math import comb
 
 import numpy as np
 from scipy import stats
@@ -116,20 +115,13 @@ def patient_weights(groups: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
     return cluster_weights(len(patients), n_boot, np.random.default_rng(seed))[:, of_nodule]
 
 
-def percentile_interval(draws: np.ndarray, n_groups: int | None = None) -> tuple[float, float]:
-    """Percentile interval of bootstrap draws without those that could not be computed (NaN); NaN if none is left.
-
-    n_groups: how many groups were resampled. The percentiles then lie further out, so that a mean would get the width of
-        Student's interval ("expanded", Hesterberg, The American Statistician 69 (2015) 371); None: plain percentiles.
-    """
+def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws without those that could not be computed (NaN); NaN if none is left."""
     draws = np.asarray(draws, dtype=float)
     draws = draws[np.isfinite(draws)]
     if not draws.size:
         return float("nan"), float("nan")
-    tail = (1 - LEVEL) / 2
-    if n_groups is not None and n_groups > 1:
-        tail = stats.norm.sf(sqrt(n_groups / (n_groups - 1)) * stats.t.isf(tail, n_groups - 1))
-    low, high = np.quantile(draws, [tail, 1 - tail])
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

@@ -174,7 +174,7 @@ def _best(rule: Rule, evidence: Mapping[str, Tables]) -> Evidence:
     for folder, tables in evidence.items():
         for line, quantity in enumerate(rule.quantities):
             if (e := measured(quantity, tables)) and np.isfinite([e.low, e.high]).all():
-                own = (SEMI_SYNTHETIC not in folder, e.seeds, -line, np.nan_to_num(e.n))
+                own = (SEMI_SYNTHETIC not in folder, e.seeds, -line, e.weight)
                 if own > key:
                     best, key = Evidence(**(vars(e) | {"source": f"{folder}/{e.source}.csv"})), own
     return best

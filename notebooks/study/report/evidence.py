@@ -31,7 +31,10 @@ Tables = dict[str, pd.DataFrame]
 
 @dataclass(frozen=True)
 class Evidence:
-    """A quantity with its 95 % interval; `df` of Student's t behind it, n of `unit`, the number of seeds or runs."""
+    """A quantity with its 95 % interval; `df` of Student's t behind it, n of `unit`, the number of seeds or runs.
+
+    weight: patients or nodules behind it, also where the interval is of runs
+    """
 
     value: float
     low: float = np.nan
@@ -41,6 +44,7 @@ class Evidence:
     unit: str = ""
     seeds: int = 1
     source: str = ""
+    weight: float = 0.0
 
 
 def measured(quantity: str, tables: Tables) -> Evidence | None:

@@ -91,13 +91,6 @@ def test_bootstrap_t_reaches_further_to_the_side_of_the_long_tail():
     assert e.p < 0.01 and st.mean_interval(values - values.mean(), np.arange(40), 4000, 0).p > 0.9
 
 
-def test_expanded_percentiles_have_students_width():
-    draws = np.random.default_rng(6).normal(size=400_000) * sqrt(11 / 12)  # what 12 resampled groups give of SD 1
-    low, high = st.percentile_interval(draws, 12)
-    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 11), rel=0.02)
-    assert st.percentile_interval(draws)[1] == pytest.approx(1.96 * sqrt(11 / 12), rel=0.02)
-
-
 def test_cluster_weights_draw_all_groups_alike():
     weights = st.cluster_weights(7, 5000, np.random.default_rng(0))
     assert (weights.sum(1) == 7).all()

@@ -174,6 +174,18 @@ def test_three_seeds_are_not_outvoted_by_one():
     assert (row.verdict, row.ours) == (SUPPORTED, pytest.approx(-0.3)) and "3 runs" in row.based_on
 
 
+def test_more_patients_count_before_fewer_also_where_the_interval_is_of_runs():
+    keys = {"metric": "auroc", "size_mm": "10-20", "subtype": "part-solid", "sd": 0.01, "n_runs": 5}
+    few, many = (
+        {"table3_subtype": pd.DataFrame([keys | {"arm": a, "mean": m, "n_patients": n} for a, m in (("Real + Synth", high), ("Real only", 0.7))])}
+        for n, high in ((14, 0.9), (49, 0.8))
+    )  # fmt: skip
+    row = one(
+        {"a/quick/tables": few, "b/quick/tables": many, "c/quick/tables": few}, "raise AUROC of part-solid, 10-20"
+    )
+    assert (row.ours, row.based_on) == (pytest.approx(0.1), "b/quick/tables/table3_subtype.csv, 5 runs")
+
+
 def test_sentences_are_grouped_coloured_and_linked():
     table = claims.claims_table({"lidc-mini/quick/tables": fidelity(-0.1, 0.6)})
     text = claims.sentences(table)

@@ -60,6 +60,7 @@ def test_stages_are_those_of_the_profile(name):
         assert found["I: autoencoder"].steps == p.vae.steps and found["latents"].steps == 2950
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_small_profile_has_a_row_a_stage(monkeypatch):
     monkeypatch.setattr(step_cost, "PROBE_S", 0.0)  # one cube a stage
     p = tiny.profile(autoencoder__source="train", downstream__crop_mm=32, data__patch_mm=16)

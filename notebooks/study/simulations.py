@@ -96,8 +96,7 @@ def _intervals() -> Iterator[tuple[str, int, Draw]]:
     for n in (12, 48):
         yield "mean, skewed (plain percentiles, not used)", n, partial(_mean, n=n, skewed=True, plain=True)
     for n in (16, 36, 100):
-        yield "AUROC (plain percentiles, as in the tables)", n, partial(_auroc, n=n, expanded=False)
-        yield "AUROC (expanded percentiles)", n, partial(_auroc, n=n, expanded=True)
+        yield "AUROC (percentiles)", n, partial(_auroc, n=n)
         yield "AUROC difference (DeLong)", n, lambda rng, n=n: (_delong(rng, n, GAIN), GAIN)
         yield f"AUROC difference over {RUNS} runs (patients and runs)", n, lambda rng, n=n: (_runs(rng, n, GAIN), GAIN)
     for n in (26, 120):
@@ -112,10 +111,10 @@ def _mean(rng: np.random.Generator, n: int, skewed: bool, plain: bool = False) -
     return percentile_interval(weights @ values / weights.sum(1)), truth
 
 
-def _auroc(rng: np.random.Generator, n: int, expanded: bool) -> tuple:
+def _auroc(rng: np.random.Generator, n: int) -> tuple:
     labels, scores, _ = two_arms(rng, n, 0)
     draws = auroc(labels, scores[0], patient_weights(np.arange(n), RESAMPLES, int(rng.integers(2**31))))
-    return percentile_interval(draws, n if expanded else None), BASE
+    return percentile_interval(draws), BASE
 
 
 def _delong(rng: np.random.Generator, n: int, gain: float) -> Estimate:
