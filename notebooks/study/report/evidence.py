@@ -86,6 +86,7 @@ def measured(quantity: str, tables: Tables) -> Evidence | None:
         word,
         int(min(seeds)),
         rows[0].get("file", TERM.findall(total)[0][1]),
+        float(min(next((row[c] for c in UNITS if c != "n_runs" and pd.notna(row.get(c))), 0) for row in rows)),
     )
 
 
