@@ -4,15 +4,18 @@ The network works at 1 mm and knows nothing of the CT's slices, kernel and noise
 original HU, M the lesion's mask, R the projection from the crop's grid (linear; the mean over a coarser voxel), N the
 voxels that are at least half lesion, L the lung's level there, g the generated HU, n noise with the scan's
 autocovariance, G a blur by the scanner's point-spread function, G' by what of it R and the crop's own blur leave
-(`ct/scanner.py`). A lesion fills the air that is left beside the tissue there already, b = (x - L) / -L:
+(`ct/scanner.py`). A lesion fills the air that is left beside the tissue there already, b = (x - L) / -L; beside it are air,
+e = G((1 - R(M)) (1 - b)) without tissue (x > `VESSEL_HU`), and the rest w = 1 - G R(M) - e, wall:
 
-    s   = x + (1 - b) d + sqrt(1 - (1 - a)²) n,     d = G'R(M (g - L)) / G'R(M),   a = d / -L
-    out = the requested histogram's quantiles, in the rank order of s             in N
-    out = x + (1 - b) o c,   o = G R(M),   c = G(1_N (out - x)) / G(1_N o)        about it: partial volume
+    s   = y + (1 - b(y)) d + sqrt(1 - (1 - a)²) n,  d = G'R(M (g - L)) / G'R(M),   a = d / -L,   y = x - w (h - L) >= L
+    out = the requested histogram's quantiles, in the rank order of s                      in N
+    out = x + (1 - b) o c,   o = G R(M) / (G R(M) + e),   c = G(1_N (out - x)) / G(1_N (1 - b) o)   about it: partial volume
 
-So a ground-glass lesion is a veil: vessels stay its brightest parts and airways its darkest. Its edge is as sharp as the
-scan's other edges. What is written has the requested histogram. Vessels and chest wall beside the lesion (b = 1) stay as
-they are, and a voxel that o does not reach keeps its stored value bit for bit.
+So a ground-glass lesion is a veil: vessels stay its brightest parts and airways its darkest, and y lacks what its voxels
+have of a wall of h HU beside it. Its edge is as sharp as the scan's other edges, but there is none towards a wall, with which it
+fills the voxels between both (d is raised for the fall that a generated lesion has there). What is written has the requested
+histogram. Vessels and chest wall beside the lesion (b = 1) stay as they are, and a voxel that o does not reach keeps its
+stored value bit for bit.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from hrldm.ct.scanner import noise_of, psf_mm, scan_psf_mm
 from hrldm.ct.volume import CT, from_ras, to_ras
 from hrldm.insertion.matching import core_lead
 from hrldm.nodules.histograms import quantiles
+from hrldm.nodules.positions import VESSEL_HU
 from hrldm.nodules.texture import ranked
 
 OWN_BLUR_MM = 0.6  # SD of the blur generated lesions have already: about 0.56 from the scans learned from, 0.2 from the autoencoder
@@ -36,6 +40,8 @@ REACH_SDS = 3.0  # the edge ends this many SDs of the point-spread function outs
 LEAST_SDS = 0.7  # voxels: the edge takes after lesion voxels at least this near
 LEAST_HU = 0.5  # smaller changes are none: integers could not hold them
 TISSUE = (-0.2, 1.0)  # limits of b: airways are darker than the lung's level, bone is no more than full
+WALL_FALL = 0.75  # of its fall towards the lung, what a generated lesion has towards a wall (0.1 to 0.8 were seen)
+LEAST_FILLED = 0.25  # with less lesion in it, a voxel lies within the wall, the fat of which is no air to fill
 LUNG_QUANTILE = 40  # of the original HU in the lesion, %: the lung between its vessels
 SHARPNESS_MM, NOISE_MM = 35.0, 20.0  # beyond the lesion, where the scan's sharpness and noise are measured
 LEAST_VOXELS = 2.0  # across its diameter; with fewer, most of a lesion's voxels are mixtures with the lung
@@ -124,12 +130,27 @@ def finished(
     inside = lesion_voxels(share, name)
     level = float(np.percentile(x[inside], LUNG_QUANTILE))
     air = max(-level, 100.0)
-    free = 1 - np.clip((x - level) / air, *TISSUE)
+
+    def free(hu: np.ndarray) -> np.ndarray:
+        """1 - b."""
+        return 1 - np.clip((hu - level) / air, *TISSUE)
+
     averaged = np.where(spacing > voxel_size(affine), spacing**2 / 12, 0.0)  # variance of R's mean over a voxel
     rest = np.sqrt(np.maximum(psf**2 - OWN_BLUR_MM**2 - averaged, 0)) / spacing
     d = ndimage.gaussian_filter(seen(np.where(mask, generated_hu - level, 0.0)), rest)
     d /= np.maximum(ndimage.gaussian_filter(share, rest), 1e-3)
-    score, lead = x + free * d, 0.0
+    blur = np.sqrt(np.maximum(psf**2 - averaged, 0)) / spacing
+    filled = ndimage.gaussian_filter(share, blur, truncate=REACH_SDS)
+    aerated = np.where(x > VESSEL_HU, 0.0, (1 - share) * free(x))
+    aerated = ndimage.gaussian_filter(aerated, blur, truncate=REACH_SDS).clip(0, 1 - filled)
+    wall = 1 - filled - aerated
+    occupied = filled / np.maximum(filled + aerated, LEAST_FILLED)
+    d *= 1 + WALL_FALL * (occupied - filled)
+    behind = ndimage.maximum_filter(
+        x, tuple(2 * np.ceil(REACH_SDS * psf / spacing).astype(int) + 1)
+    )  # the wall's own HU
+    own = np.maximum(x - wall * (behind - level), np.minimum(x, level))
+    score, lead = own + free(own) * d, 0.0
     near = to_ras(_part(ct, corners, NOISE_MM)[0])
     noise = noise_of(near.array, near.spacing)
     if grain:
@@ -144,11 +165,10 @@ def finished(
     change = np.zeros_like(x)
     # where the grid is too coarse, a voxel is a mixture of lesion and lung
     change[inside] = (values - x[inside]) * (1.0 if held else share[inside])
-    blur = np.sqrt(np.maximum(psf**2 - averaged, 0)) / spacing
-    occupied = ndimage.gaussian_filter(share, blur, truncate=REACH_SDS)
     beside = np.maximum(psf / spacing, LEAST_SDS)
-    edge = free * occupied * ndimage.gaussian_filter(change, beside)
-    edge /= np.maximum(ndimage.gaussian_filter(np.where(inside, occupied, 0.0), beside), 1e-3)
+    weight = free(x) * occupied
+    edge = weight * ndimage.gaussian_filter(change, beside)
+    edge /= np.maximum(ndimage.gaussian_filter(np.where(inside, weight, 0.0), beside), 1e-3)
     fixed = np.abs(edge) < LEAST_HU
     if keep is not None:
         fixed |= to_ras(CT(keep[box], box_ct.affine)).array

@@ -3,6 +3,9 @@
 Both hold: the histogram has the mean and SD asked for, and as much of it lies above `SOLID_HU` as of the lesion is core. By
 default the core follows the histogram. A core of the wish's own size or shape sets the histogram's solid part, unless the
 histogram is the wish's own and no moments are asked for: that is kept as it is.
+
+The ceiling of ground-glass is `SOLID_HU`: what is brighter in a real one is vessels. Of a histogram that is drawn for one, as
+much lies above as of its own place is vessel, at most; another place's vessels would make a bright band where there is none.
 """
 
 from __future__ import annotations
@@ -81,6 +84,9 @@ def _histogram(
     bright = None if wish.subtype == "solid" else _vessels(space, mask, centre)
     source, histogram = draw_histogram(wish.subtype, diameter, rng, lung_floor(around), space.sources, bright)
     space.sources.append(source)
+    vessel = 0.0 if bright is None else bright[0]
+    if wish.subtype == "ground-glass" and solid_share(histogram) > vessel:
+        histogram = with_solid_share(histogram, vessel)
     return source, histogram
 
 

@@ -148,7 +148,7 @@ def _in_one(distance: np.ndarray, n_voxels: int) -> np.ndarray | None:
     """The `n_voxels` highest; of a lesion that the wall cuts in parts, the largest, grown to the volume. None: no room."""
     while np.isfinite(distance).sum() >= n_voxels:
         lesion = highest(distance, n_voxels)
-        parts, n = ndimage.label(lesion, np.ones((3, 3, 3)))
+        parts, n = ndimage.label(lesion)
         if n == 1:
             return lesion
         nearest = ndimage.distance_transform_edt(parts == 0, return_distances=False, return_indices=True)

@@ -5,11 +5,12 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from hrldm.ct.geometry import crop_affine, to_world
+from hrldm.ct.geometry import crop_affine, sample, to_world
 from hrldm.ct.volume import CT
 from hrldm.insertion.finish import OWN_BLUR_MM, finished, holds, lesion_in
 from hrldm.insertion.quality import assess
 from hrldm.nodules.histograms import hu_histogram
+from hrldm.nodules.positions import VESSEL_HU
 from tests import phantom, tiny
 
 SIDE, CENTRE = 40, np.array([3.3, -4.1, 7.7])
@@ -156,6 +157,73 @@ def test_the_edge_is_what_a_scanner_would_have_made_of_the_lesion(spacing, psf):
         n = np.bincount(np.nonzero(beam)[axis])
         seen, wanted = (x[n > 0] / n[n > 0] for x in steps)
         assert wanted.max() > 0.05 * contrast and np.abs(seen - wanted).max() < 0.15 * contrast
+
+
+NORMAL, WALL_MM = np.array([0.8, 0.36, 0.48]), 4.0  # of a chest wall, and the distance of its surface from `CENTRE`
+SCANS = pytest.mark.parametrize(
+    ("spacing", "psf"), [((1.0,) * 3, (0.8,) * 3), ((0.7, 0.7, 2.5), (0.6, 0.6, 1.2))], ids=["1 mm", "2.5 mm slices"]
+)
+
+
+def at_wall(spacing, psf, lesion_hu):
+    """A scan of lung at a wall of muscle, or of fat from 2 mm on; the same with a ball that the wall cuts; mm (x, y, z) from
+    the wall's surface and from the middle beam; and the ball as generated: its HU fall towards the wall half as much as to lung."""
+    spacing = np.array(spacing)
+    parts = np.where(spacing > 1, 5, 3)
+    fine, shape = spacing / parts, (44 / spacing).astype(int)
+    affine, grid = np.diag([*spacing, 1.0]), crop_affine(CENTRE, (SIDE,) * 3)
+    affine[:3, 3] = CENTRE - spacing * (shape - 1) / 2
+
+    def along(affine, shape):
+        return (to_world(affine, np.stack(np.indices(shape), -1)) - CENTRE) @ NORMAL - WALL_MM
+
+    finer = affine @ np.diag([*(1 / parts), 1.0])
+    finer[:3, 3] -= (spacing - fine) / 2
+    deep = along(finer, shape * parts)
+    ball = np.linalg.norm(to_world(finer, np.stack(np.indices(deep.shape), -1)) - CENTRE, axis=-1) <= 8
+    blur = np.sqrt(np.square(psf) - fine**2 / 12) / fine
+    noise = np.random.default_rng(0).normal(scale=10.0, size=shape)
+    seen = [
+        noise + ndimage.gaussian_filter(hu, blur)[tuple(slice(n // 2, None, n) for n in parts)]
+        for hu in (
+            np.select([deep > 2, deep > 0, ball], [-100.0, 40.0, value], -850.0) for value in (-850.0, lesion_hu)
+        )
+    ]
+    ct = CT(np.rint(seen[0]).astype(np.int16), affine)
+    off = np.linalg.norm(np.cross(to_world(affine, np.stack(np.indices(ct.shape), -1)) - CENTRE, NORMAL), axis=-1)
+    mask = tiny.ball(SIDE, 8.0) & (sample(ct.array, affine, (SIDE,) * 3, grid) <= VESSEL_HU)
+    filled = [
+        ndimage.gaussian_filter(x.astype(float), OWN_BLUR_MM) for x in (mask, mask | (along(grid, mask.shape) > 0))
+    ]
+    return ct, seen[1], along(affine, ct.shape), off, (-850 + np.mean(filled, 0) * (lesion_hu + 850), mask, grid)
+
+
+@SCANS
+def test_a_broad_solid_lesion_passes_into_the_wall_without_a_seam(spacing, psf):
+    """Against physics, as above: the profile across the wall, and all about the lesion there."""
+    ct, true, deep, off, crop = at_wall(spacing, psf, 0.0)
+    box, lesion = lesion_in(ct, *crop[1:])
+    made = finished(ct, *crop, hu_histogram(true[box][lesion]), seed=1, grain=False)
+    hu, inside = written(ct, made), placed(ct, made)
+    depths, beam = np.round(deep), off < 4
+    profile, wanted = (np.array([np.median(x[beam & (depths == k)]) for k in range(-5, 6)]) for x in (hu, true))
+    near = ~inside & (deep > -1) & (ndimage.distance_transform_edt(~inside, spacing) <= 1.5 * max(spacing))
+    gap = hu[near] - true[near]
+    assert profile[:6].min() > -40 and np.abs(profile - wanted)[:6].max() < 0.06 * 850
+    assert abs(gap.mean()) < 0.04 * 850 and np.sqrt((gap**2).mean()) < 0.06 * 850
+    np.testing.assert_array_equal(hu[deep > 2.5], ct.array[deep > 2.5])
+
+
+@SCANS
+def test_the_wall_beside_it_does_not_make_ground_glass_bright(spacing, psf):
+    """Voxels that are part wall do not take the brightest values."""
+    ct, _, deep, _, (hu, mask, grid) = at_wall(spacing, psf, -600.0)
+    glass = np.exp(-((np.arange(40) - 10) ** 2) / 12.0)
+    rough = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=hu.shape), 1.0)
+    made = finished(ct, hu + 60 * rough / rough.std(), mask, grid, glass, seed=1)
+    values, inside = written(ct, made), placed(ct, made)
+    brightest, beside = inside & (values >= np.percentile(values[inside], 95)), inside & (deep > -1.5)
+    assert beside[brightest].mean() < 1.5 * beside[inside].mean()
 
 
 def lag(hu, inside, axis):

@@ -16,6 +16,7 @@ from hrldm.insertion.wish import Wish
 from hrldm.nodules.histograms import SOLID_HU, bin_centres, histogram_moments, quantiles
 from hrldm.nodules.masks import box_of, offsets
 from hrldm.nodules.pleura import BASES
+from hrldm.nodules.positions import VESSEL_HU
 from hrldm.nodules.shapes import load_shapes
 from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
 from tests.insertion.chests import LIBRARY, places
@@ -213,6 +214,23 @@ def test_vessels_shine_through_a_ground_glass_nodule(chest, monkeypatch):
     share, least = asked[0]
     assert 0.05 < share < 0.4 and -560 < least < -310  # of a vessel blurred by 1 mm: -500..50, less 40 %
     assert asked[1] is not None and asked[2:] == [None, None]
+
+
+def test_no_more_of_ground_glass_is_bright_than_of_its_place_is_vessel(chest, placed, monkeypatch):
+    """Drawn ones have a quarter above -300 HU, as of another place's vessels; what is asked for holds all the same."""
+    monkeypatch.setattr(intensity, "draw_histogram", lambda *_: ("drawn", GLASS))
+    assert solid(placed(Wish("ground-glass", 14.0, at=AT))[0].histogram) == 0
+    assert solid(placed(Wish("part-solid", 14.0, at=AT))[0].histogram) == pytest.approx(0.25)
+    assert solid(placed(Wish("ground-glass", 14.0, at=AT, histogram=GLASS))[0].histogram) == pytest.approx(0.25)
+    values = quantiles(placed(Wish("ground-glass", 14.0, at=AT, mean_hu=-560.0, sd_hu=150.0))[0].histogram, 1000)
+    assert values.mean() == pytest.approx(-560, abs=3) and values.std() == pytest.approx(150, abs=3)
+    ct, labels = chest
+    rod = np.linalg.norm((places(ct.affine, ct.shape) - AT)[..., 1:] - [4.0, 0.0], axis=-1) < 1.6
+    space = LungSpace.of(CT(np.where(rod, 50, ct.array).astype(np.int16), ct.affine), labels)
+    made = place_nodule(space, Wish("ground-glass", 14.0, at=AT), LIBRARY, 1)
+    low = np.rint(AT - space.affine[:3, 3]).astype(int) - np.array(made.mask.shape) // 2
+    here = space.hu[tuple(slice(a, a + n) for a, n in zip(low, made.mask.shape, strict=True))][made.mask]
+    assert solid(made.histogram) == pytest.approx((here > VESSEL_HU).mean()) and 0 < solid(made.histogram) < 0.25
 
 
 def test_histograms_of_numbers_are_no_input_files():

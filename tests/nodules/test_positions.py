@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from hrldm.ct.geometry import equivalent_diameter
 from hrldm.nodules import pleura, positions
-from hrldm.nodules.masks import offsets
+from hrldm.nodules.masks import highest, offsets
 from hrldm.nodules.pleura import BASES, at_pleura
 from hrldm.nodules.positions import LungMap, PlacementReport, overlap, sample_position
 from hrldm.nodules.shape_fitting import fitted_distance
@@ -207,6 +207,16 @@ def test_depth_below_the_filled_surface_is_that_of_the_ball(lung):
         np.abs(np.indices(lung.shape)[2] - 32)[here] < 15
     )  # where the vessel leaves the ball, its mouth is filled flat
     np.testing.assert_allclose(found.clip(0)[seen], (27.5 - away[here]).clip(0)[seen], atol=3.0)
+
+
+def test_a_lesion_is_one_by_its_faces():
+    """What a wall leaves of it beyond an edge looks like an island."""
+    x, y, z = np.indices((12, 12, 12))
+    ball = -np.sqrt((x - 4.1) ** 2 + (y - 4.2) ** 2 + (z - 5.3) ** 2)
+    cut = np.where((x < 6) == (y < 6), ball, -np.inf)
+    assert ndimage.label(highest(cut, 200))[1] == 2 and ndimage.label(highest(cut, 200), np.ones((3, 3, 3)))[1] == 1
+    lesion = pleura._in_one(cut, 200)
+    assert ndimage.label(lesion)[1] == 1 and lesion.sum() == 200 and not lesion[6:].any()
 
 
 def test_at_the_pleura_lobe_and_occupied_places_are_kept(lung):
