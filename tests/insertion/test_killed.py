@@ -16,6 +16,8 @@ import pytest
 
 import hrldm.__main__ as cli
 from hrldm.insertion import record, released
+from hrldm.insertion.summary import MANIFEST
+from hrldm.nodules.manifest import load_manifest
 from tests import tiny
 from tests.insertion.chests import save, scan
 
@@ -62,8 +64,8 @@ def whole(result: Path, source: Path) -> dict:
 
 
 def content(folder: Path) -> dict[str, str]:
-    """Hashes of all files but the records, which have the time in them."""
-    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != record.RECORD]
+    """Hashes of all files but the records, which have the time in them, and the manifest, which says where the CTs lie."""
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name not in (record.RECORD, MANIFEST)]
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
@@ -113,5 +115,6 @@ def test_killed_batches(small, tmp_path, moment):
     killed([start("batch", folder / "in", out) for _ in range(2)], 2 * small[1], random.Random(moment))
     assert ended(start("batch", folder / "in", out)) == 0
     assert content(out) == content(folder / "out") and not list(tmp_path.rglob(".*"))
+    assert len(load_manifest(out)) == 2
     for name in ("a", "b"):
         whole(out / name, folder / "in" / f"{name}.nii.gz")
