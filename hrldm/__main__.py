@@ -197,7 +197,7 @@ def score(
         predictions: CSV (scan, x, y, z, score; or LUNA16's columns), or nnDetection's *_boxes.json, a file or a folder
         out: output folder, created here: froc.csv, sensitivity.csv, hits.csv, froc.png
         coordinates: of the predictions: mm in RAS (NIfTI) or LPS (DICOM, ITK, LUNA16), or voxels (nnDetection)
-        before: the detector's predictions of the CTs before insertion; what it marked there, too, is left out and counted
+        before: the detector's predictions of the CTs before insertion; a second FROC leaves out what it marked there, too
         threshold: score of the operating point; default: the lowest with at most one false positive a scan
         overwrite: replace the output folder of an earlier run
     """

@@ -17,10 +17,9 @@ from hrldm.ct.dicom_write import NOTE
 from hrldm.ct.volume import CT
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.insert import Inserted
-from hrldm.insertion.wish import SEED_RULE, Wish
+from hrldm.insertion.wish import RECORD, SEED_RULE, Wish
 from hrldm.train.latents import weights_digest
 
-RECORD = "record.json"
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom")
 
 

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 SEED_RULE = (
     "each nodule's own; of copies the first has the one given, the k-th and a batch's draw theirs by SeedSequence"
 )
+RECORD = "record.json"
 MOST = 10_000  # nodules in one CT; lungs hold fewer
 SMALLEST_MM, LARGEST_MM = SIZE_BINS_MM[0][0], SIZE_BINS_MM[-1][1]
 Subtype = Literal[*SUBTYPES]

@@ -14,7 +14,7 @@ import pydicom
 
 from hrldm.config import SIZE_BINS_MM
 from hrldm.ct.geometry import to_world
-from hrldm.insertion.record import RECORD
+from hrldm.insertion.wish import RECORD
 from hrldm.nodules.spreadsheet import read_spreadsheet
 from hrldm.scoring.froc import POINT
 

@@ -32,9 +32,10 @@ def score(
 ) -> str:
     """Write froc.csv, sensitivity.csv, hits.csv and froc.png into the new folder `out`; returns what they say in short.
 
-    Nodules that a scan had before insertion are in no record, so predictions there count as false positives, unless
-    `before` gives those of the CTs before insertion: what lies within `SAME_MM` of one is left out and counted, and the
-    table has both, "all" and "new" false positives.
+    Nodules that a scan had before insertion are in no record: a prediction there cannot be judged, and counts as a false
+    positive. If `before` gives the predictions of the CTs before insertion, those within `SAME_MM` of one are counted, and a
+    second curve, of "new" false positives, leaves them out. It leaves out the detector's errors of before, too, so the
+    truth lies between both.
 
     Args:
         records, predictions, coordinates, before: see `read_scans` and `read_predictions`
@@ -55,29 +56,34 @@ def score(
             if (hits := np.isfinite(nodules["score"]).sum()) < (others := np.isfinite(mirrored).sum()):
                 logger.warning("%d nodules are hit, %d were x and y mirrored: is coordinates=%s right?", hits, others, coordinates)  # fmt: skip
         negatives = sum(not scan.nodules for scan in scans)
-        said = [f"{len(nodules)} nodules in {len(scans) - negatives} scan(s), {negatives} negative(s); {len(found)} predictions, {wrong.sum()} on no inserted nodule"]  # fmt: skip
+        said = [
+            f"{len(nodules)} nodules in {len(scans) - negatives} scan(s), {negatives} negative(s); {len(found)} predictions, "
+            f"{wrong.sum()} of them on no inserted nodule"
+        ]
         curves = {"all": Curve(nodules, found[wrong], len(scans))}
         if before is not None:
             original = read_predictions(before, coordinates, scans, originals=True)
             nodules["score_before"] = judge(nodules, original, radius)[0]
-            own = wrong & (judge(found, original, np.full(len(found), SAME_MM))[0] > -np.inf)
-            wrong &= ~own
-            curves["new"] = Curve(nodules, found[wrong], len(scans))
-            said.append(f"{own.sum()} of these were there before insertion (of {len(original)} predictions then), are the scans' own and left out")  # fmt: skip
-        *_, main = curves.values()
-        point = main.operating_point(MOST_WRONG) if threshold is None else threshold
+            own = wrong & np.isfinite(judge(found, original, np.full(len(found), SAME_MM))[0])
+            curves["new"] = Curve(nodules, found[wrong & ~own], len(scans))
+            said.append(f"{own.sum()} of these were there before insertion: new false positives leave them out")
+        point = curves["all"].operating_point(MOST_WRONG) if threshold is None else threshold
         nodules["found"] = np.isfinite(nodules["score"]) & (nodules["score"] >= point)
         froc = pd.concat([curve.table().assign(false_positives=name) for name, curve in curves.items()])
-        groups = sensitivity(nodules)
+        groups, rate = sensitivity(nodules), (found["score"][wrong] >= point).sum() / len(scans)
         for row in froc[froc["rate"] == "mean"].itertuples():
-            said.append(f"CPM {row.sensitivity:.3f} ({row.ci_low:.3f} to {row.ci_high:.3f}), {row.false_positives} false positives")  # fmt: skip
-        all_, rate = groups.iloc[0], (found["score"][wrong] >= point).sum() / len(scans)
-        said.append(f"scores from {point:g}: {all_.found} found, {all_.sensitivity:.3f} ({all_.ci_low:.3f} to {all_.ci_high:.3f}), {rate:.3g} false positives a scan")  # fmt: skip
+            said.append(f"CPM {_interval(row)}, {row.false_positives} false positives")
+        said.append(f"found at scores from {point:g}: {_interval(groups.iloc[0])}, {rate:.3g} false positives a scan")
         hits = nodules.assign(scan=[scans[i].names[0] for i in nodules["scan"]]).replace(-np.inf, np.nan)
         for name, table in (("froc", froc), ("sensitivity", groups), ("hits", hits)):
             table.to_csv(part / f"{name}.csv", index=False, lineterminator="\n")
         _draw(part / "froc.png", curves, froc, said)
     return "\n".join(said)
+
+
+def _interval(row) -> str:
+    low_to_high = f"{row.ci_low:.3f} to {row.ci_high:.3f}" if np.isfinite(row.ci_low) else "one scan has no interval"
+    return f"{row.sensitivity:.3f} ({low_to_high})"
 
 
 def _check(out: Path, overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +17,7 @@ from matplotlib import pyplot as plt
 from scipy import ndimage
 from scipy.stats import norm
 
-from hrldm.ct.geometry import equivalent_diameter, resample, to_world
+from hrldm.ct.geometry import resample, to_world
 from hrldm.ct.volume import read_ct
 from hrldm.insertion.batch import insert_folder
 from hrldm.insertion.files import insert_file
@@ -97,7 +98,7 @@ def test_further_hits_of_a_nodule_count_neither_way_and_the_edge_is_no_hit(two):
     rows = [("a", *(AT[0] + shift), s) for shift, s in (([0, 0, 0], 0.3), ([4.9, 0, 0], 0.8), ([0, 5.0, 0], 0.7))]
     tables, said = scored(two, rows, threshold=0.75)
     assert tables["hits"]["score"].dropna().tolist() == [0.8] and tables["hits"]["found"].sum() == 1
-    assert "3 predictions, 1 on no inserted nodule" in said and "0 false positives a scan" in said
+    assert "3 predictions, 1 of them on no inserted nodule" in said and "0 false positives a scan" in said
 
 
 def test_equal_scores_are_one_threshold(two):
@@ -186,7 +187,7 @@ def test_the_curve_is_that_of_counting_at_every_threshold(nodules, predictions, 
     np.testing.assert_allclose([*table, table.mean()], brute_force(nodules, predictions, n_scans), atol=1e-12)
     most = curve.operating_point(1.0)
     assert (said["score"][alone] >= most).sum() <= n_scans
-    lower = [s for s in {p[4] for p in predictions} if s < most]
+    lower = [s for s in [*truth["score"], *said["score"][alone]] if -np.inf < s < most]
     assert not lower or (said["score"][alone] >= max(lower)).sum() > n_scans
 
 
@@ -212,20 +213,21 @@ def test_what_was_there_before_is_left_out_and_counted(two):
     rows = [("a", *AT[0], 0.5), ("a", *FAR, 0.9), ("a", *new, 0.8), ("b", *FAR, 0.9)]
     before = csv(two.parent / "before.csv", [("a", *own, 0.1), ("a", *AT[1], 0.4)])
     tables, said = scored(two, rows, before=before)
-    assert "4 predictions, 3 on no inserted nodule" in said and "1 of these were there before insertion" in said
+    assert "4 predictions, 3 of them on no inserted nodule" in said and "1 of these were there before insertion" in said
     froc = tables["froc"].set_index(["false_positives", "rate"])["sensitivity"]
     assert froc["all", "1"] == 0 and froc["all", "2"] == froc["new", "1"] == froc["new", "8"] == 1 / 8
     assert froc["new", "0.5"] == 0  # one in two scans are a half, and then comes the hit
     hits = tables["hits"].set_index("scan")
-    assert hits["found"].sum() == 1 and hits.loc["a", "score_before"].tolist()[1] == 0.4
+    assert hits["found"].sum() == 0 and hits["score"].max() == 0.5  # at one false positive a scan of all
+    assert hits.loc["a", "score_before"].tolist()[1] == 0.4
     assert hits["score_before"].notna().sum() == 1
 
 
 def test_a_batchs_table_says_the_negatives_and_one_ct_may_be_several_scans(two, tmp_path):
-    rows = [("a", "p1", "a/ct.nii.gz", 4), ("b", "p1", "b/ct.nii.gz", 4), ("none", "p2", "../p2.nii.gz", 0)]
+    rows = [("a", "p1", "a/ct.nii.gz", 4), ("b", "p1", "b/ct.nii.gz", 4), ("healthy", "p2", "../p2.nii.gz", 0)]
     csv(two / "scans.csv", rows, ("case", "ct", "image", "nodules"))
     record(two / "left-over", [nodule(AT[0])])
-    rows = [("none", 0, 0, 0, 0.9)] * 3 + [(name, *at, 0.8) for name in "ab" for at in AT]
+    rows = [("healthy", 0, 0, 0, 0.9)] * 3 + [(name, *at, 0.8) for name in "ab" for at in AT]
     tables, said = scored(two, rows)
     assert "8 nodules in 2 scan(s), 1 negative(s)" in said
     froc = tables["froc"].set_index("rate")["sensitivity"]
@@ -278,7 +280,7 @@ def test_a_mirrored_prediction_within_the_scan_is_a_warning(tmp_path, caplog):
     scored(tmp_path / "out", [("out", *at, 0.9)])
     assert not caplog.records
     scored(tmp_path / "out", [("out", 40, -30, 0, 0.9)])
-    assert "0 nodules are hit, 1 were x and y mirrored: is coordinates=ras right?" in caplog.text
+    assert "0 nodules are hit, 1 were x and y mirrored" in caplog.text
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "SAR", "PIL"])
@@ -400,7 +402,7 @@ def test_only_what_score_wrote_is_replaced_and_a_failed_write_leaves_nothing(two
 def test_what_insert_and_batch_write_is_read(nifti, tmp_path):
     wishes = [Wish("solid", 12, at=(-70, 5, 10)), Wish("ground-glass", 9, location="subpleural", base="broad"), Wish("solid", 22)]  # fmt: skip
     affine, shape = tiny.chest_grid(np.eye(3), (4.0, 4.0, 5.0))
-    source = tiny.dicom_series(tmp_path / "cts" / "site" / "p1", tiny.chest(affine, shape), affine)
+    source = tiny.dicom_series(tmp_path / "p1", tiny.chest(affine, shape), affine)
     insert_file(source, tmp_path / "one", wishes, tiny.PaintingGenerator(), retries=0)
     (one,) = read_scans(tmp_path / "one")
     derived = pydicom.dcmread(next((tmp_path / "one" / "dicom").iterdir())).SeriesInstanceUID
@@ -411,12 +413,13 @@ def test_what_insert_and_batch_write_is_read(nifti, tmp_path):
     for k, n in enumerate(one.nodules, start=1):  # the place of the record lies within the lesion of the file
         centre = to_world(one.affine, ndimage.center_of_mass(mask == k))
         assert np.linalg.norm(centre - [n["x"], n["y"], n["z"]]) < n["diameter_mm"] / 4
-        assert equivalent_diameter((mask == k).sum() * 80) == pytest.approx(n["diameter_mm"], rel=0.2)
+    (tmp_path / "cts" / "site").mkdir(parents=True)
+    shutil.copy(nifti, tmp_path / "cts" / "site" / "p2.nii.gz")
     insert_folder(tmp_path / "cts", tmp_path / "many", [Wish()], tiny.PaintingGenerator(), retries=0)
-    assert [scan.names[0] for scan in read_scans(tmp_path / "many")] == ["site/p1"]
+    assert [scan.names[0] for scan in read_scans(tmp_path / "many")] == ["site/p2"]
 
 
-def matched_filter(ct, lungs, most=60):
+def matched_filter(ct, lungs, most=400):
     """Places (n, 3) in RAS mm and scores: the highest maxima of differences of Gaussians inside the lungs, at 2 mm."""
     hu, affine = resample(ct.array, ct.affine, 2.0)
     lungs = resample(lungs, ct.affine, 2.0, order=0)[0] > 0
