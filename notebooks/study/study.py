@@ -41,9 +41,9 @@ from hrldm.train.loop import follow, read_history
 from hrldm.train.vae import VERSION as VAE_VERSION
 from hrldm.train.vae import train_autoencoder
 from hrldm.wheels import LITE0, wheel_file
-from study.measure.step_cost import autoencoder_stage, cost
 from study.places import healthy_images
 from study.profiles import Profile, get_profile
+from study.step_cost import autoencoder_stage, cost
 
 logger = logging.getLogger(__name__)
 SYMMETRIES = 48  # of a cube

@@ -73,8 +73,9 @@ def test_equal_networks_are_made_once_and_a_cell_is_the_mean_of_its_seeds(study,
 
 
 def test_a_network_that_is_shown_components_is_asked_with_the_solid_parts(study, monkeypatch):
-    test, seen = tiny.patches(6), []
-    request = Request(test.hu, test.mask, test.subtype, np.ones((6, 40)) / 40, np.arange(6))
+    n, seen = study.profile.ablation.n, []
+    test = tiny.patches(n)
+    request = Request(test.hu, test.mask, test.subtype, np.ones((n, 40)) / 40, np.arange(n))
     monkeypatch.setattr(ablation, "request_for", lambda *a, **k: request)
     monkeypatch.setattr(Study, "places", lambda self, split: (test, test))
     monkeypatch.setattr(ablation, "generator", lambda *_: lambda asked: seen.append(asked.core) or test.hu)

@@ -26,8 +26,8 @@ from hrldm.train.device import autocast
 from hrldm.train.ldm import built
 from study.ablation import cells
 from study.classify.train import build_classifier
-from study.measure.step_cost import Stage, Step, autoencoder_stage, cost, updates
 from study.profiles import Profile, get_profile
+from study.step_cost import Stage, Step, autoencoder_stage, cost, updates
 from study.study import SYMMETRIES
 from study.systems.latent import CHANGES
 from study.systems.registry import PEERS

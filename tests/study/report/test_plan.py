@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from study.measure import step_cost
-from study.measure.step_cost import Stage, counted, extrapolated, sides
+from study import step_cost
 from study.profiles import PROFILES, get_profile
 from study.report import plan
+from study.step_cost import Stage, counted, extrapolated, sides
 from tests import tiny
 
 
@@ -60,8 +60,9 @@ def test_stages_are_those_of_the_profile(name):
         assert found["I: autoencoder"].steps == p.vae.steps and found["latents"].steps == 2950
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_small_profile_has_a_row_a_stage(monkeypatch):
-    monkeypatch.setattr(step_cost, "PROBE_S", 0.0)  # one cube a stage
+    monkeypatch.setattr(step_cost, "PROBE_S", 0.0)  # two cubes a stage
     p = tiny.profile(autoencoder__source="train", downstream__crop_mm=32, data__patch_mm=16)
     table = plan.plan(p, "cpu")
     assert table.columns.tolist() == list(step_cost.Cost._fields) and len(table) == len(list(plan.stages(p)))
