@@ -146,21 +146,25 @@ def counted(stage: Stage, side: int, on: str) -> tuple[float, float]:
 
 
 def measured(stage: Stage, on: str) -> dict[int, float]:
-    """Seconds of a step by the side of its cubes, doubled from the smallest until a step takes `PROBE_S`."""
+    """Seconds of a step by the side of its cubes, doubled from the smallest until a step takes `PROBE_S`; two sides at least."""
     times: dict[int, float] = {}
-    wait = torch.cuda.synchronize if on == "cuda" else lambda: None
     with torch.device(on):
         step = stage.build(on)
         for side in sides(stage):
-            step(side)  # kernels are chosen, memory is taken
-            wait()
-            started = time.perf_counter()
-            step(side)
-            wait()
-            times[side] = time.perf_counter() - started
-            if times[side] > PROBE_S:
+            times[side] = _seconds(step, side, on)
+            if times[side] < PROBE_S:  # again, now that kernels are chosen and memory is taken
+                times[side] = _seconds(step, side, on)
+            elif len(times) > 1:
                 break
     return times
+
+
+def _seconds(step: Step, side: int, on: str) -> float:
+    started = time.perf_counter()
+    step(side)
+    if on == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def sides(stage: Stage) -> list[int]:

@@ -62,7 +62,7 @@ def test_stages_are_those_of_the_profile(name):
 
 @pytest.mark.slow
 def test_a_plan_of_a_small_profile_has_a_row_a_stage(monkeypatch):
-    monkeypatch.setattr(step_cost, "PROBE_S", 0.0)  # one cube a stage
+    monkeypatch.setattr(step_cost, "PROBE_S", 0.0)  # two cubes a stage
     p = tiny.profile(autoencoder__source="train", downstream__crop_mm=32, data__patch_mm=16)
     table = plan.plan(p, "cpu")
     assert table.columns.tolist() == list(step_cost.Cost._fields) and len(table) == len(list(plan.stages(p)))
