@@ -9,13 +9,13 @@ e = G((1 - R(M)) (1 - b)) without tissue (x > `VESSEL_HU`), and the rest w = 1 -
 
     s   = y + (1 - b(y)) d + sqrt(1 - (1 - a)²) n,  d = G'R(M (g - L)) / G'R(M),   a = d / -L,   y = x - w (h - L) >= L
     out = the requested histogram's quantiles, in the rank order of s                      in N
-    out = x + (1 - b) o c,   o = G R(M) / (G R(M) + e),   c = G(1_N (out - x)) / G(1_N (1 - b) o)   about it: partial volume
+    out = x + (1 - b) o c,   o = G R(M) / (G R(M) + e),   c = G(1_N (out - x)) / G(1_N (1 - b) o)   about it
 
-So a ground-glass lesion is a veil: vessels stay its brightest parts and airways its darkest, and y lacks what its voxels
-have of a wall of h HU beside it. Its edge is as sharp as the scan's other edges, but there is none towards a wall, with which it
-fills the voxels between both (d is raised for the fall that a generated lesion has there). What is written has the requested
-histogram. Vessels and chest wall beside the lesion (b = 1) stay as they are, and a voxel that o does not reach keeps its
-stored value bit for bit.
+So a ground-glass lesion is a veil: vessels stay its brightest parts and airways its darkest, and y lacks what its voxels have
+of a wall of h HU beside it. Its edge is as sharp as the scan's other edges, but there is none towards a wall: the lesion fills
+the voxels between (and d is raised where a generated lesion falls off there). What is written has the requested histogram.
+Vessels and chest wall beside the lesion (b = 1) stay as they are, and a voxel that o does not reach keeps its stored value
+bit for bit.
 """
 
 from __future__ import annotations
