@@ -1,12 +1,13 @@
 """Differences of arms: paired by fold, of planted size, and empty where nothing can be compared."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from study.classify import differences as df
-from study.classify.jobs import CLINICAL, FULL, REAL_ONLY, REAL_SYNTH, ClassifierData
+from study.classify.jobs import ARMS, CLINICAL, FULL, REAL_ONLY, REAL_SYNTH, ClassifierData
 from study.classify.runs import RunResult
 from study.measure.roc import delong
 
@@ -16,18 +17,18 @@ N = 240
 @pytest.fixture(scope="module")
 def test_set():
     labels = np.arange(N) % 3
-    crops, none = np.zeros((N, 4, 4, 4), np.int16), np.zeros(N, bool)
+    crops = np.zeros((N, 4, 4, 4), np.int16)
     diameters = np.repeat([7.0, 12.0, 30.0], N // 3)  # the last of solid nodules alone, see `labels`
-    return ClassifierData(
-        crops, np.where(diameters == 30, 0, labels), np.array([f"p{i // 2}" for i in range(N)]), diameters, none
-    )
+    patients = np.array([f"p{i // 2}" for i in range(N)])
+    labels = np.where(diameters == 30, 0, labels)
+    return ClassifierData(crops, crops > 0, labels, patients, patients, diameters, np.full(N, "", object))
 
 
 def run(arm, fold, retention, test, skill):
     rng = np.random.default_rng((fold, int(100 * skill)))
     shared = np.random.default_rng(fold).normal(size=(N, 3))
     scores = shared + 0.3 * rng.normal(size=(N, 3)) + skill * np.eye(3)[test.labels]
-    return RunResult(arm, fold, retention, scores, 1, 1, 1, 0, 0, Path("none"), 0.0, [])
+    return RunResult(arm, fold, retention, scores, 1, 1, 1, 0, 0, Path("none"), 0.0, [], replace(ARMS[arm], system=""))
 
 
 def test_planted_gain_of_table_3_is_found_and_a_bin_of_one_class_is_empty(test_set):
