@@ -17,6 +17,8 @@ from pydicom import uid
 from pydicom.errors import InvalidDicomError
 from pydicom.misc import is_dicom
 
+from hrldm.ct.zipped import is_zip
+
 logger = logging.getLogger(__name__)
 Slice = tuple[Path, pydicom.Dataset]  # file, header; of a multi-frame file, `header.frame` counts from 0
 LARGEST = "largest"  # as series_uid: the series that `_rank` puts first
@@ -153,14 +155,14 @@ def one_series(found: list[Slice], path: Path, series_uid: str | None) -> list[S
     if left_out := len(found) - sum(map(len, series.values())):
         logger.info("%s: %d file(s) that are no CT slices left out", path, left_out)
     series = {key: part for uid_, slices in series.items() for key, part in _acquisitions(uid_, slices).items()}
-    if path.suffix.lower() != ".zip" and path.is_file():
+    if path.is_file() and not is_zip(path):
         series = {key: slices for key, slices in series.items() if path in (file for file, _ in slices)}
         if not series:
             raise ValueError("no CT slice; give a slice of the series, or its folder")
     if series_uid == LARGEST:
-        fit = {max(series, key=lambda key: _rank(series[key])): None}
+        fit = [max(series, key=lambda key: _rank(series[key]))]
     else:
-        fit = {key: None for key in series if series_uid in (None, key, key.partition(":")[0])}
+        fit = [key for key in series if series_uid in (None, key, key.partition(":")[0])]
     if not fit:
         raise ValueError(f"no CT series {series_uid}; there is {', '.join(series)}")
     listing = "; ".join(
@@ -168,11 +170,10 @@ def one_series(found: list[Slice], path: Path, series_uid: str | None) -> list[S
         for key, slices in series.items()
     )
     if len(fit) > 1:
-        kind = (
-            "acquisitions in one series" if len({key.partition(":")[0] for key in fit}) == 1 else "series in one folder"
-        )
+        alike = len({key.partition(":")[0] for key in fit}) == 1
+        kind = "acquisitions in one series" if alike else "series in one folder"
         raise ValueError(f"{len(fit)} {kind}: {listing}. Choose one with series_uid=..., or give its folder alone")
-    chosen = next(iter(fit))
+    chosen = fit[0]
     if series_uid == LARGEST and len(series) > 1:
         logger.warning(
             "%s: %d CT series, the largest chest CT is taken, %s, of: %s", path, len(series), chosen, listing

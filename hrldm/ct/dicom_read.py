@@ -1,10 +1,10 @@
 """Read one DICOM CT series (folder, zip, or the series of one file) as HU voxels and a RAS-mm affine.
 
-pydicom reads the headers, which decide everything, and plain pixels; SimpleITK (GDCM) decodes compressed ones. Notation: r, c = direction cosines along a row and along a column (ImageOrientationPatient),
-n = r × c the slice normal, p_k = ImagePositionPatient of slice k, all in LPS mm. Slices are sorted by n·p_k; the array
-index is (column, row, slice), so the LPS affine has the columns r·Δcolumn, c·Δrow, (p_last − p_0)/(N − 1), and
-diag(−1, −1, 1, 1) converts it to RAS. A series that is not a straight, evenly spaced, complete stack is refused:
-guessing would put the nodule in the wrong place.
+pydicom reads the headers, which decide everything, and plain pixels; SimpleITK (GDCM) decodes compressed ones. Notation: r,
+c = direction cosines along a row and along a column (ImageOrientationPatient), n = r × c the slice normal, p_k =
+ImagePositionPatient of slice k, all in LPS mm. Slices are sorted by n·p_k; the array index is (column, row, slice), so the
+LPS affine has the columns r·Δcolumn, c·Δrow, (p_last − p_0)/(N − 1), and diag(−1, −1, 1, 1) converts it to RAS. A series
+that is not a straight, evenly spaced, complete stack is refused: guessing would put the nodule in the wrong place.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from hrldm.ct.dicom_headers import (
     read_headers,
     stored_range,
 )
-from hrldm.ct.zipped import unpacked
+from hrldm.ct.geometry import LPS_TO_RAS
+from hrldm.ct.zipped import is_zip, unpacked
 
 logger = logging.getLogger(__name__)
 _KEPT = ("SeriesInstanceUID", "Manufacturer", "ConvolutionKernel", "KVP", "SliceThickness")  # no patient data
@@ -95,7 +96,8 @@ def opened(path: Path, series_uid: str | None = None) -> Iterator[list[Slice]]:
     Every ValueError, of the block too, gets `path` in front.
     """
     try:
-        zipped, alone = path.suffix.lower() == ".zip" and path.is_file(), path.is_file()
+        alone = path.is_file()
+        zipped = alone and is_zip(path)
         with unpacked(path) if zipped else contextlib.nullcontext(path.parent if alone else path) as folder:
             found = read_headers(folder, "*" if alone and not zipped else "**/*")
             slices = one_series(found, path, series_uid)
@@ -156,7 +158,7 @@ def _affine(slices: list[Slice]) -> np.ndarray:
             raise ValueError(f"{name} is shifted {most:.1f} mm in plane; keep the slices of one acquisition")
     lps = np.eye(4)
     lps[:3] = np.column_stack([cosines[:3] * column_mm, cosines[3:] * row_mm, step, positions[0]])
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+    return LPS_TO_RAS @ lps
 
 
 def _check_steps(along: np.ndarray, names: list[str]) -> None:
@@ -209,13 +211,11 @@ def _decoded(file: Path, header: pydicom.Dataset) -> np.ndarray:
     if header.file_meta.TransferSyntaxUID.is_encapsulated:
         return sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))
     data = load(file)
-    each = header.Rows * header.Columns * header.BitsAllocated // 8
-    surplus = len(data.PixelData) - each * int(data.get("NumberOfFrames") or 1)
-    if (
-        not 0 <= surplus < min(header.Rows, header.Columns) * header.BitsAllocated // 8
-    ):  # padding at the end is harmless
+    size, each = (header.Rows, header.Columns), header.BitsAllocated // 8
+    surplus = len(data.PixelData) - int(np.prod(size)) * each * int(data.get("NumberOfFrames") or 1)
+    if not 0 <= surplus < min(size) * each:  # padding at the end is harmless
         raise ValueError(f"{len(data.PixelData)} bytes for pixels of {header.BitsAllocated} bits")
-    return data.pixel_array.reshape(-1, header.Rows, header.Columns)
+    return data.pixel_array.reshape(-1, *size)
 
 
 def _as_hu(plane: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
@@ -223,6 +223,6 @@ def _as_hu(plane: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
     hu = plane
     if not header.file_meta.TransferSyntaxUID.is_encapsulated:
         hu = plane * float(header.RescaleSlope) + float(header.RescaleIntercept)
-    small, limits = hu.astype(np.float32), np.iinfo(np.int16)
+    limits = np.iinfo(np.int16)
     whole = limits.min <= hu.min() and hu.max() <= limits.max and (hu.dtype.kind in "iu" or (hu == np.rint(hu)).all())
-    return hu.astype(np.int16) if whole else small
+    return hu.astype(np.int16 if whole else np.float32)

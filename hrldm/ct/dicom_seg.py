@@ -16,7 +16,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from hrldm import __version__
-from hrldm.ct.dicom_headers import load
+from hrldm.ct.dicom_headers import Slice, load
 from hrldm.ct.dicom_read import opened
 
 SEGMENTS = ("Synthetic nodule", "Solid core")
@@ -35,8 +35,8 @@ def check_seg(source: str | Path, series_uid: str | None = None) -> None:
     with opened(Path(source), series_uid) as slices:
         header = slices[0][1]
         one = np.zeros((header.Columns, header.Rows, len(slices)), bool)
-    one[0, 0, 0] = True
-    write_seg(source, one, one, io.BytesIO(), "", series_uid)
+        one[0, 0, 0] = True
+        _write(slices, one, one, io.BytesIO(), "")
 
 
 def _complete(data: pydicom.Dataset) -> pydicom.Dataset:
@@ -63,37 +63,39 @@ def write_seg(
         ValueError: the series lacks what a segmentation takes from it, or its frames lie in several files.
         OSError: `out` cannot be written.
     """
+    with opened(Path(series), series_uid) as slices:
+        _write(slices, lesion, core, out, key)
+
+
+def _write(slices: list[Slice], lesion: np.ndarray, core: np.ndarray, out: Path | io.BytesIO, key: str) -> None:
     import highdicom as hd
 
     parts = [lesion, core] if core.any() else [lesion]
-    with opened(Path(series), series_uid) as slices:
-        if hasattr(slices[0][1], "frame"):
-            files = sorted({file for file, _ in slices})
-            order = np.argsort([header.frame for _, header in slices])  # one multi-frame image is taken whole
-        else:
-            order = np.flatnonzero(lesion.any((0, 1)))
-            files = [slices[k][0] for k in order]
-        program = hd.AlgorithmIdentificationSequence(_PROGRAM, codes.DCM.ArtificialIntelligence, __version__)
-        uids = [
-            generate_uid(entropy_srcs=[str(slices[0][1].SeriesInstanceUID), key, what]) for what in ("series", "seg")
-        ]
-        try:
-            hd.seg.Segmentation(
-                [_complete(load(file, stop_before_pixels=True)) for file in files],
-                np.stack([part[:, :, order].transpose(2, 1, 0) for part in parts], -1).astype(np.uint8),
-                hd.seg.SegmentationTypeValues.BINARY,
-                [
-                    hd.seg.SegmentDescription(
-                        k, label, codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Nodule,
-                        hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, program,
-                    )
-                    for k, label in enumerate(SEGMENTS[: len(parts)], start=1)
-                ],
-                series_instance_uid=uids[0], series_number=1, sop_instance_uid=uids[1], instance_number=1,
-                manufacturer=_PROGRAM, manufacturer_model_name="hrldm", software_versions=__version__,
-                device_serial_number="0", content_label="NODULE", series_description=f"{SEGMENTS[0]}: mask",
-            ).save_as(out)  # fmt: skip
-        except OSError:
-            raise
-        except Exception as error:  # highdicom and pydicom raise many kinds
-            raise ValueError(f"no DICOM SEG can be made of it ({error}); leave out seg=True") from error
+    if hasattr(slices[0][1], "frame"):
+        files = sorted({file for file, _ in slices})
+        order = np.argsort([header.frame for _, header in slices])  # one multi-frame image is taken whole
+    else:
+        order = np.flatnonzero(lesion.any((0, 1)))
+        files = [slices[k][0] for k in order]
+    program = hd.AlgorithmIdentificationSequence(_PROGRAM, codes.DCM.ArtificialIntelligence, __version__)
+    uids = [generate_uid(entropy_srcs=[str(slices[0][1].SeriesInstanceUID), key, what]) for what in ("series", "seg")]
+    try:
+        hd.seg.Segmentation(
+            [_complete(load(file, stop_before_pixels=True)) for file in files],
+            np.stack([part[:, :, order].transpose(2, 1, 0) for part in parts], -1).astype(np.uint8),
+            hd.seg.SegmentationTypeValues.BINARY,
+            [
+                hd.seg.SegmentDescription(
+                    k, label, codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Nodule,
+                    hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, program,
+                )
+                for k, label in enumerate(SEGMENTS[: len(parts)], start=1)
+            ],
+            series_instance_uid=uids[0], series_number=1, sop_instance_uid=uids[1], instance_number=1,
+            manufacturer=_PROGRAM, manufacturer_model_name="hrldm", software_versions=__version__,
+            device_serial_number="0", content_label="NODULE", series_description=f"{SEGMENTS[0]}: mask",
+        ).save_as(out)  # fmt: skip
+    except OSError:
+        raise
+    except Exception as error:  # highdicom and pydicom raise many kinds
+        raise ValueError(f"no DICOM SEG can be made of it ({error}); leave out seg=True") from error

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM and ITK name world mm in LPS; its own inverse
 STRAIGHT = 0.01  # voxels that two grids may be turned against each other and still count as parallel
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import SimpleITK as sitk
 
 from hrldm.atomic import atomic
-from hrldm.ct.geometry import check_geometry
+from hrldm.ct.geometry import LPS_TO_RAS, check_geometry
 from hrldm.ct.nifti import open_nifti, read_voxels
-from hrldm.ct.zipped import image_within, unpacked
+from hrldm.ct.zipped import image_within, is_zip, unpacked
 
-NIFTI = (".nii", ".nii.gz")
+NIFTI = (".nii.gz", ".nii")
 ITK = {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd", ".nhdr": ".nrrd"}  # and what is written for each, in one file
 IMAGES = (*NIFTI, *ITK)
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+WRITTEN = (*NIFTI, *dict.fromkeys(ITK.values()))
 
 
 class Image(NamedTuple):
@@ -37,7 +37,7 @@ class Image(NamedTuple):
 
 def holds_image(path: Path) -> bool:
     """Whether `read_image` is for this path: by its name, of a zip by the names in it."""
-    return path.name.lower().endswith(IMAGES) or path.suffix.lower() == ".zip" and image_within(path, IMAGES)
+    return path.name.lower().endswith(IMAGES) or is_zip(path) and image_within(path, IMAGES)
 
 
 def read_image(path: str | Path) -> Image:
@@ -50,7 +50,7 @@ def read_image(path: str | Path) -> Image:
     path = Path(path)
     if path.suffix.lower() in ITK:
         return _read_itk(path)
-    if path.suffix.lower() == ".zip" and os.path.isfile(path):
+    if is_zip(path) and os.path.isfile(path):
         try:
             with unpacked(path) as folder:
                 found = [f for f in sorted(folder.rglob("*")) if f.name.lower().endswith(IMAGES) and f.name[0] != "."]
@@ -78,13 +78,14 @@ def _read_itk(path: Path) -> Image:
         affine = np.eye(4)
         affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
         affine[:3, 3] = reader.GetOrigin()
-        check_geometry(_LPS @ affine, path)
+        affine = LPS_TO_RAS @ affine
+        check_geometry(affine, path)
         voxels = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:  # all that SimpleITK raises
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{path}: not readable as an image ({reason}); copy it or convert it again") from error
     stored = np.ascontiguousarray(voxels.transpose(2, 1, 0))
-    return Image(stored, stored, _LPS @ affine)
+    return Image(stored, stored, affine)
 
 
 def _information(path: Path) -> sitk.ImageFileReader:

@@ -23,6 +23,7 @@ from hrldm.ct.dicom_read import Levels, read_series
 from hrldm.ct.geometry import check_geometry, grid_gap, head_foot, voxel_size
 from hrldm.ct.image import ITK, NIFTI, holds_image, read_image, write_itk
 from hrldm.ct.nifti import unscaled
+from hrldm.ct.zipped import is_zip
 
 logger = logging.getLogger(__name__)
 _RAS = np.array([[0, 1], [1, 1], [2, 1]])
@@ -94,7 +95,7 @@ def read_ct(path: str | Path, min_slices: int = 20, series_uid: str | None = Non
     """
     path = Path(path)
     # os.path: Path's own methods raise on an overlong name
-    if os.path.isdir(path) or os.path.isfile(path) and not holds_image(path) and (_is_zip(path) or holds_slice(path)):
+    if os.path.isdir(path) or os.path.isfile(path) and not holds_image(path) and (is_zip(path) or holds_slice(path)):
         array, affine, provenance, levels = read_series(path, series_uid)
         check_geometry(affine, path)
         ct = CT(_unpadded(array, path), affine, array, source=str(path), provenance=provenance, levels=levels)
@@ -111,10 +112,6 @@ def read_ct(path: str | Path, min_slices: int = 20, series_uid: str | None = Non
             path, thick,
         )  # fmt: skip
     return ct
-
-
-def _is_zip(path: Path) -> bool:
-    return path.suffix.lower() == ".zip"
 
 
 def _unpadded(array: np.ndarray, name: Path) -> np.ndarray:

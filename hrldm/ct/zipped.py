@@ -13,6 +13,11 @@ MOST_TIMES = 100  # unpacked over packed size: CTs shrink to a half or a third, 
 FREE_BYTES = 256 * 2**20  # so much may always be unpacked: a small scan that is mostly constant
 
 
+def is_zip(path: Path) -> bool:
+    """By its name."""
+    return path.suffix.lower() == ".zip"
+
+
 @contextlib.contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
     """A temporary folder with the files of a zip.

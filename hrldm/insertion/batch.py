@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from hrldm.atomic import held
 from hrldm.ct.dicom_headers import LARGEST, holds_dicom
+from hrldm.ct.image import IMAGES
 from hrldm.insertion.cohorts import Case
 from hrldm.insertion.files import check_request, insert_file
 from hrldm.insertion.generator import Generator
@@ -22,9 +23,9 @@ from hrldm.insertion.summary import write_summary
 from hrldm.insertion.wish import NEGATIVE, Wish, own_seed
 
 logger = logging.getLogger(__name__)
+NO_CT = "{}: no CT in it (.nii, .nii.gz, .mha, .mhd, .nrrd, .zip, or folders of DICOM files)"
 FINE = ("done", "there already", NEGATIVE)  # what is said of a result without a fault
-_VOLUMES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
-_SUFFIX = re.compile(r"\.(nii\.gz|nii|mha|mhd|nrrd|nhdr|zip)$", re.IGNORECASE)
+_SUFFIX = re.compile(f"({'|'.join(map(re.escape, (*IMAGES, '.zip')))})$", re.IGNORECASE)
 
 
 def insert_folder(
@@ -56,7 +57,7 @@ def insert_folder(
     if passed:
         logger.warning("%s: passed over, no CT: %s", folder, ", ".join(passed))
     if not found:
-        raise ValueError(f"{folder}: no CT in it (.nii, .nii.gz, .mha, .mhd, .nrrd, .zip, or folders of DICOM files)")
+        raise ValueError(NO_CT.format(folder))
     cases = _cases(wishes, found, folder)
     check_request([w for case in cases.values() for w in case.wishes], generator, lungs=lungs, **options)
     said = {}
@@ -188,4 +189,4 @@ def _entry(path: Path, known: tuple) -> Iterator[tuple[Path, bool]]:
 
 def label_map(folder: str | Path, name: str) -> Path | None:
     """The label map of a CT in a folder of such; None without."""
-    return next((f for suffix in _VOLUMES if (f := Path(folder) / f"{name}{suffix}").is_file()), None)
+    return next((f for suffix in IMAGES if (f := Path(folder) / f"{name}{suffix}").is_file()), None)

@@ -146,9 +146,8 @@ def finished(
     wall = 1 - filled - aerated
     occupied = filled / np.maximum(filled + aerated, LEAST_FILLED)
     d *= 1 + WALL_FALL * (occupied - filled)
-    behind = ndimage.maximum_filter(
-        x, tuple(2 * np.ceil(REACH_SDS * psf / spacing).astype(int) + 1)
-    )  # the wall's own HU
+    # the wall's own HU
+    behind = ndimage.maximum_filter(x, tuple(2 * np.ceil(REACH_SDS * psf / spacing).astype(int) + 1))
     own = np.maximum(x - wall * (behind - level), np.minimum(x, level))
     score, lead = own + free(own) * d, 0.0
     near = to_ras(_part(ct, corners, NOISE_MM)[0])

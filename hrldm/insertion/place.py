@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hrldm.config import SUBTYPES
-from hrldm.ct.geometry import to_world
+from hrldm.ct.geometry import LPS_TO_RAS, to_world
 from hrldm.ct.label_maps import LOBE_NAMES
 from hrldm.ct.lungs import depth_mm
 from hrldm.insertion.intensity import intensity
@@ -135,7 +135,7 @@ def _check_place(space: LungSpace, mask: np.ndarray, centre: np.ndarray, at: tup
         depth = depth_mm(space.labels > 0)
         deep = np.argwhere(depth >= min(radius + 1, depth.max()))
         nearest = deep[np.argmin(((deep - centre) ** 2).sum(1))] + space.affine[:3, 3]
-        turned = np.rint(np.array(at) * (-1, -1, 1) - space.affine[:3, 3]).astype(int)
+        turned = np.rint(to_world(LPS_TO_RAS, at) - space.affine[:3, 3]).astype(int)
         inside = (turned >= 0).all() and (turned < space.hu.shape).all() and space.labels[tuple(turned)]
         raise ValueError(
             f"at {', '.join(f'{x:.0f}' for x in at)} mm the lesion would leave the lungs; the nearest place for it is "

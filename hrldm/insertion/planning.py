@@ -14,7 +14,7 @@ from hrldm.atomic import atomic
 from hrldm.config import SUBTYPES
 from hrldm.ct.lungs import lung_labels
 from hrldm.ct.volume import read_ct
-from hrldm.insertion.batch import find_cts, label_map
+from hrldm.insertion.batch import NO_CT, find_cts, label_map
 from hrldm.insertion.cohorts import PAIRS, TWIN_SIZE, Case, Cohort
 from hrldm.insertion.files import check_lobes
 from hrldm.insertion.lung_space import LungSpace
@@ -42,7 +42,7 @@ def plan_cohort(
         raise ValueError(f"{path}: exists already; choose another name or ask to overwrite it (overwrite=True)")
     found, _ = find_cts(folder, lungs=lungs)
     if not found:
-        raise ValueError(f"{folder}: no CT in it (.nii, .nii.gz, .mha, .mhd, .nrrd, .zip, or folders of DICOM files)")
+        raise ValueError(NO_CT.format(folder))
     wishes, library = cohort.wishes(sorted(found)), load_shapes()
     check_lobes([wish for some in wishes.values() for wish in some], lungs)
     cases = {name: Case(name) for name, some in wishes.items() if not some}

@@ -14,6 +14,7 @@ import torch
 
 from hrldm import __version__
 from hrldm.ct.dicom_write import NOTE
+from hrldm.ct.image import WRITTEN
 from hrldm.ct.volume import CT
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.insert import Inserted
@@ -136,7 +137,7 @@ def made_of(out: Path, wishes: Sequence[Wish], asked: dict, files: dict[str, Pat
         return (
             [nodule["wish"] for nodule in old["nodules"]] == wanted
             and (out / "mask.nii.gz").is_file()
-            and any((out / f"ct{end}").is_file() for end in (".nii", ".nii.gz", ".mha", ".nrrd"))
+            and any((out / f"ct{end}").is_file() for end in WRITTEN)
             and old["versions"]["hrldm"] == __version__
             and set(old["files"]) == set(files)
             and all(old.get(key) == value for key, value in asked.items())

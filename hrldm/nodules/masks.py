@@ -10,9 +10,7 @@ from hrldm.nodules.histograms import SOLID_HU
 
 PAD = 2  # empty voxels around a shape
 SMOOTH_MM = 1.0  # SD of the mean that is compared with `SOLID_HU`: a reader outlines a core, not single voxels
-THIN = (
-    0.2  # radius of the opening's ball, of the lesion's diameter: agrees best with the readers' ratings of spiculation
-)
+THIN = 0.2  # radius of the opening's ball, of the lesion's diameter: agrees best with readers' ratings of spiculation
 
 
 def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice, slice]:

@@ -13,7 +13,7 @@ import pandas as pd
 import pydicom
 
 from hrldm.config import SIZE_BINS_MM
-from hrldm.ct.geometry import to_world
+from hrldm.ct.geometry import LPS_TO_RAS, to_world
 from hrldm.insertion.wish import RECORD
 from hrldm.nodules.spreadsheet import read_spreadsheet
 from hrldm.scoring.froc import POINT
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 LUNA16 = ("seriesuid", "coordX", "coordY", "coordZ", "probability")
 COLUMNS = (LUNA16, ("scan", *POINT, "score"))
 READ = ["where", "name", *POINT, "score"]
-TO_RAS = {"ras": np.eye(4), "lps": np.diag([-1.0, -1.0, 1.0, 1.0])}
+TO_RAS = {"ras": np.eye(4), "lps": LPS_TO_RAS}
 EDGES_MM = sorted({edge for size in SIZE_BINS_MM for edge in size})
 SIZES = [f"below {EDGES_MM[0]:g} mm", *(f"{a:g} to {b:g} mm" for a, b in SIZE_BINS_MM), f"from {EDGES_MM[-1]:g} mm"]
 SHOWN = 10  # problems listed of one file

@@ -59,9 +59,7 @@ class DownstreamConfig:
     scarcity_folds: int = 3
     beside_folds: int = 3  # of the arms beside the paper's two
     shape_part: int = 5  # one patient in so many gives shapes for synthesis and no real nodule
-    equal_updates: bool = (
-        True  # every arm makes as many an epoch; False: one pass over its own nodules, as in the paper
-    )
+    equal_updates: bool = True  # every arm makes as many an epoch; False: one pass over its own nodules (paper)
 
 
 @dataclass(frozen=True)

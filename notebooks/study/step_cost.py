@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from hrldm.model.autoencoder import FACTOR, Autoencoder, kl_divergence
+from hrldm.train.checkpoint import Ema
 from hrldm.train.device import autocast, device
-from hrldm.train.vae import discriminator
+from hrldm.train.vae import EMA, discriminator
 from study.profiles import Profile
 
 PROBE_S = 1.0  # seconds of a step from which on no larger cube is tried
@@ -97,14 +98,14 @@ def autoencoder_stage(p: Profile) -> Stage:
 def updates(model: nn.Module, lr: float, averaged: bool = False) -> Callable[[Tensor], None]:
     """Descent of a loss by Adam; with a copy of the weights where they are averaged."""
     adam = torch.optim.Adam(model.parameters(), lr)
-    shadow = [p.detach().clone() for p in model.parameters()] if averaged else []
+    average = Ema(model, EMA) if averaged else None
 
     def update(loss: Tensor) -> None:
         adam.zero_grad()
         loss.backward()
         adam.step()
-        for old, new in zip(shadow, model.parameters(), strict=False):
-            old.lerp_(new.detach(), 0.01)
+        if average is not None:
+            average.update(model, 0)
 
     return update
 

@@ -147,25 +147,24 @@ def mean_interval(values: np.ndarray, groups: np.ndarray, n_boot: int, seed: int
     values, groups = np.asarray(values, dtype=float), np.asarray(groups)
     if values.ndim != 1 or not values.size or groups.shape != values.shape or not np.isfinite(values).all():
         raise ValueError(f"expected finite values (n,) with a group each, got {values.shape} and {groups.shape}")
-    mean, n = float(values.mean()), np.unique(groups).size
+    labels, codes = np.unique(groups, return_inverse=True)
+    mean, n = float(values.mean()), labels.size
     if n == 1:
         return Estimate(mean, *[float("nan")] * 2, values.size)
-    codes = np.unique(groups, return_inverse=True)[1]
     rest, counts = np.bincount(codes, values - mean), np.bincount(codes).astype(float)
-    weights = np.vstack(
-        [np.ones(n), cluster_weights(n, n_boot, np.random.default_rng(seed))]
-    )  # the estimate is the first
+    drawn = cluster_weights(n, n_boot, np.random.default_rng(seed))
+    weights = np.vstack([np.ones(n), drawn])  # the estimate is the first
     total = weights @ counts
     shift = weights @ rest / total  # m* - m
     squares = weights @ rest**2 - 2 * shift * (weights @ (rest * counts)) + shift**2 * (weights @ counts**2)
     errors = np.sqrt(np.maximum(squares, 0) * n / (n - 1)) / total
-    se, drawn = float(errors[0]), (errors > 1e-9 * errors[0]) & (errors > 0)
-    if not drawn[0]:  # all groups alike
+    se, known = float(errors[0]), (errors > 1e-9 * errors[0]) & (errors > 0)
+    if not known[0]:  # all groups alike
         return Estimate(mean, mean, mean, values.size, float(mean == 0))
     if n < FEW:
         half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * se
         return Estimate(mean, mean - half, mean + half, values.size, float(2 * stats.t.sf(abs(mean) / se, n - 1)))
-    t = (shift[drawn] / errors[drawn])[1:]
+    t = (shift[known] / errors[known])[1:]
     low, high = percentile_interval(t)
     return Estimate(mean, mean - high * se, mean - low * se, values.size, two_sided_p(mean / se - t))
 
