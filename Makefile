@@ -3,7 +3,7 @@
 # make readers [N=50] [READERS=readers]   the reader study of Table 2 as one page   make readers-score FILES="a.csv b.csv"
 # make plan [PROFILE=paper]   steps, days and memory of each stage on this device, before any starts
 # make claims   the verdicts, from the tables of all runs: seconds, no GPU
-# make test · lab · bench · clean · env
+# make test · lab · docs · bench · clean · env
 #
 # A notebook is made when its stamp in .cache/make is newer than the notebook, the modules and data files it reaches
 # (scripts/notebook_deps.py), the notebooks whose stages it uses, and the parameters. Stamps, not the executed
@@ -22,7 +22,7 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .DEFAULT_GOAL := reproduce
-.PHONY: reproduce plan test lint lab bench claims readers readers-score clean env FORCE
+.PHONY: reproduce plan test lint lab docs bench claims readers readers-score clean env FORCE
 FORCE:
 
 # as one word of the shell, whatever is in it
@@ -64,7 +64,7 @@ env: $(ENV)
 	@[ -x .venv/bin/python ] || $(BASE) -m venv .venv
 	@echo "installing the pinned packages into .venv (minutes)"
 	@.venv/bin/python -m pip install --quiet --constraint constraints.txt torch
-	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks,test]'
+	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs,notebooks,test]'
 	@touch $@
 
 # -- the notebooks ------------------------------------------------------------------------------------------------------
@@ -145,6 +145,11 @@ lab: $(ENV)
 	$(PY) -m jupyter lab --LabApp.default_url='/lab/tree/$(firstword $(patsubst $(CURDIR)/%,%,$(wildcard $(OUT)/runs/00_*.ipynb)) \
 		notebooks/00_start_here.ipynb)'
 
+# site/index.html; a dead link stops it
+docs: $(ENV)
+	$(PY) -m mkdocs build --quiet --site-dir site
+	@echo site/index.html
+
 bench: $(ENV)
 	$(PY) -m study bench
 
@@ -165,5 +170,5 @@ readers-score: $(ENV)
 
 # committed results stay
 clean:
-	rm -rf .cache .pytest_cache .ruff_cache .hypothesis results/*/smoke
+	rm -rf .cache .pytest_cache .ruff_cache .hypothesis site results/*/smoke
 	rm -f results/*/*/runs/*.part.ipynb

@@ -62,10 +62,11 @@ def product_files():
 
 DIRECT = pins(PROJECT["dependencies"])
 TEST_ONLY = pins(PROJECT["optional-dependencies"]["test"])
+DOCS = pins(PROJECT["optional-dependencies"]["docs"])
 OPTIONAL = pins(PROJECT["optional-dependencies"]["viewer"])
 SEG = pins(PROJECT["optional-dependencies"]["dicom-seg"])
 NOTEBOOKS = pins(PROJECT["optional-dependencies"]["notebooks"])
-ALL = DIRECT | NOTEBOOKS | TEST_ONLY
+ALL = DIRECT | NOTEBOOKS | TEST_ONLY | DOCS
 
 
 def test_direct_pins_are_the_locked_ones():
@@ -101,9 +102,11 @@ def test_conda_environment_takes_all_versions_from_the_two_files():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *conda, pip = environment["dependencies"]
     assert conda == ["python=3.11", "make", "pip"]
-    assert pip == {"pip": ["--constraint constraints.txt", "torch", "--editable .[notebooks,test]"]}
+    assert pip == {"pip": ["--constraint constraints.txt", "torch", "--editable .[docs,notebooks,test]"]}
 
 
-@pytest.mark.parametrize("path", ["Makefile", ".ci/run", "environment.yml", "pyproject.toml", "constraints.txt"])
+@pytest.mark.parametrize(
+    "path", ["Makefile", ".ci/run", "environment.yml", "pyproject.toml", "constraints.txt", "Dockerfile"]
+)
 def test_no_index_address_is_written_down(path):
     assert not re.search(r"https?://|--(extra-)?index-url|--find-links", (ROOT / path).read_text(encoding="utf-8"))

@@ -42,8 +42,9 @@ def lung_labels(ct: CT, path: str | Path | None = None) -> tuple[np.ndarray, str
     """Labels (X, Y, Z) uint8 on the CT's grid, and their source: the map's file name (or TotalSegmentator) with its
     lobe numbering, or "threshold".
 
-    path: label map or mask of this CT (an image file, any grid in the same world space; labels of TotalSegmentator,
-        version 1 or 2, MAISI or VISTA3D); None segments the CT, by threshold if TotalSegmentator is missing or fails
+    Args:
+        path: label map or mask of this CT (an image file, any grid in the same world space; labels of TotalSegmentator,
+            version 1 or 2, MAISI or VISTA3D); None segments the CT, by threshold if TotalSegmentator is missing or fails
 
     Raises:
         ValueError: no lungs in the scan, or a map of another CT; the message says what to do.

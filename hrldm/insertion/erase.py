@@ -35,9 +35,10 @@ logger = logging.getLogger(__name__)
 def erase(ct: CT, labels: np.ndarray, mask: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     """Erase each lesion (connected part) of `mask`; other lesions of the mask are no source.
 
-    labels: (X, Y, Z) lungs or lobes, see `lungs.lung_labels`
-    mask:   (X, Y, Z) bool
-    seed:   of the places drawn
+    Args:
+        labels: (X, Y, Z) lungs or lobes, see `lungs.lung_labels`
+        mask:   (X, Y, Z) bool
+        seed:   of the places drawn
 
     Returns:
         (X, Y, Z) values that replace the CT's own, same dtype; (X, Y, Z) uint16, k where the k-th lesion and its margin

@@ -36,10 +36,11 @@ CONTEXT_MM = 8  # of lung about a lesion in its crop: what the network's window 
 class Inserted:
     """What `insert` made.
 
-    stored:  (X, Y, Z) values that replace the CT's own, same dtype
-    mask:    (X, Y, Z) uint8 (uint16 from 256 nodules on), k for voxels of the k-th nodule
-    core:    (X, Y, Z) bool, voxels of solid cores
-    records: one dict per nodule, JSON-able
+    Attributes:
+        stored:  (X, Y, Z) values that replace the CT's own, same dtype
+        mask:    (X, Y, Z) uint8 (uint16 from 256 nodules on), k for voxels of the k-th nodule
+        core:    (X, Y, Z) bool, voxels of solid cores
+        records: one dict per nodule, JSON-able
     """
 
     stored: np.ndarray
@@ -61,10 +62,11 @@ def insert(
 ) -> Inserted:
     """Put nodules into a CT.
 
-    labels:  (X, Y, Z) lungs or lobes on the CT's grid, see `lungs.lung_labels`
-    avoid:   (X, Y, Z) bool, voxels that no nodule may touch
-    retries: how often a nodule that misses its target is retried with other noise; the best is kept
-    matching, grain: see `finished`
+    Args:
+        labels:  (X, Y, Z) lungs or lobes on the CT's grid, see `lungs.lung_labels`
+        avoid:   (X, Y, Z) bool, voxels that no nodule may touch
+        retries: how often a nodule that misses its target is retried with other noise; the best is kept
+        matching, grain: see `finished`
 
     Raises:
         ValueError: no position for a nodule (with the reasons), a position outside the lungs, a lobe that the labels do

@@ -29,7 +29,8 @@ def plan_cohort(
 ) -> dict[str, Case]:
     """Write the plan of a cohort in the CTs of a folder, which `read_cases` reads and `insert_folder` takes.
 
-    lungs: folder with a label map per CT, as for `insert_folder`
+    Args:
+        lungs: folder with a label map per CT, as for `insert_folder`
 
     Returns:
         The results by name.

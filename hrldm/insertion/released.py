@@ -29,10 +29,11 @@ def released(
 ) -> Generator:
     """The generator with the released weights (or other files written by `scripts/train_released.py`).
 
-    on:       cpu or cuda; None takes the GPU if available
-    match_t_max: impose the histogram while sampling, too, from this t on (the card's figures: 400); `insert` imposes it on
-        the voxels that are written
-    sampling: other fields of `SamplingConfig` to change, for example ``steps=50``
+    Args:
+        on:       cpu or cuda; None takes the GPU if available
+        match_t_max: impose the histogram while sampling, too, from this t on (the card's figures: 400); `insert` imposes it on
+            the voxels that are written
+        sampling: other fields of `SamplingConfig` to change, for example ``steps=50``
 
     Raises:
         CheckpointError: a file is missing or corrupt (its weights differ from the card beside it), or the U-Net was

@@ -84,8 +84,9 @@ def soft_histogram(
 ) -> Float[Tensor, "r b"]:
     """Normalised histogram of each row of values (Eq. 7), differentiable in `values`.
 
-    lo, hi:  first and last bin centre of each row; the width is their spacing
-    weights: 1 for voxels of the lesion, 0 for others (None: all count)
+    Args:
+        lo, hi:  first and last bin centre of each row; the width is their spacing
+        weights: 1 for voxels of the lesion, 0 for others (None: all count)
 
     Raises:
         ValueError: fewer than two bins, an empty range, or a row without any weight.

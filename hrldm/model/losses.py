@@ -12,9 +12,10 @@ _EPS = 1e-12  # keeps log and its gradient finite in empty bins
 def inpainting_loss(eps: Tensor, eps_hat: Tensor, m: Tensor, norm: str = "paper") -> Tensor:
     """Eq. 5 per sample, then the mean over the batch.
 
-    eps, eps_hat: (B, c, d, h, w)
-    m:            (B, 1, d, h, w) binary
-    norm:         paper: divide by the lesion's voxels | voxels_channels: by voxels times c
+    Args:
+        eps, eps_hat: (B, c, d, h, w)
+        m:            (B, 1, d, h, w) binary
+        norm:         paper: divide by the lesion's voxels | voxels_channels: by voxels times c
 
     Raises:
         ValueError: unknown norm.

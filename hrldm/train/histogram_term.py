@@ -68,10 +68,11 @@ def lesion_cubes(mask: Tensor, max_voxels: int) -> Cubes:
 class HistogramTerm:
     """Callable L_hist of a batch; see `__call__`.
 
-    groups: nodules that L_hist is computed for
-    scale:  of their latents
-    ranges: lo, hi of other nodules; None computes them from the groups
-    lo, hi: (C,) first and last bin centre per channel: 0.1 and 99.9 percentile of training lesions' features
+    Args:
+        groups: nodules that L_hist is computed for
+        scale:  of their latents
+        ranges: lo, hi of other nodules; None computes them from the groups
+        lo, hi: (C,) first and last bin centre per channel: 0.1 and 99.9 percentile of training lesions' features
 
     Raises:
         ValueError: unknown histogram.space, or no autoencoder.
@@ -143,8 +144,9 @@ class HistogramTerm:
     def __call__(self, z0_hat: Tensor, batch: dict) -> Tensor:
         """Eq. 8, mean over channels and over the batch; nodules with t > `histogram.t_max` count zero.
 
-        z0_hat: (B, c, s, s, s), first composited with z0 here, since Eq. 5 does not train it outside M
-        batch:  from `Batches.draw`, with times in ascending strata: nodules that can only be too noisy are not decoded
+        Args:
+            z0_hat: (B, c, s, s, s), first composited with z0 here, since Eq. 5 does not train it outside M
+            batch:  from `Batches.draw`, with times in ascending strata: nodules that can only be too noisy are not decoded
         """
         size, t_max, timesteps = len(z0_hat), self.config.histogram.t_max, self.config.diffusion.timesteps
         last = timesteps - 1 if t_max is None else t_max

@@ -85,8 +85,9 @@ def train_ldm(
 ) -> Iterator[StepState]:
     """Train `ldm.steps` steps of Algorithm 1, resuming from `path` when it exists.
 
-    autoencoder: frozen decoder for L_hist; may be None when `histogram.weight` is 0
-    initial:     weights to start from, see `started`
+    Args:
+        autoencoder: frozen decoder for L_hist; may be None when `histogram.weight` is 0
+        initial:     weights to start from, see `started`
 
     Raises:
         CheckpointError: `path` belongs to a run with other settings, other latents or another decoder.
