@@ -3,11 +3,9 @@ twins``, ``erase CT OUT --mask M``; ``python -m hrldm`` is the same."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +15,10 @@ from typing import Annotated, Literal
 import tyro
 
 from hrldm import __version__
-from hrldm.insertion.cohorts import Cohort, read_cases
-from hrldm.insertion.wish import Subtype, Wish, copies, read_plan
+from hrldm.command_line import as_options, run
+from hrldm.insertion.cohorts import Cohort
+from hrldm.insertion.plans import read_cases, read_plan
+from hrldm.insertion.wish import Subtype, Wish, copies
 
 logger = logging.getLogger(__name__)
 _FLAT = tyro.conf.arg(name="")  # --diameter, not --wish.diameter
@@ -174,7 +174,7 @@ def batch(
     if options.json:
         print(json.dumps({"out": os.path.abspath(out), "results": said}))
     else:
-        print("\n".join(f"{name}: {_as_options(what)}" for name, what in said.items()))
+        print("\n".join(f"{name}: {as_options(what)}" for name, what in said.items()))
     return int(any(what not in FINE for what in said.values()))
 
 
@@ -266,42 +266,6 @@ def main() -> int:
         print(f"hrldm {__version__}")
         return 0
     return run({"insert": insert, "batch": batch, "plan": plan, "erase": erase, "score": score}, "hrldm")
-
-
-def run(commands: dict[str, Callable], prog: str) -> int:
-    """Run the requested command; an error that the user can fix prints one line and returns status 2."""
-    with contextlib.suppress(AttributeError):  # file names may hold characters that stdout cannot encode
-        sys.stdout.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_log_options)
-    try:
-        return tyro.extras.subcommand_cli_from_dict(commands, prog=prog)
-    except (ValueError, OSError) as error:
-        print(f"error: {_as_options(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing of the unfinished result is left; call again to make it", file=sys.stderr)
-        return 130
-
-
-def _log_options(record: logging.LogRecord) -> bool:
-    """Apply `_as_options` to log messages."""
-    with contextlib.suppress(TypeError):  # another library's call with wrong arguments; logging reports it
-        record.msg, record.args = _as_options(record.getMessage()), None
-    return True
-
-
-def _as_options(text: str) -> str:
-    """Replace the argument names in a library message (overwrite=True) by command-line options (--overwrite)."""
-
-    def option(found: re.Match) -> str:
-        name = {"on": "device"}.get(found[1], found[1])
-        value = "" if found[2] in ("True", "...") else " " + found[2].strip("'")
-        return f"--{name.replace('_', '-')}{value}"
-
-    names = "overwrite|retries|lungs|steps|on|series_uid|format|location|seg|lps|coordinates"
-    return re.sub(rf"(?<![^ (])({names})=(\.\.\.|'?[\w.+-]+'?)", option, text)
 
 
 if __name__ == "__main__":

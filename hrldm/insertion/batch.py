@@ -15,12 +15,12 @@ from tqdm import tqdm
 from hrldm.atomic import held
 from hrldm.ct.dicom_headers import LARGEST, holds_dicom
 from hrldm.ct.image import IMAGES
-from hrldm.insertion.cohorts import Case
 from hrldm.insertion.files import check_request, insert_file
 from hrldm.insertion.generator import Generator
+from hrldm.insertion.plans import NEGATIVE, Case
 from hrldm.insertion.record import RECORD, asked_for, inputs, made_of
 from hrldm.insertion.summary import write_summary
-from hrldm.insertion.wish import NEGATIVE, Wish, own_seed
+from hrldm.insertion.wish import Wish, own_seed
 
 logger = logging.getLogger(__name__)
 NO_CT = "{}: no CT in it (.nii, .nii.gz, .mha, .mhd, .nrrd, .zip, or folders of DICOM files)"

@@ -17,19 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from hrldm.config import SUBTYPES
-from hrldm.insertion.wish import LARGEST_MM, SMALLEST_MM, Lobe, Subtype, Wish, own_seed, read_plan, read_rows
-from hrldm.nodules.spreadsheet import read_spreadsheet
+from hrldm.insertion.wish import LARGEST_MM, SMALLEST_MM, Lobe, Subtype, Wish, own_seed
 
 Preset = Literal["size-curve", "lobe-equalised", "subtype-balanced", "counterfactual", "twins", "growth"]
 PAIRS = ("counterfactual", "twins", "growth")
 TWIN_SIZE = 1.5  # of the base's diameter
-COLUMNS = ("case", "ct")  # of a plan, beside a wish's
 
 
 @dataclass(frozen=True)
@@ -109,40 +106,3 @@ class Cohort:
             wish = Wish(**strata[of], diameter_mm=round(float(sizes[of][round_]), 2), seed=own_seed(self.seed, k))
             given[str(positive[k // self.number])].append(wish)
         return given
-
-
-# -- the plan ----------------------------------------------------------------------------------------------------------
-
-
-class Case(NamedTuple):
-    """One result: the name of its CT in the folder, and what it gets; nothing: a negative."""
-
-    ct: str
-    wishes: tuple[Wish, ...] = ()
-
-
-def read_cases(path: str | Path, seed: int = 0) -> list[Wish] | dict[str, Case]:
-    """What each result of a plan with a column `ct` gets; of any other plan its wishes, which are for every CT.
-
-    Raises:
-        ValueError: as `read_plan`; a result without a CT, of two CTs, both negative and not, or with an unsafe name.
-    """
-    path = Path(path)
-    if path.suffix.lower() == ".json" or not path.is_file() or "ct" not in read_spreadsheet(path)[0]:
-        return read_plan(path, seed)
-    cases: dict[str, Case] = {}
-    for row, wish in read_rows(path, seed, COLUMNS):
-        ct = row.get("ct", "")
-        name, new = row.get("case", ct), () if wish is None else (wish,)
-        parts = PurePath(name)
-        if not ct or parts.is_absolute() or ".." in parts.parts:
-            raise ValueError(
-                f"{path}: case {name!r} of CT {ct!r}; give each row a CT's name, and a case that is a folder's"
-            )
-        old = cases.get(name)
-        if old is not None and (old.ct != ct or not old.wishes or not new):
-            raise ValueError(f"{path}: case {name!r} is of two CTs, or negative and not; give each its own name")
-        cases[name] = Case(ct, (*(old.wishes if old else ()), *new))
-    if inside := [name for name in cases if any(str(above) in cases for above in PurePath(name).parents)]:
-        raise ValueError(f"{path}: case {inside[0]!r} would lie within another's result; name it otherwise")
-    return cases

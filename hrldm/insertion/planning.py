@@ -15,11 +15,12 @@ from hrldm.config import SUBTYPES
 from hrldm.ct.lungs import lung_labels
 from hrldm.ct.volume import read_ct
 from hrldm.insertion.batch import NO_CT, find_cts, label_map
-from hrldm.insertion.cohorts import PAIRS, TWIN_SIZE, Case, Cohort
+from hrldm.insertion.cohorts import PAIRS, TWIN_SIZE, Cohort
 from hrldm.insertion.files import check_lobes
 from hrldm.insertion.lung_space import LungSpace
 from hrldm.insertion.place import SHAPES_TRIED, place_nodule
-from hrldm.insertion.wish import NEGATIVE, Wish
+from hrldm.insertion.plans import NEGATIVE, Case
+from hrldm.insertion.wish import Wish
 from hrldm.nodules.shape_fitting import choose_shape
 from hrldm.nodules.shapes import ShapeLibrary, load_shapes
 

@@ -18,7 +18,8 @@ from hrldm.ct.image import WRITTEN
 from hrldm.ct.volume import CT
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.insert import Inserted
-from hrldm.insertion.wish import RECORD, SEED_RULE, Wish
+from hrldm.insertion.plans import RECORD
+from hrldm.insertion.wish import SEED_RULE, Wish
 from hrldm.train.latents import weights_digest
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom")

@@ -11,12 +11,11 @@ import pandas as pd
 
 from hrldm.atomic import atomic
 from hrldm.ct.image import NIFTI
-from hrldm.insertion.cohorts import Case
-from hrldm.insertion.record import RECORD
+from hrldm.insertion.plans import RECORD, SCANS, Case
 from hrldm.nodules.manifest import write_manifest
 
 logger = logging.getLogger(__name__)
-MANIFEST, SCANS = "manifest.csv", "scans.csv"
+MANIFEST = "manifest.csv"
 
 
 def write_summary(out: Path, cases: dict[str, Case], found: dict[str, Path]) -> None:

@@ -1,12 +1,10 @@
-"""What to put into a CT: one wish per nodule, from arguments or from a CSV, checked before any long computation.
+"""What to put into a CT: one wish per nodule, checked before any long computation.
 
 The command line is made from `Wish`, so this module imports nothing that is slow.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import operator
 import os
 import re
@@ -19,14 +17,10 @@ import numpy as np
 import tyro
 
 from hrldm.config import HIST_HU_MAX, HIST_HU_MIN, SIZE_BINS_MM, SUBTYPES
-from hrldm.nodules.spreadsheet import read_spreadsheet
 
-logger = logging.getLogger(__name__)
 SEED_RULE = (
     "each nodule's own; of copies the first has the one given, the k-th and a batch's draw theirs by SeedSequence"
 )
-NEGATIVE = "negative"  # in the place of a subtype: a CT that gets no nodule
-RECORD = "record.json"
 MOST = 10_000  # nodules in one CT; lungs hold fewer
 SMALLEST_MM, LARGEST_MM = 3.0, SIZE_BINS_MM[-1][1]  # below 3 mm the Fleischner Society speaks of micronodules
 Subtype = Literal[*SUBTYPES]
@@ -220,76 +214,6 @@ def read_histogram(given: str | Path | Sequence[float], bins: int = BINS) -> np.
             f"{HIST_HU_MIN:g}..{HIST_HU_MAX:g} HU"
         )
     return values / values.sum()
-
-
-def read_plan(path: str | Path, seed: int = 0) -> list[Wish]:
-    """Wishes from a CSV with any of `Wish`'s fields as columns (blank: default; `at` as "x y z") and one row per
-    nodule, or from the record.json of an earlier insertion, to repeat its nodules.
-
-    seed: for rows without one: the first row's; those of the other rows are derived from it (as in `copies`)
-
-    Raises:
-        ValueError: unreadable, unknown column, no rows, or wrong rows, all listed by number.
-    """
-    path = Path(path)
-    if path.suffix.lower() == ".json":
-        return _recorded(path)
-    wishes = [wish for _, wish in read_rows(path, seed)]
-    if len(set(wishes)) < len(wishes):
-        logger.warning(
-            "%s: rows that are alike, seed and all, make nodules that are alike; give them seeds of their own", path
-        )
-    return wishes
-
-
-def read_rows(path: Path, seed: int = 0, beside: Sequence[str] = ()) -> list[tuple[dict[str, str], Wish | None]]:
-    """The rows of a plan: their cells, and their wishes; None for a `NEGATIVE`, which a plan with columns `beside` may have.
-
-    Raises:
-        ValueError: as `read_plan`.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; give a CSV of wishes, or the record.json of an insertion")
-    columns, rows, problems = read_spreadsheet(path)
-    known, readable = [*beside, *(f.name for f in fields(Wish))], len(set(columns)) == len(columns)
-    if unknown := [c or "(without a name)" for c in columns if c not in known]:
-        problems.append(f"unknown column(s) {', '.join(unknown)}; known are {', '.join(known)}")
-    if not rows:
-        problems.append("no rows; one row a nodule below the header")
-    read = []
-    for k, (number, cells) in enumerate(rows.items() if readable and not unknown else ()):
-        row = {name: text for name, text in zip(columns, cells, strict=True) if text}
-        given = {"seed": own_seed(seed, k) if k else seed} | {n: text for n, text in row.items() if n not in beside}
-        for name in ("histogram", "mask"):  # relative to the plan, as in a manifest, or to the working folder
-            if name in given and os.path.exists(path.parent / given[name]):
-                given[name] = path.parent / given[name]
-        try:
-            read.append((row, None if beside and given.get("subtype") == NEGATIVE else Wish(**given)))
-        except ValueError as error:
-            problems.append(f"row {number}: {error}")
-    if problems:
-        raise ValueError(f"{path}: {len(problems)} problem(s)\n" + "\n".join(problems))
-    return read
-
-
-def _recorded(path: Path) -> list[Wish]:
-    """The wishes of a record.json, without the fields that earlier versions recorded but ignored."""
-    try:
-        nodules = [dict(n["wish"]) for n in json.loads(path.read_text(encoding="utf-8-sig"))["nodules"]]
-        if unknown := {name for wish in nodules for name in wish} - {f.name for f in fields(Wish)}:
-            raise ValueError(f"no wish has {', '.join(sorted(unknown))}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: not the record of an insertion ({type(error).__name__}: {error}); give its record.json"
-        ) from error
-    wishes = []
-    for k, wish in enumerate(nodules, start=1):
-        unseen = ("diameter_mm", "location") if "mask" in wish else ("location",) if "at" in wish else ()
-        try:
-            wishes.append(Wish(**{name: value for name, value in wish.items() if name not in unseen}))
-        except ValueError as error:
-            raise ValueError(f"{path}: nodule {k}: {error}") from error
-    return wishes
 
 
 def own_seed(seed: int, *key: int) -> int:

@@ -14,7 +14,7 @@ import pydicom
 
 from hrldm.config import SIZE_BINS_MM
 from hrldm.ct.geometry import LPS_TO_RAS, to_world
-from hrldm.insertion.wish import RECORD
+from hrldm.insertion.plans import RECORD, SCANS
 from hrldm.nodules.spreadsheet import read_spreadsheet
 from hrldm.scoring.froc import POINT
 
@@ -52,11 +52,11 @@ def read_scans(path: str | Path) -> list[Scan]:
         ValueError: unreadable, no record of an insertion, or no nodule at all.
     """
     path, problems, scans = Path(os.path.abspath(path)), [], {}
-    if path.is_dir() and not (path / "scans.csv").is_file():
+    if path.is_dir() and not (path / SCANS).is_file():
         root, found = path, (file.relative_to(path) for file in sorted(path.rglob(RECORD)))
         rows = {str(file): {"image": file} for file in found if not any(part.startswith(".") for part in file.parts)}
     else:
-        path = path / "scans.csv" if path.is_dir() else path
+        path = path / SCANS if path.is_dir() else path
         columns, cells, problems = read_spreadsheet(path)
         problems += [] if "image" in columns else ["no column image; give the table of a batch, or its folder"]
         root, good = path.parent, {} if problems else cells

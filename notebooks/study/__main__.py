@@ -14,11 +14,11 @@ import numpy as np
 import tyro
 
 from hrldm import paths
-from hrldm.__main__ import Subtype, run
 from hrldm.atomic import held, write_text
+from hrldm.command_line import run
 from hrldm.insertion.files import described, insert_file
 from hrldm.insertion.released import released
-from hrldm.insertion.wish import Wish
+from hrldm.insertion.wish import Subtype, Wish
 from hrldm.nodules.transplant import read_host
 from study import judging, simulations
 from study.in_file import realism_in_file

@@ -32,7 +32,8 @@ from hrldm.ct.label_maps import read_map
 from hrldm.ct.lungs import lung_labels
 from hrldm.ct.nifti import open_nifti, read_voxels
 from hrldm.ct.volume import CT, read_ct
-from hrldm.insertion.wish import Wish, read_histogram, read_plan
+from hrldm.insertion.plans import read_plan
+from hrldm.insertion.wish import Wish, read_histogram
 from tests.ct.test_bad_input import series
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # nibabel, pydicom and numpy warn of what is then refused

@@ -11,11 +11,12 @@ import pytest
 
 from hrldm.config import SUBTYPES
 from hrldm.insertion import planning
-from hrldm.insertion.cohorts import Case, Cohort, read_cases
+from hrldm.insertion.cohorts import Cohort
 from hrldm.insertion.lung_space import LungSpace
 from hrldm.insertion.place import place_nodule
-from hrldm.insertion.summary import MANIFEST, SCANS
-from hrldm.insertion.wish import Wish, read_plan
+from hrldm.insertion.plans import SCANS, Case, read_cases, read_plan
+from hrldm.insertion.summary import MANIFEST
+from hrldm.insertion.wish import Wish
 from hrldm.nodules.histograms import histogram_moments
 from hrldm.nodules.manifest import load_manifest
 from hrldm.nodules.masks import signed_distance

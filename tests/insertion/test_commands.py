@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import hrldm.__main__ as cli
+from hrldm.command_line import as_options
 from hrldm.insertion import released
 from hrldm.insertion.wish import Wish, copies
 from tests import tiny
@@ -119,7 +120,7 @@ def test_a_place_in_lps_is_turned_and_its_side_is_said(call, nifti, tmp_path, ca
 def test_hints_name_the_options_of_the_command_line(call, nifti, tmp_path):
     status, _, error = call("insert", nifti, tmp_path)
     assert status == 2 and "ask to overwrite it (--overwrite)" in error
-    said = cli._as_options("leave out on=cuda; give lungs=... or a/lungs=3/b; the column diameter_mm")
+    said = as_options("leave out on=cuda; give lungs=... or a/lungs=3/b; the column diameter_mm")
     assert said == "leave out --device cuda; give --lungs or a/lungs=3/b; the column diameter_mm"
 
 

@@ -14,8 +14,9 @@ import SimpleITK as sitk
 from hrldm.ct.volume import read_ct
 from hrldm.insertion import files
 from hrldm.insertion.insert import insert
+from hrldm.insertion.plans import read_plan
 from hrldm.insertion.record import asked_for, inputs, made_of, told_apart
-from hrldm.insertion.wish import Wish, read_plan
+from hrldm.insertion.wish import Wish
 from tests import tiny
 from tests.insertion.chests import During, failing, places, save, scan
 

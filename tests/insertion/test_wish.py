@@ -6,9 +6,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from hrldm.__main__ import _as_options
+from hrldm.command_line import as_options
 from hrldm.ct.label_maps import LOBE_NAMES
-from hrldm.insertion.wish import LIMITS, Base, Lobe, Location, Wish, copies, own_seed, read_histogram, read_plan
+from hrldm.insertion.plans import read_plan
+from hrldm.insertion.wish import LIMITS, Base, Lobe, Location, Wish, copies, own_seed, read_histogram
 from hrldm.nodules.pleura import BASES
 from hrldm.nodules.positions import LOCATIONS
 from tests.insertion.chests import drawn
@@ -91,7 +92,7 @@ def test_moments_at_the_limits_can_be_had():
 def test_the_command_line_names_the_option_that_a_base_needs():
     with pytest.raises(ValueError, match="location=subpleural") as error:
         Wish(base="broad")
-    assert "give --location subpleural, too" in _as_options(str(error.value))
+    assert "give --location subpleural, too" in as_options(str(error.value))
 
 
 def test_a_core_is_asked_for_by_its_size_or_drawn(tmp_path):
