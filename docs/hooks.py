@@ -1,4 +1,4 @@
-"""The command line's own help in the pages: ``{{ hrldm insert }}`` becomes what ``hrldm insert --help`` prints."""
+"""The command line's own help in the pages: the block ``hrldm insert --help`` becomes what the command prints."""
 
 import os
 import re
@@ -9,10 +9,12 @@ WIDTH = "100"
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    return re.sub(r"^\{\{ hrldm (\w+) \}\}$", lambda found: f"```\n{command_help(found[1])}```", markdown, flags=re.M)
+    """The page with each block that only asks for help replaced by the help."""
+    return re.sub(r"^```\nhrldm (\w+) --help\n```$", lambda found: f"```\n{help_of(found[1])}```", markdown, flags=re.M)
 
 
-def command_help(command: str) -> str:
+def help_of(*command: str) -> str:
+    """What ``hrldm … --help`` prints."""
     environment = os.environ | {"COLUMNS": WIDTH, "NO_COLOR": "1", "PYTHONUTF8": "1"}
-    call = [sys.executable, "-m", "hrldm", command, "--help"]
+    call = [sys.executable, "-m", "hrldm", *command, "--help"]
     return subprocess.run(call, env=environment, check=True, capture_output=True, encoding="utf-8").stdout

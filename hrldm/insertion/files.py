@@ -76,7 +76,7 @@ def insert_file(
         OSError: no space for the results, or they could not be written; nothing is left behind.
     """
     path, out = Path(path), Path(os.path.abspath(out))
-    check_request(wishes, generator, retries, private, format, lungs)
+    check_request(wishes, generator, retries, private, format, lungs, seg)
     source, target = (Path(os.path.realpath(p)) for p in (path, out))
     if source in (target, *target.parents) or target in source.parents:
         raise ValueError(f"{out}: the CT and its results cannot lie in one another; choose a folder beside {path}")
@@ -87,6 +87,8 @@ def insert_file(
             check_source(path, series_uid)
             if seg:
                 check_seg(path, series_uid)
+        elif seg:
+            logger.warning("%s: no DICOM series, so no DICOM SEG is written", path)
         need, disk = ct.stored.nbytes * (1 + derive), shutil.disk_usage(part)
         if disk.total and disk.free < need:  # some shared disks report nothing
             raise OSError(f"{out}: needs up to {need / 1e6:.0f} MB, and its disk has {disk.free / 1e6:.0f} MB free")
@@ -155,6 +157,7 @@ def check_request(
     private: str = PRIVATE[0],
     format: str = FORMATS[0],
     lungs: str | Path | None = None,
+    seg: bool = False,
     **_,
 ) -> None:
     """Raise ValueError for unknown or incompatible options, before anything is read."""
@@ -162,6 +165,8 @@ def check_request(
         raise ValueError(f"format: choose {' or '.join(FORMATS)}, not {format!r}")
     if private not in PRIVATE:
         raise ValueError(f"private tags: choose {' or '.join(PRIVATE)}, not {private!r}")
+    if seg and format == "nifti":
+        raise ValueError("a DICOM SEG lies on the derived series, which format='nifti' leaves out; leave out seg=True")
     check_retries(retries)
     if not wishes:
         raise ValueError("nothing to insert: the plan is empty")

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from hrldm.atomic import atomic
 from hrldm.config import SUBTYPES
+from hrldm.ct.dicom_headers import LARGEST
 from hrldm.ct.lungs import lung_labels
 from hrldm.ct.volume import read_ct
 from hrldm.insertion.batch import NO_CT, find_cts, label_map
@@ -102,7 +103,7 @@ def _space(ct: Path, name: str, lungs: str | Path | None) -> LungSpace:
     map_ = None if lungs is None else label_map(lungs, name)
     if lungs is not None and map_ is None:
         raise ValueError(f"{lungs}: no label map named {name}.nii.gz")
-    scan = read_ct(ct)
+    scan = read_ct(ct, series_uid=LARGEST)  # as a batch takes it
     return LungSpace.of(scan, lung_labels(scan, map_)[0])
 
 

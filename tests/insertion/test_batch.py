@@ -12,6 +12,8 @@ import SimpleITK as sitk
 
 from hrldm.ct.volume import read_ct
 from hrldm.insertion import batch
+from hrldm.insertion.cohorts import Cohort
+from hrldm.insertion.planning import plan_cohort
 from hrldm.insertion.record import RECORD
 from hrldm.insertion.wish import Wish
 from tests import tiny
@@ -150,6 +152,8 @@ def test_of_several_series_the_largest_is_taken_and_of_a_patients_folder_its_ct(
     np.testing.assert_array_equal(*(read_ct(p).affine for p in (tmp_path / "out" / "study" / "dicom", large)))
     assert {"ct.mha", "mask.nii.gz"} < {f.name for f in (tmp_path / "out" / "scan").iterdir()}
     assert run(cts) == dict.fromkeys(("p1/ct", "scan", "study"), "there already")
+    cases = plan_cohort(cts, tmp_path / "plan.csv", Cohort("size-curve", diameters=(8, 8)))
+    assert sorted(cases) == ["p1/ct", "scan", "study"]
 
 
 def test_odd_folders_stop_no_batch(tmp_path, monkeypatch):

@@ -354,6 +354,13 @@ def test_the_mask_is_also_written_as_dicom_seg_where_asked_for(series, tmp_path)
     assert "seg.dcm" not in names(tmp_path / "out")
 
 
+def test_a_segmentation_without_a_series_for_it_is_refused_or_said(nifti, tmp_path, caplog):
+    with pytest.raises(ValueError, match="leave out seg=True"):
+        put(nifti, tmp_path / "out", seg=True, format="nifti")
+    put(nifti, tmp_path / "out", seg=True)
+    assert "no DICOM series, so no DICOM SEG is written" in caplog.text and "seg.dcm" not in names(tmp_path / "out")
+
+
 def test_the_same_insertion_gives_the_same_series_uid(series, tmp_path):
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
         put(series, tmp_path / out, Wish("solid", 10.0, seed=seed))
