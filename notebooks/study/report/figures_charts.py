@@ -192,6 +192,8 @@ def intervals(
         said = f"floor: {floor} against {floor} (band: 95 % interval)"
         ax.axvline(row.value, color="black", ls="--", lw=1.2, label=said)
     ax.set(**{"yticks": range(len(ticks)), "yticklabels": ticks, "ylim": (len(ticks) - 0.5, -0.5)} | settings)
+    if ax.get_xscale() == "linear":
+        ax.locator_params(axis="x", nbins=5)  # long numbers would overlap
     for tick in ax.get_yticklabels():
         tick.set_fontweight("bold" if tick.get_text() in headings else "normal")
     ax.grid(axis="x", color="0.9", lw=0.8)
