@@ -36,6 +36,7 @@ COLOURS = SYSTEM_COLOURS | SUBTYPE_COLOURS | {  # a name has one colour in every
     "6-10": PALETTE[0], "10-20": PALETTE[2], "20-30": PALETTE[1],
     "Clinical (n%)": GREY, "Clinical (n%) + Synth (n%)": PALETTE[2], "Clinical (n%) + Synth (100%)": PALETTE[1],
     "scratch": PALETTE[3], "subtype-imbalanced": PALETTE[0], "subtype-balanced": PALETTE[2],
+    "Diameter alone": PALETTE[5], "Mean HU alone": PALETTE[4],
     "this autoencoder": PALETTE[0], "linear code": GREY, "feature-JSD (L_hist)": PALETTE[0], "HU-JSD": GREY,
     "default": PALETTE[1], "changed": PALETTE[0], "before": PALETTE[3], "after": PALETTE[0], "obtained": PALETTE[1],
 }  # fmt: skip
