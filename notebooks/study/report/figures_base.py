@@ -34,7 +34,7 @@ SYSTEM_COLOURS = {
 SUBTYPE_COLOURS = {"solid": PALETTE[0], "part-solid": PALETTE[1], "ground-glass": PALETTE[2]}
 COLOURS = SYSTEM_COLOURS | SUBTYPE_COLOURS | {  # a name has one colour in every figure
     "6-10": PALETTE[0], "10-20": PALETTE[2], "20-30": PALETTE[1],
-    "Clinical (n%)": GREY, "Clinical (n%) + Synth (n%)": PALETTE[2], "Clinical (n%) + Synth (100%)": PALETTE[1],
+    "Clinical (n%)": "#4d4d4d", "Clinical (n%) + Synth (n%)": PALETTE[2], "Clinical (n%) + Synth (100%)": PALETTE[1],
     "scratch": PALETTE[3], "subtype-imbalanced": PALETTE[0], "subtype-balanced": PALETTE[2],
     "Diameter alone": PALETTE[5], "Mean HU alone": PALETTE[4],
     "this autoencoder": PALETTE[0], "linear code": GREY, "feature-JSD (L_hist)": PALETTE[0], "HU-JSD": GREY,

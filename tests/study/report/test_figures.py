@@ -197,9 +197,15 @@ VISION = {  # Machado et al. 2009, severity 1, on linear RGB
     "tritan": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
 }
 
+RULES = (jobs.DIAMETER, jobs.MEAN_HU)
+ARMS = {
+    "Fig. 7": (jobs.CLINICAL, jobs.PROPORTIONAL, jobs.FULL, *RULES),
+    "Fig. 8": (jobs.SCRATCH, jobs.IMBALANCED, jobs.BALANCED, *RULES),
+}
+
 
 @pytest.mark.parametrize("vision", VISION)
-@pytest.mark.parametrize("names", [SYSTEMS, SUBTYPES], ids=["systems", "subtypes"])
+@pytest.mark.parametrize("names", [SYSTEMS, SUBTYPES, *ARMS.values()], ids=["systems", "subtypes", *ARMS])
 def test_colours_can_be_told_apart(names, vision):
     """The systems of other authors have one colour together."""
     rgb = np.array([to_rgb(c) for c in sorted({base.COLOURS[name] for name in names})])
@@ -211,8 +217,9 @@ def test_colours_can_be_told_apart(names, vision):
 
 
 def test_names_that_recur_have_a_colour():
-    arms = (jobs.CLINICAL, jobs.PROPORTIONAL, jobs.FULL, jobs.SCRATCH, jobs.IMBALANCED, jobs.BALANCED)
-    assert {"real", *SYSTEMS, *SUBTYPES, *map(size_name, SIZE_BINS_MM), *arms} <= set(base.COLOURS)
+    assert {"real", *SYSTEMS, *SUBTYPES, *map(size_name, SIZE_BINS_MM), *itertools.chain(*ARMS.values())} <= set(
+        base.COLOURS
+    )
 
 
 CURVE = pd.DataFrame({"step": np.arange(50), "loss": np.arange(50.0)})
