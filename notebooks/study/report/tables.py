@@ -265,12 +265,12 @@ def artefacts(results_dir: Path | str) -> pd.DataFrame:
 
 
 def main(results_dir: str) -> None:
-    """Print the verdicts of a results folder, where its files lie, and the designed tables that are not there."""
+    """Print how many claims of a results folder got which verdict, where its files lie, and the designed tables that are not there."""
     folder = Path(results_dir)
     if (claims := folder / "tables" / "claims.csv").exists():
-        for row in pd.read_csv(claims).itertuples():
-            ours = _with_interval(row.ours, row.ci_low, row.ci_high)
-            print(f"{row.verdict}: {row.claim}: {ours or 'not measured'}; paper {_number(row.published)}")
+        counts = pd.read_csv(claims)["verdict"].value_counts()
+        print(f"claims: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}")
+        print(f"  each with its evidence in {folder / 'runs' / '11_claims.ipynb'}")
     for kind, pattern in (("tables", "*.csv"), ("figures", "*.png"), ("runs", "*.ipynb")):
         print(f"{len(list((folder / kind).glob(pattern))):4d} {kind} in {folder / kind}")
     if absent := [name for name in SCHEMAS if not (folder / "tables" / f"{name}.csv").exists()]:
