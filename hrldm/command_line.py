@@ -16,6 +16,7 @@ def run(commands: dict[str, Callable], prog: str) -> int:
     with contextlib.suppress(AttributeError):  # file names may hold characters that stdout cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    logging.getLogger("highdicom").setLevel(logging.WARNING)  # lists every module that it copies
     for handler in logging.getLogger().handlers:
         handler.addFilter(_log_options)
     try:

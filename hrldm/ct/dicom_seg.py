@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -80,23 +81,26 @@ def _write(slices: list[Slice], lesion: np.ndarray, core: np.ndarray, out: Path 
     program = hd.AlgorithmIdentificationSequence(_PROGRAM, codes.DCM.ArtificialIntelligence, __version__)
     uids = [generate_uid(entropy_srcs=[str(slices[0][1].SeriesInstanceUID), key, what]) for what in ("series", "seg")]
     try:
-        segmentation = hd.seg.Segmentation(
-            [_complete(load(file, stop_before_pixels=True)) for file in files],
-            np.stack([part[:, :, order].transpose(2, 1, 0) for part in parts], -1).astype(np.uint8),
-            hd.seg.SegmentationTypeValues.BINARY,
-            [
-                hd.seg.SegmentDescription(
-                    k, label, codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Nodule,
-                    hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, program, display_color=hd.color.CIELabColor.from_rgb(*rgb),
-                )
-                for k, ((label, rgb), _) in enumerate(zip(SEGMENTS.items(), parts, strict=False), start=1)
-            ],
-            series_instance_uid=uids[0], series_number=1, sop_instance_uid=uids[1], instance_number=1,
-            manufacturer=_PROGRAM, manufacturer_model_name="hrldm", software_versions=__version__,
-            device_serial_number="0", content_label="NODULE", series_description="Synthetic nodule: mask",
-        )  # fmt: skip
-        segmentation.ContentCreatorName = ""  # of type 2: must be there, may be empty
-        segmentation.save_as(out)
+        with warnings.catch_warnings():
+            # names in the source
+            warnings.filterwarnings("ignore", "The string .* is unlikely to represent", UserWarning)
+            segmentation = hd.seg.Segmentation(
+                [_complete(load(file, stop_before_pixels=True)) for file in files],
+                np.stack([part[:, :, order].transpose(2, 1, 0) for part in parts], -1).astype(np.uint8),
+                hd.seg.SegmentationTypeValues.BINARY,
+                [
+                    hd.seg.SegmentDescription(
+                        k, label, codes.SCT.MorphologicallyAbnormalStructure, codes.SCT.Nodule,
+                        hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, program, display_color=hd.color.CIELabColor.from_rgb(*rgb),
+                    )
+                    for k, ((label, rgb), _) in enumerate(zip(SEGMENTS.items(), parts, strict=False), start=1)
+                ],
+                series_instance_uid=uids[0], series_number=1, sop_instance_uid=uids[1], instance_number=1,
+                manufacturer=_PROGRAM, manufacturer_model_name="hrldm", software_versions=__version__,
+                device_serial_number="0", content_label="NODULE", series_description="Synthetic nodule: mask",
+            )  # fmt: skip
+            segmentation.ContentCreatorName = ""  # of type 2: must be there, may be empty
+            segmentation.save_as(out)
     except OSError:
         raise
     except Exception as error:  # highdicom and pydicom raise many kinds

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from hrldm.ct.geometry import sample
 from hrldm.ct.nifti import scaled
@@ -40,7 +41,7 @@ def draw_preview(file: Path, ct: CT, stored: np.ndarray, nodules: Sequence[dict]
         row[0].set_ylabel(f"{number}: {nodule['wish']['subtype']}\n{nodule['diameter_mm']:g} mm", fontsize=8)
     left_out = f"; {len(nodules) - MOST} more nodules are not shown" if len(nodules) > MOST else ""
     fig.suptitle(f"Synthetic, research only. {NOTE}{left_out}", fontsize=8)
-    fig.savefig(file, dpi=110)
+    fig.savefig(file, dpi=150)
 
 
 def _slice(ct: CT, centre_mm: Sequence[float], plane: str) -> np.ndarray:
@@ -62,5 +63,6 @@ def _show(ax: Axes, image: np.ndarray, change: bool) -> None:
     ax.imshow(image, "RdBu_r" if change else "gray", vmin=low, vmax=high, interpolation="bilinear")
     ax.set(xticks=[], yticks=[])
     x, y = 0.06 * image.shape[1], 0.94 * image.shape[0]
-    ax.plot([x, x + BAR_MM / PIXEL_MM], [y, y], color="black" if change else "white", lw=2, solid_capstyle="butt")
+    (bar,) = ax.plot([x, x + BAR_MM / PIXEL_MM], [y, y], color="white", lw=2, solid_capstyle="butt")
+    bar.set_path_effects([withStroke(linewidth=4, foreground="black")])  # seen on lung and on the chest wall
     ax.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))

@@ -42,3 +42,15 @@ def test_each_nodule_has_a_row_and_those_beyond_the_last_are_told(tmp_path):
         draw_preview(tmp_path / f"{n}.png", ct, ct.stored, [nodule] * n)
         heights.append(plt.imread(tmp_path / f"{n}.png").shape[0])
     assert heights[0] < heights[1] < heights[2] == heights[3]
+
+
+@pytest.mark.parametrize("hu", [-1350, 150])
+def test_the_bar_is_seen_on_air_and_on_bone(tmp_path, hu):
+    ct = marked("RAS", np.eye(3)[0])
+    ct.stored[:] = ct.array[:] = hu
+    nodule = {"wish": {"subtype": "solid"}, "diameter_mm": 9.0, "centre_ras_mm": list(CENTRE)}
+    draw_preview(tmp_path / "p.png", ct, ct.stored, [nodule])
+    grey = plt.imread(tmp_path / "p.png")[..., 0]
+    first = grey[grey.shape[0] // 4 : -grey.shape[0] // 8, grey.shape[1] // 30 : grey.shape[1] // 9]  # axial, before
+    rows = np.ptp(first, 1) > 0.5
+    assert rows.any() and first[rows].min() < 0.2 and first[rows].max() > 0.8
