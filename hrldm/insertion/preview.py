@@ -63,6 +63,8 @@ def _show(ax: Axes, image: np.ndarray, change: bool) -> None:
     ax.imshow(image, "RdBu_r" if change else "gray", vmin=low, vmax=high, interpolation="bilinear")
     ax.set(xticks=[], yticks=[])
     x, y = 0.06 * image.shape[1], 0.94 * image.shape[0]
-    (bar,) = ax.plot([x, x + BAR_MM / PIXEL_MM], [y, y], color="white", lw=2, solid_capstyle="butt")
-    bar.set_path_effects([withStroke(linewidth=4, foreground="black")])  # seen on lung and on the chest wall
+    (bar,) = ax.plot(
+        [x, x + BAR_MM / PIXEL_MM], [y, y], color="black" if change else "white", lw=2, solid_capstyle="butt"
+    )
+    bar.set_path_effects([withStroke(linewidth=4, foreground="black")])  # seen on the chest wall, too
     ax.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
