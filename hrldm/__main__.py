@@ -117,6 +117,8 @@ def insert(
 ) -> int:
     """Put lung nodules into a CT and change nothing else. Research only.
 
+    Example: hrldm insert scan.nii.gz OUT --subtype part-solid --diameter 12 --lobe RUL --lungs lobes.nii.gz
+
     Args:
         ct: NIfTI, MetaImage or NRRD file, DICOM folder or file, or zip
         out: output folder, created here: ct.nii.gz, mask.nii.gz, core.nii.gz for a solid core, record.json, preview.png, and
@@ -158,6 +160,8 @@ def batch(
 ) -> int:
     """`insert` for every CT in a folder; run again, it resumes where it stopped.
 
+    Example: hrldm batch CTS OUT --plan plan.csv --lungs MAPS
+
     Args:
         folder: with image files, zips and DICOM folders (of several series the largest chest CT); or patient/ct.nii.gz
         out: output folder, with one subfolder per CT
@@ -187,6 +191,8 @@ def plan(
 ) -> int:
     """Plan a cohort for `batch`; every nodule is tried in its CT before the plan is written.
 
+    Example: hrldm plan CTS plan.csv --preset size-curve --number 2 --diameters 4 20 --prevalence 0.5
+
     Args:
         folder: with NIfTI files, zips and DICOM folders
         path: the plan to write, a CSV; `hrldm batch FOLDER OUT --plan PATH` makes it
@@ -213,6 +219,8 @@ def erase(
     overwrite: bool = False,
 ) -> int:
     """Replace lesions of a CT by lung of the same scan and change nothing else. Research only.
+
+    Example: hrldm erase scan.nii.gz OUT --mask lesions.nii.gz
 
     Args:
         ct: NIfTI, MetaImage or NRRD file, DICOM folder or file, or zip
@@ -245,6 +253,8 @@ def score(
     overwrite: bool = False,
 ) -> int:
     """Score a detector on inserted nodules: FROC and CPM as in LUNA16, sensitivity by subtype, size, lobe and attachment.
+
+    Example: hrldm score OUT predictions.csv --out SCORES --coordinates lps
 
     Args:
         records: folder that insert or batch wrote, or its scans.csv

@@ -31,6 +31,7 @@ COMMANDS = re.search(r"\{([a-z,]+)\}", hooks.help_of())[1].split(",")
 OTHERS = {"--ml"}  # of other programs
 CALL = r"(?:^|`)(hrldm \w+ [^`\n#…]*)(?:#|`|$)"
 CALLS = [(page, call.strip()) for page, text in TEXTS.items() for call in re.findall(CALL, text, re.M)]
+CALLS += [(f"{c} --help", re.search("Example: (hrldm .+)", getattr(cli, c).__doc__)[1]) for c in COMMANDS]
 
 
 def blocks(page: str, kind: str) -> list[str]:
