@@ -36,6 +36,10 @@ class Study(plain.Study):
             f"**{kind}**\n\nProfile `{p.name}`{changes}, seed {self.seed}, nodules: {nodules}; {device()}, {versions}."
         )
 
+    def __repr__(self) -> str:
+        """The same without Markdown: of the data's table, which names files of this machine, nothing."""
+        return self._repr_markdown_().replace("*", "")
+
     def show(self, fig: Figure, name: str) -> Figure:
         """Save a figure below `results`; a cell that ends with this call displays it."""
         save_figure(fig, self.results, name)

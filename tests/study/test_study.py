@@ -347,6 +347,7 @@ def test_a_notebooks_study_says_what_it_is_saves_and_records(study, tmp_path, mo
     monkeypatch.setenv("HRLDM_RESULTS", str(tmp_path / "results"))
     opened = notebook.open_study(study.profile, "mine", str(study.root), settings="")
     said = opened._repr_markdown_()
+    assert repr(opened) == said.replace("*", "") and str(opened.frame["image"].iloc[0]) not in repr(opened)
     assert opened.label == "mine" and "Real nodules" in said and "6 train, 3 test" in said and "torch" in said
     table = pd.DataFrame({"split": ["train"], "n": [6]})
     assert opened.save(table, "counts") is table and (opened.results / "tables" / "counts.csv").exists()
