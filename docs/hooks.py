@@ -1,5 +1,6 @@
 """The command line's own help in the pages: the block ``hrldm insert --help`` becomes what the command prints."""
 
+import functools
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ def on_page_markdown(markdown: str, **_) -> str:
     return re.sub(r"^```\nhrldm (\w+) --help\n```$", lambda found: f"```\n{help_of(found[1])}```", markdown, flags=re.M)
 
 
+@functools.cache
 def help_of(*command: str) -> str:
     """What ``hrldm … --help`` prints."""
     environment = os.environ | {"COLUMNS": WIDTH, "NO_COLOR": "1", "PYTHONUTF8": "1"}
