@@ -231,7 +231,8 @@ def downstream_data(study: Study) -> Downstream:
     """Real, synthetic and test nodules for the classifiers; the synthetic ones are made once and kept on disk.
 
     One patient in `downstream.shape_part` of train and validation gives shapes for synthesis, and no real nodule. HR-LDM makes
-    all subtypes, the systems of the other arms of Table 3 those that are filled up.
+    all subtypes, the systems of the other arms of Table 3 those that are filled up. All get the same edge, that of `insert`:
+    by the feather of the crops a classifier could tell them from real ones.
 
     Raises:
         ValueError: `downstream.crop_mm` exceeds `data.patch_mm`.
@@ -253,7 +254,7 @@ def downstream_data(study: Study) -> Downstream:
     for system in dict.fromkeys(recipe.system for recipe in ARMS.values() if recipe.system):
         rows = np.flatnonzero((source.subtype != np.bincount(real.labels).argmax()) | (system == OURS))
         if len(rows):
-            made = synthesise(study, system, request[rows], source[rows])
+            made = synthesise(study, system, request[rows], source[rows], edge=True)
             synthetic[system] = _data(source[rows], made, p.downstream.crop_mm, system, scans[rows])
         else:  # nothing is to be filled up
             synthetic[system] = synthetic[OURS].take(rows)

@@ -77,7 +77,8 @@ def painted(monkeypatch):
     """A system that paints the requested mean into the mask; what it was asked is kept."""
     asked: list[Request] = []
 
-    def synthesise(study, system, request, truth):
+    def synthesise(study, system, request, truth, edge):
+        assert edge  # or a classifier could learn the feather
         asked.append(request)
         out = request.background.copy()
         for crop, mask, histogram in zip(out, request.mask, request.histogram, strict=True):

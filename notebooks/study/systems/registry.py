@@ -20,6 +20,7 @@ from hrldm.train.ldm import VERSION as TRAINING
 from study.study import Study
 from study.systems import energy, latent, peer, reconstruction, texture, transplant
 from study.systems.diff_tumor import DiffTumor, DiffTumor200
+from study.systems.inserted import edged
 from study.systems.lefusion import LeFusion
 from study.systems.lesion_diffusion import LesionDiffusion
 from study.systems.maisi_v2 import MaisiV2
@@ -90,8 +91,10 @@ def with_components(request: Request, patches: Patches, unet: UnetConfig) -> Req
     return replace(request, core=solid)
 
 
-def synthesise(study: Study, system: str, request: Request, truth: Patches) -> np.ndarray:
+def synthesise(study: Study, system: str, request: Request, truth: Patches, edge: bool = False) -> np.ndarray:
     """Crops (N, D, D, D) int16 HU of a system, kept on disk by study, request and system.
+
+    edge: give each lesion the edge of `insert` (`inserted.edged`), in place of the system's own
 
     Raises:
         ValueError: unknown system.
@@ -103,9 +106,13 @@ def synthesise(study: Study, system: str, request: Request, truth: Patches) -> n
     p = study.profile
     settings = (p.stage2(), p.sampling, p.data.patch_mm, study.data_hash, study.seed, weights_digest(study.autoencoder))
     asked = (getattr(request, f.name) for f in fields(request))
-    file = keyed("synthetic", VERSION, system, *settings, *asked, suffix=".npy")
+    file = keyed("synthetic", VERSION, system, *settings, *asked, *(["edge"] if edge else []), suffix=".npy")
     if not file.exists():
-        made = np.rint(SYSTEMS[system](study, request, truth.hu)).clip(-1024, 3071).astype(np.int16)
+        if edge:
+            made = edged(request, synthesise(study, system, request, truth))
+        else:
+            made = SYSTEMS[system](study, request, truth.hu)
+        made = np.rint(made).clip(-1024, 3071).astype(np.int16)
         with atomic(file) as part:
             np.save(part, made)
     return np.load(file)

@@ -76,6 +76,19 @@ def test_transplant_row_is_the_true_lesion_in_the_healthy_place_of_another(study
     assert all(m[0, 0, 0] == 40 for m in own)
 
 
+@pytest.mark.parametrize("system", ["hr-ldm", "texture", "transplant"])
+def test_with_the_edge_of_insert_systems_differ_by_their_lesions_alone(study, asked, system):
+    request, patches = asked
+    own, made = (systems.synthesise(study, system, request, patches, edge=edge) for edge in (False, True))
+    np.testing.assert_array_equal(made[request.mask], own[request.mask])
+    for i in range(len(request)):  # in the requested place; transplant's own is another
+        distance = ndimage.distance_transform_edt(~request.mask[i])
+        np.testing.assert_array_equal(made[i][distance > 5], request.background[i][distance > 5])
+        rise = (made[i] - request.background[i].astype(float))[(distance > 0) & (distance <= 1)].mean()
+        contrast = (own[i] - request.background[i].astype(float))[request.mask[i]].mean()
+        assert 0.1 < rise / contrast < 0.55
+
+
 def test_texture_row_has_the_requested_histogram(study, asked):
     request, patches = asked
     made = systems.synthesise(study, "texture", request, patches)
