@@ -83,9 +83,18 @@ def with_last_bars(text: str) -> str:
         for output in merged:
             if output["output_type"] == "stream":
                 output["text"] = re.sub(r"[^\n]*\r(?!\n)", "", output["text"])
+                if "\x1b[A" in output["text"]:  # bars within a bar: the outer one
+                    outer = output["text"].partition(":")[0]
+                    bars = [line for line in output["text"].splitlines() if line.startswith(outer)]
+                    output["text"] = f"{bars[-1]}\n"
         if merged:
             cell["outputs"] = merged
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def with_links_of_the_run(text: str) -> str:
+    """Links that hold in `notebooks/`, as they hold in results/<dataset>/<profile>/runs."""
+    return RUN_LINK.sub(r"[the notebook](../../../../notebooks/\1)", text).replace("](../results/", "](../../../")
 
 
 def run(notebook: Path, out: Path, **parameters) -> float:
@@ -108,8 +117,7 @@ def run(notebook: Path, out: Path, **parameters) -> float:
         )
     # executed notebooks are published: no folder of this machine in their parameters, warnings and metadata
     text = with_last_bars(part.read_text(encoding="utf-8")).replace(f"{paths.ROOT}{os.sep}", "")
-    text = RUN_LINK.sub(r"[the notebook](../../../../notebooks/\1)", text)  # from results/<dataset>/<profile>/runs
-    root = parameters.get("data_root")
+    text, root = with_links_of_the_run(text), parameters.get("data_root")
     write_text(out, text.replace(root, "DATA_ROOT") if root else text)
     part.unlink()
     return time.monotonic() - start

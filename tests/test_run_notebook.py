@@ -95,10 +95,21 @@ def test_bad_parameters_are_refused_before_anything_runs(call, capsys, arguments
     assert not results.exists()
 
 
-def test_the_link_to_the_run_leads_back_from_the_run():
-    text = "[01 →](01_data.ipynb) · [the executed run](../results/lidc-mini/quick/runs/00_start_here.ipynb)"
-    there = run_notebook.RUN_LINK.sub(r"[the notebook](../../../../notebooks/\1)", text)
-    assert there == "[01 →](01_data.ipynb) · [the notebook](../../../../notebooks/00_start_here.ipynb)"
+def test_links_lead_to_the_same_file_from_the_run():
+    text = "[01 →](01_data.ipynb) · [the executed run](../results/lidc-mini/quick/runs/00_start_here.ipynb) · [r](../results/README.md)"
+    there = run_notebook.with_links_of_the_run(text)
+    assert (
+        there
+        == "[01 →](01_data.ipynb) · [the notebook](../../../../notebooks/00_start_here.ipynb) · [r](../../../README.md)"
+    )
+
+
+def test_of_bars_within_a_bar_the_outer_one_is_left():
+    text = "all:   0%\nstep: 10%\x1b[A\nstep: 100%\n\nother: 100%\n\rall:  50%\nstep: 5%\x1b[A\n\rall: 100%\n"
+    bar = nbformat.v4.new_output("stream", name="stderr", text=text)
+    notebook = new_notebook(cells=[new_code_cell("1", outputs=[bar])])
+    outputs = nbformat.reads(run_notebook.with_last_bars(nbformat.writes(notebook)), as_version=4).cells[0].outputs
+    assert [o.text for o in outputs] == ["all: 100%\n"]
 
 
 def test_a_progress_bar_leaves_its_last_line():

@@ -12,6 +12,7 @@ Nodules are grouped by the patient of their shape, the unit of every interval an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -150,11 +151,14 @@ class Downstream:
         return pd.DataFrame(rows, index=list(parts), columns=[*SUBTYPES, "patients"])
 
     def border(self, n_boot: int, seed: int) -> pd.DataFrame:
-        """`border.csv`: each system's nodules against the real ones by what surrounds them, other scans judged than learned
-        from; where all lie in one scan, other shapes."""
+        """`border.csv`: each system's nodules of the subtypes that all make against the real ones by what surrounds them, other
+        scans judged than learned from; where all lie in one scan, other shapes."""
+        made = {name: d for name, d in self.synthetic.items() if len(d)}
+        shared = functools.reduce(np.intersect1d, (d.labels for d in made.values()))
         sides = {
             name: (d.crops, d.masks, d.labels, d.groups, d.places)
-            for name, d in ({"": self.real} | self.synthetic).items()
+            for name, whole in ({"": self.real} | made).items()
+            for d in [whole.take(np.isin(whole.labels, shared))]
         }
         single = len(np.unique(self.real.places)) < 2
         sides = {name: (*side[:3], side[3 if single else 4]) for name, side in sides.items()}

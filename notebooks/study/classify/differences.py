@@ -4,6 +4,7 @@ and 8 rest on. Arms are compared in the folds that both have."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -16,8 +17,8 @@ from study.classify.jobs import (
     FULL,
     IMBALANCED,
     PROPORTIONAL,
-    REAL_ONLY,
     REAL_SYNTH,
+    RULES,
     SCRATCH,
     ClassifierData,
 )
@@ -27,33 +28,27 @@ from study.measure.roc import paired_runs
 from study.measure.statistics import N_BOOT
 
 Arm = tuple[str, float]  # arm, retention
-COLUMNS = "difference ci_low ci_high p n_runs n_patients".split()
+COLUMNS = "level_a level_b difference ci_low ci_high p n_runs n_patients".split()
 
 
 def subtype_differences(
     results: Sequence[RunResult], test: ClassifierData, seed: int, n_boot: int = N_BOOT
 ) -> pd.DataFrame:
-    """`table3_differences.csv`: metric, size_mm, subtype, a, b, then b minus a (`COLUMNS`), of `Real only` and `Real + Synth`."""
-    pair = {"a": (REAL_ONLY, 1.0), "b": (REAL_SYNTH, 1.0)}
+    """`table3_differences.csv`: metric, size_mm, subtype, a, b, then both levels and b minus a (`COLUMNS`), of `Real + Synth`
+    against every arm that trains a network."""
+    arms = [arm for arm in dict.fromkeys(r.arm for r in results) if arm not in (*RULES, REAL_SYNTH)]
     bins, rows = np.array([size_bin(d) for d in test.diameters]), []
-    for metric in METRICS:
-        for i, size in enumerate(SIZE_BINS_MM):
-            for k, subtype in enumerate(SUBTYPES):
-                key = {
-                    "metric": metric,
-                    "size_mm": size_name(size),
-                    "subtype": subtype,
-                    "a": REAL_ONLY,
-                    "b": REAL_SYNTH,
-                }
-                rows.append(key | _difference(results, test, pair, k, metric, bins == i, seed, n_boot))
+    for metric, (i, size), (k, subtype), arm in product(METRICS, enumerate(SIZE_BINS_MM), enumerate(SUBTYPES), arms):
+        key = {"metric": metric, "size_mm": size_name(size), "subtype": subtype, "a": arm, "b": REAL_SYNTH}
+        pair = {"a": (arm, 1.0), "b": (REAL_SYNTH, 1.0)}
+        rows.append(key | _difference(results, test, pair, k, metric, bins == i, seed, n_boot))
     return pd.DataFrame(rows)
 
 
 def scarcity_differences(
     results: Sequence[RunResult], test: ClassifierData, seed: int, n_boot: int = N_BOOT
 ) -> pd.DataFrame:
-    """`fig7_differences.csv`: subtype, metric, a, retention_a, b, retention_b, then b minus a (`COLUMNS`).
+    """`fig7_differences.csv`: subtype, metric, a, retention_a, b, retention_b, then both levels and b minus a (`COLUMNS`).
 
     Each arm at each retention against all clinical data, against its own value there, and against clinical data alone.
     """
@@ -77,7 +72,7 @@ def scarcity_differences(
 def malignancy_differences(
     results: Sequence[RunResult], test: ClassifierData, seed: int, n_boot: int = N_BOOT
 ) -> pd.DataFrame:
-    """`fig8_differences.csv`: a, b, then AUROC of b minus that of a (`COLUMNS`), of the three initialisations."""
+    """`fig8_differences.csv`: a, b, then both AUROC and b's minus a's (`COLUMNS`), of the three initialisations."""
     rows = []
     for a, b in ((SCRATCH, IMBALANCED), (IMBALANCED, BALANCED), (SCRATCH, BALANCED)):
         pair = {"a": (a, 1.0), "b": (b, 1.0)}
@@ -114,7 +109,8 @@ def _difference(
     labels, groups = test.labels[inside] == k, test.groups[inside]
     counts = (len(folds), len(set(groups.tolist())))
     if not folds or labels.all() or not labels.any():
-        return dict(zip(COLUMNS, (*[np.nan] * 4, *counts), strict=True))
+        return dict(zip(COLUMNS, (*[np.nan] * 6, *counts), strict=True))
     first, second = (np.stack([scores[side][fold] for fold in folds]) for side in ("a", "b"))
     e = paired_runs(METRICS[metric], labels, first, second, groups, n_boot, seed)
-    return dict(zip(COLUMNS, (e.value, e.ci_low, e.ci_high, e.p, *counts), strict=True))
+    levels = (float(np.mean([METRICS[metric](labels, run)[0] for run in side])) for side in (first, second))
+    return dict(zip(COLUMNS, (*levels, e.value, e.ci_low, e.ci_high, e.p, *counts), strict=True))

@@ -22,7 +22,15 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from hrldm.config import SIZE_BINS_MM, SUBTYPES
 from study.classify.jobs import BESIDE, FIG7, FIG8, REAL_ONLY, REAL_SYNTH, RULES, ClassifierData
 from study.classify.runs import RunResult
-from study.measure.statistics import auroc, holm, mann_whitney, patient_weights, percentile_interval, two_sided_p
+from study.measure.statistics import (
+    N_BOOT,
+    auroc,
+    holm,
+    mann_whitney,
+    patient_weights,
+    percentile_interval,
+    two_sided_p,
+)
 
 
 def auprc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -46,12 +54,12 @@ METRICS: dict[str, Callable[..., np.ndarray]] = {"auroc": auroc, "auprc": auprc}
 GRID = np.linspace(0, 1, 101)  # of the curves
 
 
-def subtype_table(results: Sequence[RunResult], test: ClassifierData, n_boot: int, seed: int) -> pd.DataFrame:
+def subtype_table(results: Sequence[RunResult], test: ClassifierData, seed: int, n_boot: int = N_BOOT) -> pd.DataFrame:
     """`table3_subtype.csv` (Table 3): mean and SD over runs of each metric, size, subtype and arm, with p-values.
 
     Every arm but the rules is tested against `Real only` in the same folds: p_mann_whitney as in the paper, uncorrected; p_bootstrap
-    two-sided, Holm-corrected over all cells of the arm. n_patients counts the test patients of the size bin; a cell of a
-    single class has mean NaN.
+    two-sided, Holm-corrected over all cells of the arm. n_patients counts the test patients of the size bin, n_positive the
+    nodules of the cell; a cell of a single class has mean NaN.
     """
     weights = patient_weights(test.groups, n_boot, seed)
     folds = {a: frozenset(r.fold for r in results if r.arm == a) for a in (REAL_ONLY, REAL_SYNTH, *BESIDE, *RULES)}
@@ -72,6 +80,7 @@ def subtype_table(results: Sequence[RunResult], test: ClassifierData, n_boot: in
                     valid = values[~np.isnan(values)]
                     row |= {"mean": _mean(values), "sd": float(valid.std(ddof=1)) if len(valid) > 1 else np.nan}
                     row |= {"n_runs": len(values), "n_patients": len(set(test.groups[inside].tolist()))}
+                    row["n_positive"] = int((test.labels[inside] == k).sum())
                     tested = arm not in (REAL_ONLY, *RULES) and len(valid) > 0 and len(first) > 0
                     row["p_mann_whitney"] = mann_whitney(first, values) if tested else np.nan
                     row["p_bootstrap"] = two_sided_p(boot - first_boot) if tested else np.nan
@@ -83,7 +92,11 @@ def subtype_table(results: Sequence[RunResult], test: ClassifierData, n_boot: in
 
 
 def scarcity_table(
-    results: Sequence[RunResult], test: ClassifierData, retention: Sequence[float], n_boot: int, seed: int
+    results: Sequence[RunResult],
+    test: ClassifierData,
+    retention: Sequence[float],
+    seed: int,
+    n_boot: int = N_BOOT,
 ) -> pd.DataFrame:
     """`fig7_scarcity.csv` (Fig. 7): subtype, metric, retention, arm, mean, ci_low, ci_high, n_runs.
 
@@ -102,7 +115,9 @@ def scarcity_table(
     return pd.DataFrame(rows)
 
 
-def malignancy_table(results: Sequence[RunResult], test: ClassifierData, n_boot: int, seed: int) -> pd.DataFrame:
+def malignancy_table(
+    results: Sequence[RunResult], test: ClassifierData, seed: int, n_boot: int = N_BOOT
+) -> pd.DataFrame:
     """`fig8_malignancy.csv` (Fig. 8): AUROC of each initialisation, mean over runs, interval by patient bootstrap."""
     weights = patient_weights(test.groups, n_boot, seed)
     rows = []

@@ -7,9 +7,11 @@ or a quantity in the paper's own tables; empty, the claim's own quantity there. 
 above a quantity that is asked where those before it cannot be.
 
 *Supported*: the interval excludes `null` on the claimed side, and holds effects of at least half of the paper's.
-*Contradicted*: it leaves out even half of the paper's effect (for `near`: lies wholly beyond the margin).
-*Undecided*: neither; `note` has the n at which the paper's effect would be found in 4 of 5 studies. *Cannot be tested
-here*: no such rows, or `why`. Both errors are held at 2.5 % a side in each `family` by Holm's method. The paper's own
+*Contradicted*: it leaves out even half of the paper's effect (for `near`: lies wholly beyond the margin); `note` says where
+an effect of the claimed sign is seen all the same. *Undecided*: neither; `note` has the n (patients, and runs in the same
+proportion) at which the paper's effect would be found in 4 of 5 studies. *Cannot be tested here*: no such rows, or none
+with room for the effect (the queries ask for a level before it that leaves some), an interval of no width, an effect of the
+paper's that is nil, or `why`. Both errors are held at 2.5 % a side in each `family` by Holm's method. The paper's own
 figures, where they have an interval, are judged alike: `paper_verdict`.
 
 Of several runs that have a quantity, real data count before semi-synthetic, more seeds before fewer, a rule's earlier
@@ -38,6 +40,9 @@ VERDICTS = SUPPORTED, CONTRADICTED, UNDECIDED, UNTESTED = (
     "cannot be tested here",
 )
 SQUARES = dict(zip(VERDICTS, "🟩🟥🟨⬜", strict=True))
+TOO_SMALL = "on the claimed side, but less than what counts"
+NIL = 1e-6  # an effect of the paper's below it is the rounding of none
+OUT_OF_REACH = 1000  # times the evidence
 SEMI_SYNTHETIC = "lidc-mini"
 ALPHA, POWER = (1 - LEVEL) / 2, 0.8
 
@@ -96,23 +101,24 @@ def claims_table(evidence: Mapping[str, Tables], rules: Sequence[Rule] | None = 
     printed = [_printed(rule, tables) for rule in rules]
     effects = np.array([e.value for e in printed])
     theirs, _ = judged(rules, printed, effects)
-    found = [_best(rule, evidence) for rule in rules]
+    nil = [rule.side != "near" and abs(x - rule.null) < NIL for rule, x in zip(rules, effects, strict=True)]
+    found = [Evidence(np.nan) if none else _best(rule, evidence) for rule, none in zip(rules, nil, strict=True)]
     verdicts, p = judged(rules, found, effects)
     rows = []
-    for rule, e, effect, verdict, p_holm, own in zip(rules, found, effects, verdicts, p, theirs, strict=True):
+    for rule, e, effect, none, verdict, p_holm, own in zip(
+        rules, found, effects, nil, verdicts, p, theirs, strict=True
+    ):
         size = "" if np.isnan(e.n) else f", {e.n:.0f} {e.unit}"
         seeds = f", {e.seeds} runs" if e.seeds > 1 and e.unit != "runs" else ""
         kind = ", semi-synthetic" * (e.source.startswith(SEMI_SYNTHETIC))
         family = sum(r.family == rule.family and np.isfinite(f.value) for r, f in zip(rules, found, strict=True))
-        claimed = verdict == CONTRADICTED and p_holm < 2 * ALPHA
-        note = "on the claimed side, but less than half of the paper's effect" if claimed else ""
+        note = TOO_SMALL if verdict == CONTRADICTED and p_holm < 2 * ALPHA else ""
         if verdict == UNDECIDED:
-            times = times_needed(rule, e, effect, family)
-            more = f"{np.ceil(times * e.n):,.0f} {e.unit}" if np.isfinite(e.n) else f"{times:.2g} times as much"
-            note = f"it would take {more}" if times > 1 else "at this n the paper's effect would mostly have been found"
+            note = _needed(rule, e, effect, family)
         if own == UNTESTED:
             own = "no interval printed" if np.isfinite(effect) else ""
-        based_on = f"{e.source}{size}{seeds}{kind}" if e.source else rule.why or "no run measures it"
+        based_on = f"{e.source}{size}{seeds}{kind}" if e.source else rule.why or "not measured"
+        based_on = "the paper's own figures show no difference" if none else based_on
         rows.append((rule.section, rule.claim, effect, e.value, e.low, e.high, p_holm, verdict, note, own, based_on))
     columns = "section claim published ours ci_low ci_high p_holm verdict note paper_verdict based_on"
     return pd.DataFrame(rows, columns=columns.split())
@@ -160,6 +166,19 @@ def times_needed(rule: Rule, e: Evidence, effect: float, family: int) -> float:
     return float(((stats.norm.isf(ALPHA / family) + stats.norm.ppf(POWER)) * se / max(room, 1e-12)) ** 2)
 
 
+def _needed(rule: Rule, e: Evidence, effect: float, family: int) -> str:
+    if np.isnan(effect) and (e.value - rule.null) * {"above": 1, "below": -1, "near": np.nan}[rule.side] < 0:
+        return "it lies on the other side"
+    times = times_needed(rule, e, effect, family)
+    if times > OUT_OF_REACH:
+        return "out of reach: more than 1,000 times as many cases"
+    if times <= 1:
+        return "at this n the paper's effect would mostly have been found"
+    return "it would take " + (
+        f"{np.ceil(times * e.n):,.0f} {e.unit}" if np.isfinite(e.n) else f"{times:.2g} times as many cases"
+    )
+
+
 def _printed(rule: Rule, tables: Tables) -> Evidence:
     """The paper's effect, with an interval where its own figures give one."""
     if rule.paper and "[" not in rule.paper:
@@ -173,7 +192,7 @@ def _best(rule: Rule, evidence: Mapping[str, Tables]) -> Evidence:
     best, key = Evidence(np.nan), ()
     for folder, tables in evidence.items():
         for line, quantity in enumerate(rule.quantities):
-            if (e := measured(quantity, tables)) and np.isfinite([e.low, e.high]).all():
+            if (e := measured(quantity, tables)) and e.low < e.high:
                 own = (SEMI_SYNTHETIC not in folder, e.seeds, -line, e.weight)
                 if own > key:
                     best, key = Evidence(**(vars(e) | {"source": f"{folder}/{e.source}.csv"})), own
@@ -206,5 +225,6 @@ def sentences(table: pd.DataFrame, results: str = "../../..") -> str:
             file, comma, rest = str(r.based_on).partition(",")
             source = f"[{file}]({results}/{file}){comma}{rest}" if file.endswith(".csv") else r.based_on
             facts = "; ".join(filter(None, [ours, paper, r.note, source]))
-            lines.append(f"- {SQUARES[r.verdict]} **{r.verdict}**: {r.claim}: {facts}")
+            square = "🟧" if r.note == TOO_SMALL else SQUARES[r.verdict]
+            lines.append(f"- {square} **{r.verdict}**: {r.claim}: {facts}")
     return "\n".join(lines)

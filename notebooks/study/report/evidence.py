@@ -22,7 +22,7 @@ from study.measure.statistics import LEVEL, least_squares
 from study.report.published import load_published
 
 TERM = re.compile(r"([+-]?)\s*(\w+)\.(\w+)\[(.*?)\]")
-UNITS = {"n_patients": "patients", "n": "nodules", "n_real": "nodules", "n_runs": "runs"}
+UNITS = {"n_patients": "patients", "n": "nodules", "n_calls": "calls", "n_real": "nodules", "n_runs": "runs"}
 SEEDS = ("seeds", "n_seeds", "n_runs")
 PAPER_RUNS = 5  # of a table of the paper that prints an SD and no number of runs: its five folds
 EXTRACTOR = "radimagenet-resnet50"  # the paper's; its rows go before those of others
@@ -134,7 +134,8 @@ def derived(tables: Tables) -> Tables:
     the table behind it."""
     tables = {name: _one_extractor(table) for name, table in tables.items()}
     if "table2_turing" in tables:
-        tables["turing_accuracy"] = accuracy_table(tables["table2_turing"]).assign(file="table2_turing")
+        calls = accuracy_table(tables["table2_turing"]).rename(columns={"n": "n_calls"})
+        tables["turing_accuracy"] = calls.assign(file="table2_turing")
     fits = [_fit(*key, part) for name in ("control", "control_crossed") if name in tables
             for key, part in tables[name].assign(order=name).groupby(["order", "system"], sort=False)]  # fmt: skip
     if fits:

@@ -62,8 +62,13 @@ def facets(
             else:
                 draw(ax, part, **how)
             ax.set_title(": ".join(map(str, key)))
-            if share_x or share_y:
-                ax.label_outer()
+            place = ax.get_subplotspec()
+            if share_x and not place.is_last_row():
+                ax.set_xlabel("")
+                ax.tick_params(axis="x", labelbottom=False)
+            if share_y and not place.is_first_col():
+                ax.set_ylabel("")
+                ax.tick_params(axis="y", labelleft=False)
         legend(fig)
         fig.suptitle(title, wrap=True)
         return fig

@@ -110,7 +110,8 @@ def scale_bar(ax: Axes) -> None:
 
 
 def montage(panels: Sequence[Panel], columns: int = 10, title: str = "", rows: Sequence[str] = ()) -> Figure:
-    """Panels side by side, each with its label above; a scale bar on the first of each row, which may have a name.
+    """Panels side by side, each with its label above; a scale bar on the first of each row, which may have a name,
+    and where the magnification differs.
 
     Differences share one scale of colours, latents one of grey.
 
@@ -128,7 +129,8 @@ def montage(panels: Sequence[Panel], columns: int = 10, title: str = "", rows: S
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         for k, (ax, panel) in enumerate(zip(axes.flat, panels, strict=False)):
-            bar = k % columns == 0 and panel.kind != "latent"
+            first = panels[k - k % columns]
+            bar = (panel is first or panel.spacing != first.spacing) and panel.kind != "latent"
             shown = show(ax, panel, limits[panel.kind], bar)
             ax.title.set_fontsize(min(9, 4.5 + 2.5 * side))
         for ax, name in zip(axes[:, 0], rows, strict=False):
@@ -196,7 +198,7 @@ def crosstab(
             if not zoom:
                 block.set_facecolor(AGREE if i == j else DIFFER)
             for k, (ax, panel) in enumerate(zip(axes[0] if zoom else axes.flat, panels, strict=False)):
-                show(ax, panel, bar=zoom or k == 0)
+                show(ax, panel, bar=zoom or k == 0 or panel.spacing != panels[0].spacing)
                 if zoom:
                     _enlarge(ax, axes[1, k], panel)
         _heading(fig, title, sum(map(list, cells.values()), []))

@@ -310,7 +310,7 @@ def test_malignancy_starts_from_the_subtype_runs(sets, subtype_runs):
     mal_test = jb.malignancy_data(test, np.resize([1.0, 5.0], len(test)))
     mal = jb.malignancy_data(real, ratings)
     results = run_in(cache, jobs, mal, {}, mal_test)
-    table = tables.malignancy_table(results, mal_test, 50, 0)
+    table = tables.malignancy_table(results, mal_test, 0, 50)
     assert table.columns.tolist() == ["arm", "auroc", "ci_low", "ci_high", "n_runs", "n_patients"]
     assert table.arm.tolist() == [jb.SCRATCH, jb.IMBALANCED, jb.BALANCED, *jb.RULES]
     first = {r.arm: r.history[0]["train_loss"] for r in results if r.fold == 0 and r.history}
@@ -387,9 +387,21 @@ def test_table3_has_its_columns_and_sees_a_real_gain():
     test = data((60, 60, 60), prefix="t", side=2)
     runs = [fake_run(jb.REAL_ONLY, scores_for(test, 0.5, s), fold=s) for s in range(5)]
     runs += [fake_run(jb.REAL_SYNTH, scores_for(test, 4.0, s + 9), fold=s) for s in range(5)]
-    table = tables.subtype_table(runs, test, 400, 0)
+    table = tables.subtype_table(runs, test, 0, 400)
     assert table.columns.tolist() == (
-        ["metric", "size_mm", "subtype", "arm", "mean", "sd", "n_runs", "n_patients", "p_mann_whitney", "p_bootstrap"]
+        [
+            "metric",
+            "size_mm",
+            "subtype",
+            "arm",
+            "mean",
+            "sd",
+            "n_runs",
+            "n_patients",
+            "n_positive",
+            "p_mann_whitney",
+            "p_bootstrap",
+        ]
     )
     assert len(table) == 2 * 3 * 3 * 2
     assert set(table.size_mm) == {"6-10", "10-20", "20-30"}
@@ -411,9 +423,9 @@ def test_table3_tests_an_arm_of_few_folds_against_the_same_folds_and_in_a_family
     test = data((60, 60, 60), prefix="t", side=2)
     runs = [fake_run(jb.REAL_ONLY, scores_for(test, 0.5 if s else 4.0, s), fold=s) for s in range(5)]
     runs += [fake_run(jb.REAL_SYNTH, scores_for(test, 4.0, s + 9), fold=s) for s in range(5)]
-    alone = tables.subtype_table(runs, test, 400, 0)
+    alone = tables.subtype_table(runs, test, 0, 400)
     runs.append(fake_run("Oversampling", runs[0].probabilities, fold=0))  # as good as Real only of that fold
-    table = tables.subtype_table(runs, test, 400, 0)
+    table = tables.subtype_table(runs, test, 0, 400)
     assert (table[table.arm == "Oversampling"].p_bootstrap == 1).all()
     kept = table[table.arm != "Oversampling"].reset_index(drop=True)
     assert kept.equals(alone)  # the paper's comparison does not pay for ours
@@ -423,7 +435,7 @@ def test_table3_equal_arms_are_not_different_and_empty_cells_are_nan():
     test = data((60, 60, 0), prefix="t", side=2)
     p = [scores_for(test, 1.0, s) for s in range(3)]
     runs = [fake_run(arm, q) for arm in (jb.REAL_ONLY, jb.REAL_SYNTH) for q in p]
-    table = tables.subtype_table(runs, test, 100, 0)
+    table = tables.subtype_table(runs, test, 0, 100)
     ggn = table[table.subtype == "ground-glass"]
     assert ggn[["mean", "sd", "p_mann_whitney", "p_bootstrap"]].isna().all(axis=None)
     assert (ggn.n_patients > 0).all()
@@ -436,7 +448,7 @@ def test_table3_equal_arms_are_not_different_and_empty_cells_are_nan():
 def test_scarcity_keeps_impossible_cells_as_nan():
     test = data((20, 20, 20), prefix="t", side=2)
     runs = [fake_run(jb.FULL, scores_for(test, 2.0, 0), retention=0.0), fake_run(jb.CLINICAL, scores_for(test, 2.0, 1))]
-    table = tables.scarcity_table(runs, test, (1.0, 0.0), 100, 0)
+    table = tables.scarcity_table(runs, test, (1.0, 0.0), 0, 100)
     assert table.columns.tolist() == ["subtype", "metric", "retention", "arm", "mean", "ci_low", "ci_high", "n_runs"]
     assert len(table) == 3 * 2 * 2 * 5
     nothing = table.query(f"retention == 0 and arm == {jb.CLINICAL!r}")
@@ -463,14 +475,14 @@ def test_curves_go_with_the_areas():
 def test_test_nodules_of_one_class_or_none_give_empty_cells_and_no_curve():
     test = data((40, 0, 0), prefix="t", side=2)
     runs = [fake_run(arm, scores_for(test, 1.0, 0)) for arm in (jb.REAL_ONLY, jb.REAL_SYNTH)]
-    table = tables.subtype_table(runs, test, 20, 0)
+    table = tables.subtype_table(runs, test, 0, 20)
     assert table["mean"].isna().all() and table.p_bootstrap.isna().all() and (table.n_runs == 1).all()
     assert tables.pr_curves(runs, test).empty
     binary = replace(test, labels=np.ones(40, int))
     runs = [fake_run(jb.SCRATCH, scores_for(binary, 1.0, 0)[:, :2])]
     assert tables.roc_curves(runs, binary).empty
-    assert tables.malignancy_table(runs, binary, 20, 0).auroc.isna().all()
-    none = tables.malignancy_table([], binary.take(np.zeros(40, bool)), 20, 0)
+    assert tables.malignancy_table(runs, binary, 0, 20).auroc.isna().all()
+    none = tables.malignancy_table([], binary.take(np.zeros(40, bool)), 0, 20)
     assert none.auroc.isna().all() and (none.n_runs == 0).all() and (none.n_patients == 0).all()
 
 

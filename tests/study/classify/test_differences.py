@@ -36,12 +36,21 @@ def test_planted_gain_of_table_3_is_found_and_a_bin_of_one_class_is_empty(test_s
     table = df.subtype_differences(runs, test_set, 0, n_boot=400).set_index(["metric", "size_mm", "subtype"])
     small = table.loc[("auroc", "6-10", "solid")]
     assert small.ci_low > 0.02 and (small.n_runs, small.n_patients) == (5, 40)
+    assert small.level_b - small.level_a == pytest.approx(small.difference) and 0.5 < small.level_a < small.level_b
     assert table.loc[("auroc", "20-30", "solid"), "difference"] != table.loc[("auroc", "20-30", "solid"), "difference"]
     inside = test_set.diameters == 7
     one = [r for r in runs if r.fold == 0]
     known = delong(test_set.labels[inside] == 0, *(r.probabilities[inside, 0] for r in one))
     only = df.subtype_differences(one, test_set, 0, n_boot=400).set_index(["metric", "size_mm", "subtype"])
     assert only.loc[("auroc", "6-10", "solid"), "difference"] == pytest.approx(known.value)
+
+
+def test_table_3_sets_synthetic_nodules_against_every_arm_in_the_folds_that_both_have(test_set):
+    arms = {REAL_ONLY: 5, "Oversampling": 3, REAL_SYNTH: 5}
+    runs = [run(arm, f, 1.0, test_set, 1.0) for arm, n in arms.items() for f in range(n)]
+    table = df.subtype_differences(runs, test_set, 0, n_boot=50)
+    assert table.groupby("a").n_runs.unique().map(list).to_dict() == {REAL_ONLY: [5], "Oversampling": [3]}
+    assert (table.b == REAL_SYNTH).all()
 
 
 def test_fig_7_has_every_comparison_that_claims_ask_for(test_set):

@@ -90,8 +90,8 @@ def test_nothing_measured_nothing_judged(of_paper):
 @pytest.mark.parametrize(
     ("words", "effect", "expected"),
     [
-        ("FID is lower than that of maisi-ddpm, average", 2.8967 / 3.2614 - 1, "no interval printed"),
-        ("MMD is lower than that of diff-tumor, axial", 0.5568 / 2.6418 - 1, "no interval printed"),
+        ("FID is lower than that of maisi-ddpm as built here, average", 2.8967 / 3.2614 - 1, "no interval printed"),
+        ("MMD is lower than that of diff-tumor as built here, axial", 0.5568 / 2.6418 - 1, "no interval printed"),
         ("hardly tell synthetic nodules from real ones, cropped (", 0.66, SUPPORTED),
         ("hardly tell synthetic nodules from real ones, full_context (", 0.56, SUPPORTED),
         ("accuracy approaches chance", 0.56, UNDECIDED),
@@ -146,11 +146,11 @@ def one(evidence, words):
 
 def test_real_data_count_before_semi_synthetic_and_say_so():
     mini, real = fidelity(-0.6), fidelity(0.6)
-    row = one({"lidc-mini/quick/tables": mini}, "KID is lower than that of maisi-ddpm, average")
+    row = one({"lidc-mini/quick/tables": mini}, "KID is lower than that of maisi-ddpm as built here, average")
     assert (row.verdict, row.ours) == (SUPPORTED, pytest.approx(-0.3))
     assert row.based_on == "lidc-mini/quick/tables/table1_differences.csv, semi-synthetic"
     both = {"lidc-mini/quick/tables": mini, "lidc-cubes/quick/tables": real}
-    row = one(both, "KID is lower than that of maisi-ddpm, average")
+    row = one(both, "KID is lower than that of maisi-ddpm as built here, average")
     assert row.verdict == CONTRADICTED and row.based_on == "lidc-cubes/quick/tables/table1_differences.csv"
 
 
@@ -174,16 +174,63 @@ def test_three_seeds_are_not_outvoted_by_one():
     assert (row.verdict, row.ours) == (SUPPORTED, pytest.approx(-0.3)) and "3 runs" in row.based_on
 
 
-def test_more_patients_count_before_fewer_also_where_the_interval_is_of_runs():
-    keys = {"metric": "auroc", "size_mm": "10-20", "subtype": "part-solid", "sd": 0.01, "n_runs": 5}
-    few, many = (
-        {"table3_subtype": pd.DataFrame([keys | {"arm": a, "mean": m, "n_patients": n} for a, m in (("Real + Synth", high), ("Real only", 0.7))])}
-        for n, high in ((14, 0.9), (49, 0.8))
-    )  # fmt: skip
+def gained(difference, half, level=0.7, n=40, **key):
+    key = {"metric": "auroc", "size_mm": "10-20", "subtype": "part-solid", "a": "Real only", "b": "Real + Synth"} | key
+    row = key | {"level_a": level, "difference": difference, "ci_low": difference - half, "ci_high": difference + half}
+    return {"table3_differences": pd.DataFrame([row | {"n_runs": 5, "n_patients": n}])}
+
+
+def test_more_patients_count_before_fewer():
+    few, many = gained(0.2, 0.05, n=14), gained(0.1, 0.05, n=49)
     row = one(
         {"a/quick/tables": few, "b/quick/tables": many, "c/quick/tables": few}, "raise AUROC of part-solid, 10-20"
     )
-    assert (row.ours, row.based_on) == (pytest.approx(0.1), "b/quick/tables/table3_subtype.csv, 5 runs")
+    assert row.ours == pytest.approx(0.1)
+    assert row.based_on == "b/quick/tables/table3_differences.csv, 49 patients, 5 runs"
+
+
+@pytest.mark.parametrize("blind", [gained(0, 0), gained(0.001, 0.01, level=0.99)], ids=["no width", "no room to gain"])
+def test_where_nothing_could_be_gained_nothing_is_contradicted(blind):
+    words = "raise AUROC of part-solid, 10-20"
+    row = one({"a/quick/tables": blind}, words)
+    assert row.verdict == UNTESTED and "room" in row.based_on
+    assert one({"a/quick/tables": blind, "lidc-mini/quick/tables": gained(0.1, 0.05)}, words).verdict == SUPPORTED
+
+
+def test_a_fall_from_below_chance_is_no_evidence():
+    key = {"subtype": "ground-glass", "metric": "auroc", "a": "Clinical (n%)", "retention_a": 1.0}
+    key |= {"b": "Clinical (n%)", "retention_b": 0.1, "n_runs": 3, "n_patients": 26}
+    for level, verdict in ((0.07, UNTESTED), (0.9, SUPPORTED)):
+        row = key | {"level_a": level, "difference": 0.05, "ci_low": 0.02, "ci_high": 0.08}
+        found = one({"a/quick/tables": {"fig7_differences": pd.DataFrame([row])}}, "AUROC of ground-glass hardly falls")
+        assert found.verdict == verdict
+
+
+def test_no_verdict_on_a_difference_that_the_paper_itself_does_not_have():
+    rules = [rule for rule in load_rules() if "raise AUROC of part-solid, 10-20" in rule.claim]
+    nil = [replace(rules[0], paper="0.0")]
+    row = claims.claims_table({"a/quick/tables": gained(0.1, 0.05)}, nil).iloc[0]
+    assert row.verdict == UNTESTED and "no difference" in row.based_on and np.isnan(row.ours)
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "effect", "said"),
+    [
+        (-0.01, 0.05, np.nan, "other side"),  # more cases would not bring it over
+        (0.01, 0.05, np.nan, "it would take "),
+        (0.01, 0.05, 0.05, "times as many cases"),
+        (1e-5, 1.0, 1e-5, "out of reach"),
+        (0.02, 0.021, 0.5, "mostly have been found"),
+    ],
+)
+def test_what_an_undecided_claim_would_take(value, half, effect, said):
+    assert said in claims._needed(ABOVE, Evidence(value, value - half, value + half), effect, 1)
+
+
+def test_an_effect_of_the_claimed_sign_that_is_too_small_looks_different():
+    small = claims.claims_table({"lidc-cubes/quick/tables": fidelity(-0.05, 0.04)})
+    assert "🟧 **contradicted**" in claims.sentences(small) and claims.TOO_SMALL in claims.sentences(small)
+    assert "🟧" not in claims.sentences(claims.claims_table({"lidc-cubes/quick/tables": fidelity(0.6)}))
 
 
 def test_sentences_are_grouped_coloured_and_linked():
@@ -195,7 +242,9 @@ def test_sentences_are_grouped_coloured_and_linked():
         "[lidc-mini/quick/tables/table1_differences.csv](../../../lidc-mini/quick/tables/table1_differences.csv)"
         in line
     )
-    assert "here -0.05 (-0.35 to +0.25); paper -0.249 (no interval printed); it would take 3 times as much" in line
+    assert (
+        "here -0.05 (-0.35 to +0.25); paper -0.249 (no interval printed); it would take 3 times as many cases" in line
+    )
 
 
 def test_tables_are_gathered_from_all_runs_but_smoke(tmp_path):

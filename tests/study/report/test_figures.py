@@ -279,6 +279,25 @@ def test_facets_keep_colours_and_say_what_is_missing():
     assert "no such case" in words(empty)
 
 
+@pytest.mark.parametrize(
+    ("share", "below", "aside"), [({"share_y": True}, True, False), ({"share_x": True}, False, True)]
+)
+def test_only_axes_that_are_shared_lose_their_numbers(share, below, aside):
+    table = pd.DataFrame({"x": [0, 1] * 4, "y": [0, 1] * 4, "part": np.repeat(list("abcd"), 2)})
+    fig = F.facets(table, "part", F.lines, columns=2, x="x", y="y", **share)
+    numbers = [ax.xaxis.get_tick_params()["labelbottom"] for ax in fig.axes[:2]]
+    assert numbers == [below] * 2
+    assert [ax.yaxis.get_tick_params()["labelleft"] for ax in fig.axes[1::2]] == [aside] * 2
+
+
+def test_a_panel_of_another_magnification_has_a_bar_of_its_own():
+    rng = np.random.default_rng(0)
+    made = [F.Panel(rng.normal(size=(20, 20, 20)), spacing=(s,) * 3) for s in (1.0, 1.0, 2.0)]
+    fig = F.montage(made, columns=3)
+    bars = [any("mm" in text.get_text() for text in ax.texts) for ax in fig.axes[:3]]
+    assert bars == [True, False, True]
+
+
 def test_lines_draw_the_band_the_level_and_the_legend_of_the_table(ax):
     recall = np.linspace(0.01, 1, 100)
     curve = pd.DataFrame({"recall": recall, "precision": 1 - recall / 2, "size": "6-10", "said": "6-10: 0.75"})
