@@ -51,7 +51,9 @@ SCHEMAS: dict[str, Schema] = {
         "observer condition truth called_real called_synthetic",
         {"condition": ("cropped", "full_context"), "truth": ("real", "synthetic")},
     ),
-    "table3_subtype": _schema("metric size_mm subtype arm mean sd n_runs n_patients p_mann_whitney p_bootstrap", _AUC),
+    "table3_subtype": _schema(
+        "metric size_mm subtype arm mean sd n_runs n_patients n_positive p_mann_whitney p_bootstrap", _AUC
+    ),
     "fig7_scarcity": _schema("subtype metric retention arm mean ci_low ci_high n_runs", _AUC),
     "fig8_malignancy": _schema("arm auroc ci_low ci_high n_runs n_patients"),
     "ablations": _schema("factor level metric value ci_low ci_high n_seeds"),
@@ -96,6 +98,7 @@ VIEWS: dict[str, View] = {
     "realism": View("system features", "model", "auroc minus_texture"),
     "turing_accuracy": View("observer condition", "quantity"),
     "table3_subtype": View("metric size_mm subtype n_patients", "arm", "mean p_mann_whitney p_bootstrap"),
+    "table3_differences": View("metric size_mm subtype n_patients", "a", "difference"),
     "table3_arms": View("metric size_mm subtype", "arm", "mean"),
     "fig7_scarcity": View("subtype retention", "arm", "mean", "metric auroc"),
     "ablations": View(
@@ -226,6 +229,7 @@ def view(table: pd.DataFrame, name: str) -> str:
         for keys, group in cells.groupby(across, sort=False):
             known = [(c, key) for c, key in zip(across, keys, strict=True) if key]
             of = [f"{title(c)} = {key}" if is_numeric_dtype(table[c]) else title(key) for c, key in known]
+            of = [f"minus {name}" if c == "a" else name for (c, _), name in zip(known, of, strict=True)]
             for value in values:
                 columns[", ".join(filter(None, [title(value), *of]))] = group.set_index(rows)[value]
         shown = pd.concat(columns, axis=1).reset_index().fillna("")
