@@ -70,7 +70,7 @@ def test_differences_to_several_arms_stand_side_by_side(tmp_path):
 
 def test_view_joins_sds_leaves_out_empty_columns_and_shows_no_row_twice(tmp_path):
     rows = [
-        ("auroc", "6-10", "solid", arm, 0.75, 0.125, 5, 12, p, p) for arm, p in (("Real only", None), ("Both", 0.5))
+        ("auroc", "6-10", "solid", arm, 0.75, 0.125, 5, 12, 4, p, p) for arm, p in (("Real only", None), ("Both", 0.5))
     ]
     save_table(pd.DataFrame(rows, columns=SCHEMAS["table3_subtype"].columns), tmp_path, "table3_subtype")
     titles, row, note = shown(tmp_path, "table3_subtype")[1:]
@@ -78,7 +78,7 @@ def test_view_joins_sds_leaves_out_empty_columns_and_shows_no_row_twice(tmp_path
         *"metric|size, mm|subtype|n patients|Real only|Both|p Mann Whitney, Both|p bootstrap, Both".split("|")
     ]
     assert row == ["AUROC", "6-10", "solid", "12", "0.75 ± 0.125", "0.75 ± 0.125", "0.5", "0.5"]
-    assert note == ["n runs = 5"]
+    assert note == ["n runs = 5, n positive = 4"]
 
 
 def test_another_table_under_a_known_name_is_shown_in_its_long_form(tmp_path):
