@@ -76,9 +76,9 @@ class Study:
     def split(self, name: str) -> pd.DataFrame:
         return self.frame[self.frame.split == name].reset_index(drop=True)
 
-    def patches(self, split: str, size: int | None = None, image_column: str = "image") -> Patches:
+    def patches(self, split: str, size: int | None = None) -> Patches:
         """Crops of one split; `size` defaults to the profile's training crop."""
-        return load_patches(self.split(split), size or self.profile.data.patch_mm, image_column)
+        return load_patches(self.split(split), size or self.profile.data.patch_mm)
 
     @functools.cached_property
     def _healthy(self) -> pd.Series:
