@@ -179,9 +179,7 @@ def _make(
     folder: Path, affine: np.ndarray, row: dict, background: np.ndarray, shape: np.ndarray, histogram: np.ndarray, seed
 ) -> dict:
     """Texture one nodule, write its cubes, and return its row with their names. affine: of the CT."""
-    mask = np.zeros(background.shape, bool)
-    half = [m // 2 - n // 2 for m, n in zip(mask.shape, shape.shape, strict=True)]
-    mask[tuple(slice(h, h + n) for h, n in zip(half, shape.shape, strict=True))] = shape
+    mask = cube_about(shape, [n // 2 for n in shape.shape], len(background), fill=False)
     image = texture_nodule(background, mask, row["subtype"], histogram, np.random.default_rng(seed))
     centre = [row[axis] for axis in "ijk"]
     return row | write_cubes(folder, row["nodule_id"], affine, centre, image=image, background=background, mask=mask)

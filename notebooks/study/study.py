@@ -27,7 +27,7 @@ from hrldm.model.perceptual import PerceptualLoss
 from hrldm.model.unet import ConditionalUNet
 from hrldm.nodules import lidc_mini
 from hrldm.nodules.histograms import FLOOR_REACH, choose_histogram, completed, histogram_library, lung_floor, size_bin
-from hrldm.nodules.manifest import load_manifest
+from hrldm.nodules.manifest import load_manifest, units
 from hrldm.nodules.patches import Patches, fitting, load_patches, manifest_digest
 from hrldm.nodules.split import assert_disjoint
 from hrldm.nodules.template import template
@@ -246,7 +246,7 @@ def open_study(
     missing = [s for s in ("train", "test") if not (frame.split == s).any()]
     if missing:
         raise ValueError(f"{root}: no nodule in split(s) {missing}; check the `split` column of the manifest")
-    unit = frame.get("shape_patient_id", frame.patient_id)
+    unit = units(frame)
     for name, part in (
         ("train on (train and val)", unit[frame.split != "test"]),
         ("test on", unit[frame.split == "test"]),

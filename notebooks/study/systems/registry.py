@@ -13,6 +13,7 @@ from hrldm.atomic import atomic
 from hrldm.cache import keyed
 from hrldm.insertion.generator import Generator, Request
 from hrldm.model.unet import UnetConfig
+from hrldm.nodules.cubes import whole_hu
 from hrldm.nodules.masks import solid_part
 from hrldm.nodules.patches import Patches
 from hrldm.train.latents import lesion_histograms, weights_digest
@@ -112,7 +113,6 @@ def synthesise(study: Study, system: str, request: Request, truth: Patches, edge
             made = edged(request, synthesise(study, system, request, truth))
         else:
             made = SYSTEMS[system](study, request, truth.hu)
-        made = np.rint(made).clip(-1024, 3071).astype(np.int16)
         with atomic(file) as part:
-            np.save(part, made)
+            np.save(part, whole_hu(made))
     return np.load(file)
