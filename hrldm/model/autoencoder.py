@@ -29,9 +29,7 @@ FACTOR = 4  # spatial compression (Section 5)
 class AutoencoderConfig:
     """Architecture of Stage I (Section 3.1), and where its weights come from."""
 
-    source: str = (
-        "shipped"  # shipped | train | maisi (the file that HRLDM_MAISI names, else train) | path of such a file
-    )
+    source: str = "shipped"  # | train | maisi (the file that HRLDM_MAISI names, else train) | path of such a file
     channels: tuple[int, ...] = (16, 32, 64)  # width per level, full resolution first
     res_blocks: tuple[int, ...] = (2, 1, 1)  # decoder; two at full resolution: D_trunc ends with the penultimate
     encoder_res_blocks: tuple[int, ...] = (1, 1, 1)

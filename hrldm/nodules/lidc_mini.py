@@ -40,11 +40,8 @@ from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, WHEELS, wheel_file
 
 VERSION = 5  # raise when a voxel of the result would change
 CT_VERSION = 1
-TABLES = (
-    "hu_histograms.csv",
-    "texture_statistics.csv",
-    "lidc_split.csv",
-)  # beside this file; the result depends on them
+# beside this file; the result depends on them
+TABLES = ("hu_histograms.csv", "texture_statistics.csv", "lidc_split.csv")
 PATIENT = "LIDC-IDRI-0001"
 SUBTYPE_SHARE = {"solid": 0.55, "part-solid": 0.20, "ground-glass": 0.25}  # solid majority, as in the paper's cohorts
 SIZE_SHARE = (0.4, 0.4, 0.2)  # of the three size bins

@@ -45,14 +45,8 @@ SYSTEMS = {  # in the order of the tables
     "texture": texture.generate,
     **{name: functools.partial(generate, system=name) for name in GENERATORS},
 }
-NOT_ASKED = {
-    "autoencoder",
-    "transplant",
-    "diff-tumor",
-    "diff-tumor-200",
-    "lesion-diffusion",
-    "maisi-v2",
-}  # no histogram
+# no histogram
+NOT_ASKED = {"autoencoder", "transplant", "diff-tumor", "diff-tumor-200", "lesion-diffusion", "maisi-v2"}
 
 VERSION = f"{TRAINING}.2"  # raise the last when the same networks would give other crops
 
