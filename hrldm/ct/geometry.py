@@ -76,7 +76,7 @@ def sample(
 
     Args:
         shape, target_affine: of that grid
-        order:    0 nearest (masks, keeps the dtype), 1 linear (float32), 3 cubic (float32)
+        order:    0 nearest (masks, keeps the dtype), 1 linear (float32)
         outside:  value beyond the array; None repeats its edge
 
     No smoothing before downsampling: at CT spacings it would change the HU histogram more than aliasing does.
@@ -84,14 +84,13 @@ def sample(
     matrix = np.linalg.inv(affine) @ target_affine
     turn, shift = matrix[:3, :3], matrix[:3, 3]
     scale = np.diagonal(turn).copy()
-    parallel = np.abs(turn - np.diag(scale)).max() * max(shape) <= STRAIGHT
-    if parallel and order <= 1:
+    if np.abs(turn - np.diag(scale)).max() * max(shape) <= STRAIGHT:
         return _along_axes(array, scale, shift, shape, order, outside)
     values = array.view(np.uint8) if array.dtype == bool else array  # scipy knows no bool
     # `constant` would apply `outside` from the centre of the last voxel, `grid-constant` applies it from its edge
     beyond = {"mode": "nearest"} if outside is None else {"mode": "grid-constant", "cval": outside}
     dtype = values.dtype if order == 0 else np.float32
-    out = ndimage.affine_transform(values, scale if parallel else turn, shift, tuple(shape), dtype, order, **beyond)
+    out = ndimage.affine_transform(values, turn, shift, tuple(shape), dtype, order, **beyond)
     return out.astype(array.dtype, copy=False) if order == 0 else out
 
 
@@ -119,13 +118,11 @@ def _along_axes(
     return array
 
 
-def resample(
-    array: np.ndarray, affine: np.ndarray, spacing: float = 1.0, order: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
+def resample(array: np.ndarray, affine: np.ndarray, spacing: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Resample `array` (X, Y, Z) to isotropic `spacing` mm along its own axes; same field of view up to half a voxel.
 
     Returns:
-        array (float32; order 0 keeps the dtype) and its affine.
+        array (float32) and its affine.
     """
     size, old = voxel_size(affine), np.array(array.shape)
     new = np.maximum(1, np.rint(old * size / spacing)).astype(int)
@@ -133,11 +130,11 @@ def resample(
     grid = np.diag([*scale, 1.0])
     grid[:3, 3] = (old - 1) / 2 - scale * (new - 1) / 2  # the centres of both grids coincide
     grid = affine @ grid
-    return sample(array, affine, tuple(int(n) for n in new), grid, order), grid
+    return sample(array, affine, tuple(int(n) for n in new), grid), grid
 
 
-def crop_affine(centre_mm: np.ndarray, shape: tuple[int, int, int], spacing: float = 1.0) -> np.ndarray:
-    """(4, 4) affine of an axis-aligned RAS crop of `shape` voxels whose middle voxel (n // 2) lies at `centre_mm`."""
-    affine = np.diag([spacing, spacing, spacing, 1.0])
-    affine[:3, 3] = np.asarray(centre_mm, float) - spacing * (np.array(shape) // 2)
+def crop_affine(centre_mm: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """(4, 4) affine of an axis-aligned RAS crop of `shape` voxels of 1 mm whose middle voxel (n // 2) lies at `centre_mm`."""
+    affine = np.eye(4)
+    affine[:3, 3] = np.asarray(centre_mm, float) - np.array(shape) // 2
     return affine

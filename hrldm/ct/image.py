@@ -95,13 +95,13 @@ def _information(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
-def write_itk(path: Path, stored: np.ndarray, source: str | Path, overwrite: bool = False) -> Path:
+def write_itk(path: Path, stored: np.ndarray, source: str | Path) -> Path:
     """Write values (X, Y, Z) to a .mha or .nrrd file, compressed, with the very geometry of the file `source`."""
     image, reader = sitk.GetImageFromArray(stored.transpose(2, 1, 0)), _information(Path(source))
     image.SetOrigin(reader.GetOrigin())
     image.SetSpacing(reader.GetSpacing())
     image.SetDirection(reader.GetDirection())
-    with atomic(path, overwrite) as part:
+    with atomic(path, overwrite=False) as part:
         try:
             sitk.WriteImage(image, str(part), useCompression=True)
         except RuntimeError as error:

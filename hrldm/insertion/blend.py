@@ -16,13 +16,7 @@ MARGIN_SIGMAS = 3.0  # the weight is exactly 0 from this many σ outside the mas
 
 
 def feather(mask: np.ndarray) -> np.ndarray:
-    """Weights w(d) (D, D, D) float32 of a lesion mask (D, D, D) at 1 mm.
-
-    Raises:
-        ValueError: empty mask.
-    """
-    if not mask.any():
-        raise ValueError("empty mask, there is nothing to paste; give the nodule's mask")
+    """Weights w(d) (D, D, D) float32 of a lesion mask (D, D, D) at 1 mm that is not empty."""
     distance, end = ndimage.distance_transform_edt(~mask), np.exp(-(MARGIN_SIGMAS**2) / 2)
     w = (np.exp(-(distance**2) / (2 * FEATHER_MM**2)) - end) / (1 - end)
     return np.clip(w, 0, 1).astype(np.float32)

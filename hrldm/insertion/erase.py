@@ -11,14 +11,11 @@ import hashlib
 import json
 import logging
 import os
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from hrldm import __version__
 from hrldm.atomic import new_folder, write_text
 from hrldm.ct.dicom_write import ERASED, check_source, write_series
 from hrldm.ct.geometry import to_world
@@ -26,7 +23,7 @@ from hrldm.ct.label_maps import read_avoided
 from hrldm.ct.lungs import lung_labels
 from hrldm.ct.volume import CT, read_ct, same_suffix, write_ct, write_nifti
 from hrldm.insertion.files import check_output
-from hrldm.insertion.record import PACKAGES, RECORD, stamp
+from hrldm.insertion.record import RECORD, head, stamp
 from hrldm.nodules.healthy import Patch, erased
 
 logger = logging.getLogger(__name__)
@@ -118,17 +115,7 @@ def erase_file(
         files = {"ct": path, "mask": mask, "lungs": lungs}
         stamps = {name: stamp(Path(file)) for name, file in files.items() if file is not None}
         stored, where, records = erase(ct, labels, lesions, seed)
-        record = {
-            "note": ERASED,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "source": {"name": Path(ct.source).name, "shape": list(ct.shape), "affine": ct.affine.round(6).tolist()},
-            "lungs": Path(found).name,
-            "voxels_changed": int((stored != ct.stored).sum()),
-            "versions": {"hrldm": __version__} | {name: metadata.version(name) for name in PACKAGES},
-            "files": stamps,
-            "seed": seed,
-            "erased": records,
-        }
+        record = head(ERASED, ct, stored, found) | {"files": stamps, "seed": seed, "erased": records}
         write_ct(part / f"ct{same_suffix(path)}", stored, ct)
         write_nifti(part / "mask.nii.gz", where, CT(where, ct.affine))
         if derive:

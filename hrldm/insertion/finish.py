@@ -179,10 +179,11 @@ def finished(
     return Finished(box, *turned, held, psf, noise.sd, float(farthest))
 
 
-def lesion_in(ct: CT, mask: np.ndarray, affine: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray]:
-    """A lesion mask (x, y, z) on the grid of `ct`: slices of the CT's array, and the lesion's voxels there (bool)."""
+def lesion_in(ct: CT, mask: np.ndarray, affine: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray, np.ndarray]:
+    """A lesion mask (x, y, z) on the grid of `ct`: slices of the CT's array; there, the lesion's voxels and each one's share."""
     part, box = _part(ct, _corners(mask, affine), 1.0)
-    return box, lesion_voxels(projected(mask.astype(np.float32), affine, part.shape, part.affine), ct.source or "CT")
+    share = projected(mask.astype(np.float32), affine, part.shape, part.affine)
+    return box, lesion_voxels(share, ct.source or "CT"), share
 
 
 def lesion_voxels(share: np.ndarray, name: str) -> np.ndarray:

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from hrldm.config import SUBTYPES
-from hrldm.ct.geometry import crop_affine, equivalent_diameter, sample, shifted
+from hrldm.ct.geometry import crop_affine, equivalent_diameter, sample
 from hrldm.ct.label_maps import LOBE_NAMES
 from hrldm.ct.nifti import scaled
 from hrldm.ct.volume import CT
-from hrldm.insertion.finish import LEAST_VOXELS, Finished, finished, holds, lesion_in, projected
+from hrldm.insertion.finish import LEAST_VOXELS, Finished, finished, holds, lesion_in
 from hrldm.insertion.generator import Generator, Request
 from hrldm.insertion.place import LungSpace, Nodule, place_nodule
 from hrldm.insertion.quality import assess, faults
 from hrldm.insertion.wish import Wish
+from hrldm.nodules.cubes import cube_about, whole_hu
 from hrldm.nodules.histograms import histogram_moments
 from hrldm.nodules.shapes import ShapeLibrary, load_shapes
 
@@ -133,27 +134,20 @@ def requested(ct: CT, nodules: Sequence[Nodule]) -> tuple[Request, list[np.ndarr
     mask = np.stack([_centred(n.mask, side) for n in nodules])
     subtype = np.array([SUBTYPES.index(n.wish.subtype) for n in nodules])
     seeds = np.array([n.noise_seed for n in nodules])
-    hu = np.rint(background.clip(-1024, 3071)).astype(np.int16)
     cores = [np.zeros_like(n.mask) if n.core is None else n.core for n in nodules]
     core = np.stack([_centred(c, side) for c in cores]) if any(c.any() for c in cores) else None
-    return Request(hu, mask, subtype, np.stack([n.histogram for n in nodules]), seeds, core), crops
+    return Request(whole_hu(background), mask, subtype, np.stack([n.histogram for n in nodules]), seeds, core), crops
 
 
 def _centred(mask: np.ndarray, side: int) -> np.ndarray:
     """The mask in a cube of `side` voxels, its voxel shape // 2 at side // 2; empty margins may be cut off."""
-    out = np.zeros((side,) * 3, bool)
-    start = side // 2 - np.array(mask.shape) // 2
-    local = tuple(slice(max(0, s), s + n) for s, n in zip(start, mask.shape, strict=True))
-    out[local] = mask[tuple(slice(max(0, -s), max(0, -s) + side) for s in start)]
-    return out
+    return cube_about(mask, [n // 2 for n in mask.shape], side, fill=False)
 
 
 def _mixed_mean(ct: CT, nodule: Nodule) -> float:
     """Mean HU to expect of a lesion where the grid is too coarse: each voxel holds as much of it as lies within."""
-    affine = crop_affine(nodule.centre_mm, nodule.mask.shape)
-    box, lesion = lesion_in(ct, nodule.mask, affine)
-    here = shifted(ct.affine, [s.start for s in box])
-    share = projected(nodule.mask.astype(np.float32), affine, lesion.shape, here)[lesion]
+    box, lesion, share = lesion_in(ct, nodule.mask, crop_affine(nodule.centre_mm, nodule.mask.shape))
+    share = share[lesion]
     return float((share * histogram_moments(nodule.histogram)[0] + (1 - share) * ct.array[box][lesion]).mean())
 
 

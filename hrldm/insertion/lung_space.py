@@ -19,12 +19,6 @@ FEATHERED_MM = MARGIN_SIGMAS * FEATHER_MM  # beyond a lesion, what its feather r
 EDGE_VOXELS = 1.25
 
 
-def _ends(labels: np.ndarray) -> tuple[list[int], list[int]]:
-    """First and last index (3,) of the voxels above 0; as ndimage's, faster."""
-    seen = [np.flatnonzero(labels.max(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return [int(s[0]) for s in seen], [int(s[-1]) for s in seen]
-
-
 def voxel_mm(ct: CT) -> np.ndarray:
     """(3,) extent of the CT's voxels along R, A and S."""
     return np.abs(ct.affine[:3, :3]).sum(1)
@@ -71,15 +65,16 @@ class LungSpace:
                 f"labels of {whole.min():g} to {whole.max():g}: give whole numbers 0 to 255, 0 outside the lungs (of a "
                 "probability map, its voxels above 0.5)"
             )
-        if not (whole > 0).any():
+        lungs = whole > 0
+        if not lungs.any():
             raise ValueError("the labels hold no lung: no voxel above 0")
-        first, last = (np.array(ends) for ends in _ends(whole))
-        low, high = reach(ct.affine, first - 1, last + 1)
+        first, beyond = np.array([(s.start, s.stop) for s in box_of(lungs)]).T
+        low, high = reach(ct.affine, first - 1, beyond)
         low, high = np.floor(low) - BEYOND_MM, np.ceil(high) + BEYOND_MM
         affine, shape = np.eye(4), tuple(int(n) for n in high - low + 1)
         affine[:3, 3] = low
         margin = np.ceil(BEYOND_MM / ct.spacing).astype(int) + 2
-        start, stop = np.maximum(first - margin, 0), np.minimum(last + margin + 1, ct.shape)
+        start, stop = np.maximum(first - margin, 0), np.minimum(beyond + margin, ct.shape)
 
         def on_grid(values: np.ndarray, **how) -> np.ndarray:
             # one voxel order and one rounding, so that the same scan stored in another order gives the same positions

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from hrldm.atomic import atomic
@@ -156,11 +156,8 @@ def _write(path: Path, cases: dict[str, Case], overwrite: bool) -> None:
         rows += [{"case": name, "ct": case.ct} | _cells(wish) for wish in case.wishes]
         if not case.wishes:
             rows.append({"case": name, "ct": case.ct, "subtype": NEGATIVE})
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    with atomic(path, overwrite) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    with atomic(path, overwrite) as part:
+        pd.DataFrame(rows).to_csv(part, index=False, lineterminator="\n")
 
 
 def _cells(wish: Wish) -> dict[str, str]:

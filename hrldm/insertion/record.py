@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from hrldm import __version__
@@ -148,18 +149,24 @@ def made_of(out: Path, wishes: Sequence[Wish], asked: dict, files: dict[str, Pat
         return False
 
 
+def head(note: str, ct: CT, stored: np.ndarray, lungs: str, **more) -> dict:
+    """What every record begins with; stored: the values that replaced the CT's own."""
+    return {
+        "note": note,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "source": {"name": Path(ct.source).name, "shape": list(ct.shape), "affine": ct.affine.round(6).tolist()},
+        "lungs": Path(lungs).name,
+        "voxels_changed": int((stored != ct.stored).sum()),
+        **more,
+        "versions": {"hrldm": __version__} | {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
 def record_of(ct: CT, made: Inserted, generator: Generator, lungs: str) -> dict:
     """The rest of the record: with `asked_for`, the stamps of `inputs` and the nodules, it reproduces the result.
 
     It holds no patient data.
     """
-    return {
-        "note": NOTE,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "source": {"name": Path(ct.source).name, "shape": list(ct.shape), "affine": ct.affine.round(6).tolist()},
-        "lungs": Path(lungs).name,
-        "voxels_changed": int((made.stored != ct.stored).sum()),
-        # another number of threads sums in another order: single voxels then differ by 1 HU
-        "device": {"name": generator.device, "threads": torch.get_num_threads()},
-        "versions": {"hrldm": __version__} | {name: metadata.version(name) for name in PACKAGES},
-    }
+    # another number of threads sums in another order: single voxels then differ by 1 HU
+    device = {"name": generator.device, "threads": torch.get_num_threads()}
+    return head(NOTE, ct, made.stored, lungs, device=device)

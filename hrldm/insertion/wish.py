@@ -190,8 +190,8 @@ def point(at: str | Sequence[float]) -> tuple[float, ...]:
     return tuple(float(x) for x in (at.replace(",", " ").split() if isinstance(at, str) else at))
 
 
-def read_histogram(given: str | Path | Sequence[float], bins: int = BINS) -> np.ndarray:
-    """HU histogram (bins,) of sum 1 from `bins` numbers or a text file of them, the shares of equal bins over -1000..400 HU.
+def read_histogram(given: str | Path | Sequence[float]) -> np.ndarray:
+    """HU histogram (BINS,) of sum 1 from `BINS` numbers or a text file of them, the shares of equal bins over -1000..400 HU.
 
     Raises:
         ValueError: unreadable, wrong count, negative, not finite or empty.
@@ -202,15 +202,15 @@ def read_histogram(given: str | Path | Sequence[float], bins: int = BINS) -> np.
         numbers = Path(given).read_text(encoding="utf-8-sig").replace(",", " ").split() if in_file else given
         values = np.array([float(x) for x in numbers])
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: not a histogram ({error}); give a text file of {bins} numbers") from error
+        raise ValueError(f"{name}: not a histogram ({error}); give a text file of {BINS} numbers") from error
     unfit = np.flatnonzero(~np.isfinite(values) | (values < 0)) + 1
-    if values.shape != (bins,) or len(unfit) or not 0 < values.sum() < np.inf:
+    if values.shape != (BINS,) or len(unfit) or not 0 < values.sum() < np.inf:
         wrong = f"{values.size} numbers"
-        if values.shape == (bins,):
+        if values.shape == (BINS,):
             places = ", ".join(map(str, unfit[:5])) + (f" and {len(unfit) - 5} more" if len(unfit) > 5 else "")
             wrong = f"negative or not finite: number {places}" if len(unfit) else f"the numbers sum to {values.sum():g}"
         raise ValueError(
-            f"{name}: {wrong}; a histogram has {bins} that are not negative, the shares of equal bins over "
+            f"{name}: {wrong}; a histogram has {BINS} that are not negative, the shares of equal bins over "
             f"{HIST_HU_MIN:g}..{HIST_HU_MAX:g} HU"
         )
     return values / values.sum()

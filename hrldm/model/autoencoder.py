@@ -29,9 +29,7 @@ FACTOR = 4  # spatial compression (Section 5)
 class AutoencoderConfig:
     """Architecture of Stage I (Section 3.1), and where its weights come from."""
 
-    source: str = (
-        "shipped"  # shipped | train | maisi (the file that HRLDM_MAISI names, else train) | path of such a file
-    )
+    source: str = "shipped"  # | train | maisi (the file that HRLDM_MAISI names, else train) | path of such a file
     channels: tuple[int, ...] = (16, 32, 64)  # width per level, full resolution first
     res_blocks: tuple[int, ...] = (2, 1, 1)  # decoder; two at full resolution: D_trunc ends with the penultimate
     encoder_res_blocks: tuple[int, ...] = (1, 1, 1)
@@ -101,13 +99,13 @@ class LinearCode(nn.Module):
         """Synthesis; blocks at the edge are replicated beyond it."""
         return self.synthesis(functional.pad(z, (1,) * 6, mode="replicate") if self.overlap else z)
 
-    def _fit_overlapping(self, x: Tensor, ridge: float = 1e-5) -> None:
+    def _fit_overlapping(self, x: Tensor) -> None:
         z = self.analysis(x)
         around = z.unfold(2, 3, 1).unfold(3, 3, 1).unfold(4, 3, 1)  # (B, c, n, n, n, 3, 3, 3) codes of 27 blocks
         a = around.permute(0, 2, 3, 4, 1, 5, 6, 7).flatten(4).flatten(0, 3).double()
         target = _blocks(x[..., FACTOR:-FACTOR, FACTOR:-FACTOR, FACTOR:-FACTOR]).double() - self.synthesis.bias.double()
         gram = a.T @ a / len(a)
-        w = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), a.T @ target / len(a))
+        w = torch.linalg.solve(gram + 1e-5 * torch.eye(len(gram), dtype=gram.dtype), a.T @ target / len(a))
         # neighbour (i, j, k) of a block contributes through the part of its kernel that overlaps the block
         w = w.reshape(-1, 3, 3, 3, FACTOR, FACTOR, FACTOR).flip(1, 2, 3).permute(0, 1, 4, 2, 5, 3, 6)
         self.synthesis.weight.copy_(w.reshape(len(w), 1, *[3 * FACTOR] * 3))

@@ -76,33 +76,26 @@ def _parts(values: Tensor) -> list[slice]:
 
 
 def soft_histogram(
-    values: Float[Tensor, "r n"],
-    lo: Float[Tensor, "r 1"],
-    hi: Float[Tensor, "r 1"],
-    bins: int,
-    weights: Float[Tensor, "r n"] | None = None,
+    values: Float[Tensor, "r n"], lo: Float[Tensor, "r 1"], hi: Float[Tensor, "r 1"], bins: int
 ) -> Float[Tensor, "r b"]:
     """Normalised histogram of each row of values (Eq. 7), differentiable in `values`.
 
-    Args:
-        lo, hi:  first and last bin centre of each row; the width is their spacing
-        weights: 1 for voxels of the lesion, 0 for others (None: all count)
+    lo, hi: first and last bin centre of each row; the width is their spacing
 
     Raises:
-        ValueError: fewer than two bins, an empty range, or a row without any weight.
+        ValueError: fewer than two bins, an empty range, or no values.
     """
     if bins < 2:
         raise ValueError(f"a histogram needs at least two bins, got {bins}")
     if not bool((hi > lo).all()):
         raise ValueError("histogram range is empty: the last bin centre must lie above the first")
-    weights = (values.new_ones(1, 1) if weights is None else weights.to(values.dtype)).expand_as(values)
-    if not bool((weights.sum(1) > 0).all()):
+    if not values.shape[1]:
         raise ValueError("histogram of an empty lesion: no voxel of the mask lies in the crop")
-    return _normalised(values, lo, hi, bins, weights)
+    return _normalised(values, lo, hi, bins, values.new_ones(1, 1).expand_as(values))
 
 
 def _normalised(values: Tensor, lo: Tensor, hi: Tensor, bins: int, weights: Tensor) -> Tensor:
-    """`soft_histogram` without its checks, each of which stalls a GPU."""
+    """`soft_histogram` of values that count by `weights`, without its checks, each of which stalls a GPU."""
     sums = _TriangularHistogram.apply(values, weights, lo, (hi - lo) / (bins - 1), bins)
     return sums / weights.sum(1, keepdim=True)
 

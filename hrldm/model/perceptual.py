@@ -177,6 +177,6 @@ class PerceptualLoss(nn.Module):
         return self.net.feature_maps(images)
 
 
-def unit(features: Tensor, eps: float = 1e-6) -> Tensor:
+def unit(features: Tensor) -> Tensor:
     """Features (B, C, H, W) divided by their norm over channels; finite gradient where all channels are zero."""
-    return features / (features.square().sum(dim=1, keepdim=True) + eps).sqrt()
+    return features / (features.square().sum(dim=1, keepdim=True) + 1e-6).sqrt()

@@ -39,6 +39,14 @@ class UnetConfig:
     mask_detail: int = 4  # soft-mask subdivisions of a latent voxel's side; 1 = paper
     context: int | None = 1  # latent voxels around the lesion that the U-Net sees; None = the whole crop (paper)
 
+    @property
+    def blocks(self) -> dict:
+        """What MONAI's U-Nets take of it."""
+        return {
+            "spatial_dims": 3, "num_channels": self.channels, "attention_levels": self.attention, "num_res_blocks": self.res_blocks,
+            "num_head_channels": self.head_channels, "norm_num_groups": self.norm_groups,
+        }  # fmt: skip
+
 
 class HistogramEmbedding(nn.Module):
     """Histogram (B, bins) -> context (B, tokens, d_ctx). Without `vector`, every nodule gets the same learned token."""
@@ -81,14 +89,9 @@ class ConditionalUNet(nn.Module):
         parts = config.mask_channels * config.mask_detail**3
         template = latent_channels if histogram.template else 0
         self.net = DiffusionModelUNetMaisi(
-            spatial_dims=3,
+            **config.blocks,
             in_channels=latent_channels + parts + 1 + template,
             out_channels=latent_channels,
-            num_channels=config.channels,
-            attention_levels=config.attention,
-            num_res_blocks=config.res_blocks,
-            num_head_channels=config.head_channels,
-            norm_num_groups=config.norm_groups,
             with_conditioning=True,
             cross_attention_dim=config.ctx_dim,
             num_class_embeds=len(SUBTYPES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -17,12 +18,12 @@ def whole_hu(hu: np.ndarray) -> np.ndarray:
     return hu.round().clip(LOWEST_HU, HIGHEST_HU).astype(np.int16)
 
 
-def cube_about(array: np.ndarray, centre: np.ndarray, side: int) -> np.ndarray:
-    """Cube of `side` whose middle (side // 2) is the voxel `centre`; air outside the CT."""
+def cube_about(array: np.ndarray, centre: Sequence[int], side: int, fill: int = LOWEST_HU) -> np.ndarray:
+    """Cube of `side` whose middle (side // 2) is the voxel `centre`; outside the array `fill`: air of a CT."""
     start = [int(c) - side // 2 for c in centre]
     inner = array[tuple(slice(max(a, 0), a + side) for a in start)]
     beyond = [(max(-a, 0), max(a + side - n, 0)) for a, n in zip(start, array.shape, strict=True)]
-    return np.pad(inner, beyond, constant_values=LOWEST_HU)
+    return np.pad(inner, beyond, constant_values=fill)
 
 
 def write_cubes(folder: Path, name: str, affine: np.ndarray, centre: np.ndarray, **cubes: np.ndarray) -> dict[str, str]:

@@ -23,9 +23,8 @@ from scipy.sparse.linalg import cg
 from hrldm.nodules.masks import box_of
 from hrldm.nodules.positions import AIRWAY_HU, MAX_AIRWAY, MAX_VESSEL, VESSEL_HU
 
-MARGIN_MM = (
-    4.0  # real nodules exceed the lung by 92, 40, 23 and 20 HU at 0-1, 1-2, 2-3 and 3-4 mm: blur, and careful outlines
-)
+# real nodules exceed the lung by 92, 40, 23 and 20 HU at 0-1, 1-2, 2-3 and 3-4 mm: blur, and careful outlines
+MARGIN_MM = 4.0
 RING_MM = 3.0  # about the hole: where patch and surroundings are compared
 SCREENING_MM = 2.0  # l: at 3, what is left beyond the margin shows in the hole
 MIN_LUNG = 0.75  # of the lesion's surroundings: its margin and the ring

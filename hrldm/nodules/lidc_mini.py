@@ -40,11 +40,8 @@ from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, WHEELS, wheel_file
 
 VERSION = 5  # raise when a voxel of the result would change
 CT_VERSION = 1
-TABLES = (
-    "hu_histograms.csv",
-    "texture_statistics.csv",
-    "lidc_split.csv",
-)  # beside this file; the result depends on them
+# beside this file; the result depends on them
+TABLES = ("hu_histograms.csv", "texture_statistics.csv", "lidc_split.csv")
 PATIENT = "LIDC-IDRI-0001"
 SUBTYPE_SHARE = {"solid": 0.55, "part-solid": 0.20, "ground-glass": 0.25}  # solid majority, as in the paper's cohorts
 SIZE_SHARE = (0.4, 0.4, 0.2)  # of the three size bins
@@ -179,9 +176,7 @@ def _make(
     folder: Path, affine: np.ndarray, row: dict, background: np.ndarray, shape: np.ndarray, histogram: np.ndarray, seed
 ) -> dict:
     """Texture one nodule, write its cubes, and return its row with their names. affine: of the CT."""
-    mask = np.zeros(background.shape, bool)
-    half = [m // 2 - n // 2 for m, n in zip(mask.shape, shape.shape, strict=True)]
-    mask[tuple(slice(h, h + n) for h, n in zip(half, shape.shape, strict=True))] = shape
+    mask = cube_about(shape, [n // 2 for n in shape.shape], len(background), fill=False)
     image = texture_nodule(background, mask, row["subtype"], histogram, np.random.default_rng(seed))
     centre = [row[axis] for axis in "ijk"]
     return row | write_cubes(folder, row["nodule_id"], affine, centre, image=image, background=background, mask=mask)

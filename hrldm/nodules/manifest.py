@@ -97,6 +97,12 @@ def file_name(nodule_id: str) -> str:
     return re.sub(r"[/\\]", "-", nodule_id)
 
 
+def units(frame: pd.DataFrame) -> pd.Series:
+    """The unit of independence of each row: `shape_patient_id` where it is filled, else the patient."""
+    patients = frame["patient_id"]
+    return frame[UNIT].where(frame[UNIT].fillna("") != "", patients) if UNIT in frame else patients
+
+
 # -- checks, each returning its problems -------------------------------------------------------------------------------
 
 
@@ -157,7 +163,7 @@ def _check_values(frame: pd.DataFrame) -> list[str]:
 
 def _set_split(frame: pd.DataFrame, path: Path) -> list[str]:
     """Add a `split` column (from the committed LIDC split, or by hash) in place, or return the problems of a given one."""
-    unit = frame["patient_id"] if UNIT not in frame else frame[UNIT].where(frame[UNIT] != "", frame["patient_id"])
+    unit = units(frame)
     if "split" in frame:
         fits = frame["split"].isin(SPLITS)
         problems = [f"row {n}: split {s!r} is not one of {', '.join(SPLITS)}" for n, s in frame["split"][~fits].items()]

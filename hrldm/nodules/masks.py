@@ -15,8 +15,9 @@ THIN = 0.2  # radius of the opening's ball, of the lesion's diameter: agrees bes
 
 def box_of(mask: np.ndarray, margin: int = 0) -> tuple[slice, slice, slice]:
     """The smallest box around a mask that is not empty, `margin` voxels wider where the array is."""
-    found = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return tuple(slice(max(s.start - margin, 0), s.stop + margin) for s in found)
+    # as ndimage.find_objects, faster
+    seen = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return tuple(slice(max(int(s[0]) - margin, 0), int(s[-1]) + 1 + margin) for s in seen)
 
 
 def cropped(mask: np.ndarray) -> np.ndarray:

@@ -81,27 +81,22 @@ def fitting(frame: pd.DataFrame, size: int, diameters_mm: tuple[float, float] = 
     return frame[~(wide | other)].reset_index(drop=True)
 
 
-def load_patches(frame: pd.DataFrame, size: int, image_column: str = "image") -> Patches:
+def load_patches(frame: pd.DataFrame, size: int) -> Patches:
     """Crops of `size` mm around each lesion's centre of mass, cached by content.
 
-    image_column: `image`, or `background` (the same place without the nodule) if the manifest has it.
-
     Raises:
-        ValueError: no rows, no such column, or a lesion outside its crop.
+        ValueError: no rows, or a lesion outside its crop.
     """
     if not len(frame):
         raise ValueError("the manifest has no rows for this split; check its `split` column")
-    if image_column not in frame or not frame[image_column].astype(bool).all():
-        raise ValueError(f"the manifest has no complete column {image_column!r}")
     frame = frame.reset_index(drop=True)
-    files = manifest_digest(frame, (image_column, "mask"))
-    file = keyed("patches", VERSION, files, image_column, size, suffix=".npz")
+    file = keyed("patches", VERSION, manifest_digest(frame), "image", size, suffix=".npz")  # "image": as older keys
     if not file.exists():
         hu = np.empty((len(frame), size, size, size), np.int16)
         mask = np.empty(hu.shape, bool)
         rows = tqdm(frame.iterrows(), total=len(frame), desc="crops", mininterval=10, disable=len(frame) < 200)
         for i, row in rows:
-            hu[i], mask[i] = _crop(Path(row[image_column]), Path(row["mask"]), size)
+            hu[i], mask[i] = _crop(Path(row["image"]), Path(row["mask"]), size)
         with atomic(file) as part:
             np.savez(part, hu=hu, mask=np.packbits(mask))
     with np.load(file) as stored:
@@ -116,8 +111,8 @@ def _crop(image: Path, mask: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
     # the nearest voxel, not the exact centre of mass: images at 1 mm are then copied, not interpolated
     centre = np.rint(ndimage.center_of_mass(label))
     grid = crop_affine(to_world(opened.affine, centre), (size,) * 3)
-    hu = sample(ct.array, ct.affine, (size,) * 3, grid, order=1)
-    inside = sample(label.astype(np.float32), opened.affine, (size,) * 3, grid, order=1, outside=0.0) > 0.5
+    hu = sample(ct.array, ct.affine, (size,) * 3, grid)
+    inside = sample(label.astype(np.float32), opened.affine, (size,) * 3, grid, outside=0.0) > 0.5
     if not inside.any():
         raise ValueError(f"{mask}: the lesion vanishes at 1 mm; remove this nodule from the manifest")
     return whole_hu(hu), inside

@@ -16,16 +16,7 @@ import pandas as pd
 from hrldm.atomic import atomic
 
 FILE = Path(__file__).with_name("shapes.npz")
-LIDC_RATINGS = (
-    "subtlety",
-    "calcification",
-    "sphericity",
-    "margin",
-    "lobulation",
-    "spiculation",
-    "texture",
-    "malignancy",
-)
+LIDC_RATINGS = tuple("subtlety calcification sphericity margin lobulation spiculation texture malignancy".split())
 
 
 @dataclass(frozen=True)

@@ -33,15 +33,10 @@ def template(
 ) -> np.ndarray:
     """HU crop (D, D, D) float32 at 1 mm whose lesion has the histogram exactly; the background elsewhere.
 
-    mask:      (D, D, D) bool
+    mask:      (D, D, D) bool, not empty
     histogram: (B,)
     lead:      (D, D, D) from -1 outside a solid core to 1 inside; None or 0 without one
-
-    Raises:
-        ValueError: empty mask.
     """
-    if not mask.any():
-        raise ValueError("empty lesion mask: nothing to fill")
     f = ndimage.gaussian_filter(rng.standard_normal(mask.shape), FIELD_MM, mode="wrap")
     order = np.minimum(depth(mask), DEPTH_MM) + ROUGHNESS_MM * f / f.std()
     if lead is not None:

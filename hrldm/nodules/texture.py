@@ -33,11 +33,8 @@ from hrldm.nodules.histograms import MIN_NODULES, SOLID_HU, quantiles, size_bin
 from hrldm.nodules.masks import box_of, signed_distance
 
 HALO_VOXELS = 3
-PSF_MM = (
-    0.9,
-    0.9,
-    1.1,
-)  # SDs of the halo along x, y, z; real cubes exceed the lung by 29-114 HU at 0-1 mm, 11-47 at 1-2
+# SDs of the halo along x, y, z; real cubes exceed the lung by 29-114 HU at 0-1 mm, 11-47 at 1-2
+PSF_MM = (0.9, 0.9, 1.1)
 EDGE_MM = 1.3  # real cubes: about 220 HU/mm at a surface with 850 HU of contrast
 SURFACE_SD_MM, SURFACE_MM = 1.0, 2.0  # SD and kernel of the field that displaces the surface
 NOISE_MM = (0.6,)  # kernel of scanner noise

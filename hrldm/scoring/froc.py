@@ -23,11 +23,8 @@ def judge(places: pd.DataFrame, predictions: pd.DataFrame, radius_mm: np.ndarray
     """Best score (n,) of the predictions nearer to each place than its radius, -inf without one, and whether each
     prediction (m,) is near none. places, predictions: scan, x, y, z in mm; predictions also score."""
     best, alone = np.full(len(places), -np.inf), np.ones(len(predictions), bool)
-    of, points, score = (
-        predictions.groupby("scan").indices,
-        predictions[POINT].to_numpy(),
-        predictions["score"].to_numpy(),
-    )
+    of = predictions.groupby("scan").indices
+    points, score = predictions[POINT].to_numpy(), predictions["score"].to_numpy()
     for i, (scan, place, radius) in enumerate(zip(places["scan"], places[POINT].to_numpy(), radius_mm, strict=True)):
         rows = of.get(scan, np.zeros(0, int))
         hits = rows[np.linalg.norm(points[rows] - place, axis=1) < radius]

@@ -110,9 +110,8 @@ class HistogramTerm:
 
     @torch.no_grad()
     def _ranges(self) -> tuple[Tensor, Tensor]:
-        own = [
-            (g, r) for g in self.groups for r in (g.index[:, 1] == 0).nonzero()[:, 0].tolist()
-        ]  # the untouched variants
+        # the untouched variants
+        own = [(g, r) for g in self.groups for r in (g.index[:, 1] == 0).nonzero()[:, 0].tolist()]
         chosen = np.linspace(0, len(own) - 1, min(RANGE_SAMPLES, len(own))).astype(int)
         values = []
         for g, r in (own[i] for i in chosen):

@@ -79,7 +79,6 @@ def train_ldm(
     seed: int,
     path: Path,
     autoencoder: Autoencoder | None = None,
-    accelerator: Accelerator | None = None,
     save_every: int = 100,
     initial: dict[str, Tensor] | None = None,
 ) -> Iterator[StepState]:
@@ -94,7 +93,7 @@ def train_ldm(
         DivergedError: a loss became NaN or infinite.
     """
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # the null token, or the MLP of c_hist
-    accelerator = accelerator or Accelerator(cpu=device_name() == "cpu", kwargs_handlers=[unused])
+    accelerator = Accelerator(cpu=device_name() == "cpu", kwargs_handlers=[unused])
     device, schedule = accelerator.device, Schedule(config.diffusion)
     torch.manual_seed(seed)
     network = _network(cache, config, seed, path, initial)

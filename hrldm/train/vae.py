@@ -61,7 +61,6 @@ def train_autoencoder(
     seed: int,
     path: Path,
     perceptual: nn.Module | None = None,
-    accelerator: Accelerator | None = None,
     save_every: int = 200,
     start: Mapping[str, Tensor] | None = None,
     mixed_precision: str = "no",
@@ -76,7 +75,7 @@ def train_autoencoder(
         CheckpointError: `path` belongs to a run with other settings.
         DivergedError: a loss became NaN or infinite.
     """
-    accelerator = accelerator or Accelerator(cpu=device() == "cpu")
+    accelerator = Accelerator(cpu=device() == "cpu")
     torch.manual_seed(seed)
     model, critic = Autoencoder(architecture), discriminator()
     meta = {"stage": STAGE, "digest": digest(architecture, config), "seed": seed, "architecture": asdict(architecture)}

@@ -22,7 +22,7 @@ import pandas as pd
 from hrldm.config import SUBTYPES
 from hrldm.insertion.generator import Request
 from hrldm.nodules.augmentation import CUBE_SYMMETRIES, cube_symmetry
-from hrldm.nodules.manifest import UNIT
+from hrldm.nodules.manifest import units
 from hrldm.nodules.patches import Patches
 from hrldm.paths import EMBEDDED
 from hrldm.train.device import device
@@ -52,11 +52,8 @@ POOL_SEED, CROSS_SEED = 7, 3  # keep the requests of the pool and of the crossed
 
 
 def shape_patients(frame: pd.DataFrame) -> np.ndarray:
-    """(N,) patient that each nodule's shape comes from: `shape_patient_id` where the manifest has it, else the patient."""
-    patients = frame.patient_id
-    if UNIT in frame:
-        patients = frame[UNIT].where(frame[UNIT].fillna("") != "", patients)
-    return patients.astype(str).to_numpy()
+    """(N,) patient that each nodule's shape comes from, see `units`."""
+    return units(frame).astype(str).to_numpy()
 
 
 # -- Tables 1 and 2 ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 
-from hrldm.atomic import atomic, write_text
+from hrldm.atomic import write_text
 from hrldm.cache import keyed
 from hrldm.ct.geometry import shifted
 from hrldm.ct.label_maps import LEFT, LOBE_NAMES
@@ -46,7 +46,6 @@ def _erased_file(image: str, mask: str) -> str:
     file = keyed("erased", VERSION, *stamps, suffix=".nii.gz")
     refused = file.with_name(file.name.replace(".nii.gz", ".txt"))
     if not file.exists() and not refused.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
         ct, opened = read_ct(Path(image), min_slices=1), open_nifti(Path(mask))
         lesion = read_voxels(opened, Path(mask))[1] > 0
         box = box_of(lesion, int(np.ceil(SEARCH_MM / ct.spacing.min())))
@@ -57,8 +56,7 @@ def _erased_file(image: str, mask: str) -> str:
             write_text(refused, str(error))
         else:
             part = CT(whole_hu(healthy), shifted(ct.affine, [s.start for s in box]))
-            with atomic(file) as temporary:
-                write_nifti(temporary, part.array, part)
+            write_nifti(file, part.array, part, overwrite=True)
     return str(file) if file.exists() else ""
 
 

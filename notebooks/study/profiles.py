@@ -123,9 +123,7 @@ PAPER = Profile(
     mixed_precision="fp16",
     data=DataConfig(n_train=2950, n_val=0, n_test=530, patch_mm=128, diameters_mm=(6.0, 30.0)),
     autoencoder=changed(MAISI, source="maisi"),
-    vae=VaeConfig(
-        steps=280 * 58000, batch=1, patch=64, lr=1e-4, perceptual=0.3, adversarial=0.1, adversarial_start=0
-    ),
+    vae=VaeConfig(steps=280 * 58000, batch=1, patch=64, lr=1e-4, perceptual=0.3, adversarial=0.1, adversarial_start=0),
     unet=UnetConfig(
         channels=(64, 128, 256, 512), attention=(False, False, True, True), res_blocks=2, norm_groups=32,
         linear_skip=False, mask_channels=3, mask_detail=1, context=None,
@@ -133,9 +131,7 @@ PAPER = Profile(
     diffusion=DiffusionConfig(prediction="eps", background="paper"),
     histogram=HistogramConfig(times_bins=False, t_max=None, max_voxels=64),
     latents=LatentsConfig(variants=1, least=1),
-    ldm=LdmConfig(
-        pretrain_steps=0, steps=0, epochs=200, batch=1, lr=1e-5, lr_power=2.0, warm_up=0, clip=None, ema=0.0
-    ),
+    ldm=LdmConfig(pretrain_steps=0, steps=0, epochs=200, batch=1, lr=1e-5, lr_power=2.0, warm_up=0, clip=None, ema=0.0),
     sampling=SamplingConfig(sampler="ddpm", steps=1000, feather=False),
     tables=TablesConfig(n_synthetic=500, n_boot=2000),
     ablation=AblationConfig(steps=0, start="scratch", seeds=3, n=390),

@@ -27,7 +27,7 @@ from hrldm.model.perceptual import PerceptualLoss
 from hrldm.model.unet import ConditionalUNet
 from hrldm.nodules import lidc_mini
 from hrldm.nodules.histograms import FLOOR_REACH, choose_histogram, completed, histogram_library, lung_floor, size_bin
-from hrldm.nodules.manifest import load_manifest
+from hrldm.nodules.manifest import load_manifest, units
 from hrldm.nodules.patches import Patches, fitting, load_patches, manifest_digest
 from hrldm.nodules.split import assert_disjoint
 from hrldm.nodules.template import template
@@ -76,9 +76,9 @@ class Study:
     def split(self, name: str) -> pd.DataFrame:
         return self.frame[self.frame.split == name].reset_index(drop=True)
 
-    def patches(self, split: str, size: int | None = None, image_column: str = "image") -> Patches:
+    def patches(self, split: str, size: int | None = None) -> Patches:
         """Crops of one split; `size` defaults to the profile's training crop."""
-        return load_patches(self.split(split), size or self.profile.data.patch_mm, image_column)
+        return load_patches(self.split(split), size or self.profile.data.patch_mm)
 
     @functools.cached_property
     def _healthy(self) -> pd.Series:
@@ -106,8 +106,20 @@ class Study:
 
     @functools.cached_property
     def autoencoder(self) -> Autoencoder:
-        """Stage I as the profile asks: shipped, trained here, or the user's MAISI file."""
-        return obtain_autoencoder(self)
+        """Stage I as the profile asks, frozen, in evaluation mode; `maisi` is trained where the user has no file of it.
+
+        Raises:
+            CheckpointError: missing or corrupt weights; the message says which file.
+        """
+        source = self.profile.autoencoder.source
+        given = os.environ.get(paths.MAISI) if source == "maisi" else None
+        if source == "shipped":
+            model = load_autoencoder(SHIPPED_AUTOENCODER)
+        elif source in ("maisi", "train") and not given:
+            model = load_autoencoder(fit_autoencoder(self, self.profile)[0])
+        else:
+            model = load_maisi(Path(given or source))
+        return model.eval().requires_grad_(False)
 
     @functools.cached_property
     def _latents(self) -> dict[tuple[str, Picture | None], LatentCache]:
@@ -147,8 +159,8 @@ class Study:
                lidc-mini as the profile says, or draws them from the seed.
         """
         profile = changed(self.profile, **changes)
-        if start is None:
-            start = self.pretrained(profile)
+        if start is None and (embedded := pretraining_study(self, changed(profile, histogram__weight=0.0))) is not None:
+            start = embedded.unet()[0]  # nodules of known truth first, few real ones after
         # the `paper` rule trains as `clean` does and differs in sampling only
         trained = (
             changed(profile, diffusion__background="clean") if profile.diffusion.background == "paper" else profile
@@ -161,11 +173,6 @@ class Study:
         """The generator around the network of `unet`."""
         unet, scale, profile, _ = self.unet(start, **changes)
         return Generator(self.autoencoder, unet, scale, profile, profile.sampling, device())
-
-    def pretrained(self, profile: Profile) -> ConditionalUNet | None:
-        """The network that `profile` asks to begin with: nodules of known truth first, few real ones after."""
-        embedded = pretraining_study(self, changed(profile, histogram__weight=0.0))
-        return None if embedded is None else embedded.unet()[0]
 
     def run_path(self, profile: Profile, start: ConditionalUNet | None = None) -> Path:
         begun = None if start is None else weights_digest(start)
@@ -246,7 +253,7 @@ def open_study(
     missing = [s for s in ("train", "test") if not (frame.split == s).any()]
     if missing:
         raise ValueError(f"{root}: no nodule in split(s) {missing}; check the `split` column of the manifest")
-    unit = frame.get("shape_patient_id", frame.patient_id)
+    unit = units(frame)
     for name, part in (
         ("train on (train and val)", unit[frame.split != "test"]),
         ("test on", unit[frame.split == "test"]),
@@ -296,24 +303,6 @@ def checked_manifest(root: Path) -> pd.DataFrame:
         stamp.parent.mkdir(exist_ok=True)
         stamp.touch()
     return frame
-
-
-def obtain_autoencoder(study: Study) -> Autoencoder:
-    """The autoencoder a profile asks for, frozen, in evaluation mode; `maisi` is trained where the user has no file of it.
-
-    Raises:
-        CheckpointError: missing or corrupt weights; the message says which file.
-    """
-    p = study.profile
-    given = os.environ.get(paths.MAISI) if p.autoencoder.source == "maisi" else None
-    if p.autoencoder.source == "shipped":
-        model = load_autoencoder(SHIPPED_AUTOENCODER)
-    elif p.autoencoder.source in ("maisi", "train") and not given:
-        path, _ = fit_autoencoder(study, p)
-        model = load_autoencoder(path)
-    else:
-        model = load_maisi(Path(given or p.autoencoder.source))
-    return model.eval().requires_grad_(False)
 
 
 def fit_autoencoder(study: Study, profile: Profile) -> tuple[Path, pd.DataFrame]:

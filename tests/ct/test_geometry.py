@@ -47,7 +47,7 @@ def test_linear_sampling_reproduces_a_linear_field_in_world_space(affine):
     slope = np.array([2.0, -3.0, 5.0])
     field = to_world(affine, np.stack(np.indices((20, 20, 20)), -1)) @ slope
     shape = (3, 4, 5)
-    target = crop_affine(to_world(affine, np.array([9.5, 9.5, 9.5])), shape, spacing=0.5)
+    target = crop_affine(to_world(affine, np.array([9.5, 9.5, 9.5])), shape) @ np.diag([0.5, 0.5, 0.5, 1.0])
     expected = to_world(target, np.stack(np.indices(shape), -1)) @ slope
     np.testing.assert_allclose(sample(field, affine, shape, target), expected, atol=1e-2)
 
@@ -92,7 +92,6 @@ def test_resample_keeps_field_of_view_and_identity():
     np.testing.assert_allclose(*centre, atol=1e-9)
     np.testing.assert_allclose(voxel_size(grid), 1)
     np.testing.assert_array_equal(resample(array, np.diag([-1, 1, 1, 1.0]), 1.0)[0], array)
-    assert resample(array > 0, affine, 1.0, order=0)[0].dtype == bool
 
 
 def test_resample_matches_simpleitk():
@@ -106,5 +105,5 @@ def test_resample_matches_simpleitk():
 
 
 def test_crop_affine_puts_the_middle_voxel_at_the_centre():
-    affine = crop_affine(np.array([10.0, -20.0, 30.0]), (48, 48, 33), spacing=0.5)
+    affine = crop_affine(np.array([10.0, -20.0, 30.0]), (48, 48, 33))
     np.testing.assert_allclose(to_world(affine, np.array([24, 24, 16])), [10, -20, 30])

@@ -141,7 +141,7 @@ def test_the_edge_is_what_a_scanner_would_have_made_of_the_lesion(spacing, psf):
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = CENTRE - np.array(spacing) * (np.array(without.shape) - 1) / 2
     ct, (_, mask, grid) = CT(np.rint(without).astype(np.int16), affine), crop(8.0)
-    box, lesion = lesion_in(ct, mask, grid)
+    box, lesion, _ = lesion_in(ct, mask, grid)
     generated = ndimage.gaussian_filter(np.where(mask, 0.0, -860.0), OWN_BLUR_MM)
     made = finished(ct, generated, mask, grid, hu_histogram(true[box][lesion]), seed=1, grain=False)
     hu, inside = written(ct, made), placed(ct, made)
@@ -202,7 +202,7 @@ def at_wall(spacing, psf, lesion_hu):
 def test_a_broad_solid_lesion_passes_into_the_wall_without_a_seam(spacing, psf):
     """Against physics, as above: the profile across the wall, and all about the lesion there."""
     ct, true, deep, off, crop = at_wall(spacing, psf, 0.0)
-    box, lesion = lesion_in(ct, *crop[1:])
+    box, lesion, _ = lesion_in(ct, *crop[1:])
     made = finished(ct, *crop, hu_histogram(true[box][lesion]), seed=1, grain=False)
     hu, inside = written(ct, made), placed(ct, made)
     depths, beam = np.round(deep), off < 4

@@ -237,7 +237,7 @@ def test_more_nodules_than_a_byte_counts(chest, monkeypatch):
     monkeypatch.setattr("hrldm.insertion.insert.place_nodule", placed)
 
     def laid(ct, hu, mask, affine, histogram, seed, core, keep, **how):
-        box, lesion = lesion_in(ct, mask, affine)
+        box, lesion, _ = lesion_in(ct, mask, affine)
         stored = ct.stored[box].copy()
         stored[lesion] = 0
         none = np.zeros_like(lesion)

@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from scipy import ndimage
 from scipy.stats import norm
 
-from hrldm.ct.geometry import resample, to_world
+from hrldm.ct.geometry import resample, sample, to_world
 from hrldm.ct.volume import read_ct
 from hrldm.insertion.batch import insert_folder
 from hrldm.insertion.files import insert_file
@@ -422,7 +422,7 @@ def test_what_insert_and_batch_write_is_read(nifti, tmp_path):
 def matched_filter(ct, lungs, most=400):
     """Places (n, 3) in RAS mm and scores: the highest maxima of differences of Gaussians inside the lungs, at 2 mm."""
     hu, affine = resample(ct.array, ct.affine, 2.0)
-    lungs = resample(lungs, ct.affine, 2.0, order=0)[0] > 0
+    lungs = sample(lungs, ct.affine, hu.shape, affine, order=0) > 0
     tissue = np.clip(hu, -950, 50)
     best = np.full(hu.shape, -np.inf, np.float32)
     for radius in (4, 6, 9, 12):  # mm; a ball's best match has this width

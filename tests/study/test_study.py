@@ -335,6 +335,18 @@ def test_a_dataset_of_one_patient_is_refused_before_any_work(tmp_path, monkeypat
         runs.open_study("smoke", "mine", str(root))
 
 
+def test_a_blank_shape_patient_is_no_other_patient(tmp_path, monkeypatch):
+    monkeypatch.setenv("HRLDM_CACHE", str(tmp_path / "cache"))
+    root = tiny.manifest(tmp_path, {"train": 3, "test": 3})
+    frame = pd.read_csv(root / "manifest.csv")
+    train = frame.split == "train"
+    frame.loc[train, "patient_id"] = "only"
+    frame["shape_patient_id"] = np.where(train.cumsum() == 1, frame.patient_id, "")
+    frame.to_csv(root / "manifest.csv", index=False)
+    with pytest.raises(ValueError, match="nodules of one patient to train on"):
+        runs.open_study("smoke", "mine", str(root))
+
+
 def test_a_seed_that_no_library_takes_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setenv("HRLDM_CACHE", str(tmp_path / "cache"))
     root = tiny.manifest(tmp_path, {"train": 3, "test": 3})

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from hrldm.config import SIZE_BINS_MM, SUBTYPES
-from hrldm.nodules.histograms import size_bin
 from study.classify.jobs import (
     BALANCED,
     CLINICAL,
@@ -23,7 +22,7 @@ from study.classify.jobs import (
     ClassifierData,
 )
 from study.classify.runs import RunResult
-from study.classify.tables import METRICS, size_name
+from study.classify.tables import METRICS, in_bin, size_name
 from study.measure.roc import paired_runs
 from study.measure.statistics import N_BOOT
 
@@ -37,11 +36,11 @@ def subtype_differences(
     """`table3_differences.csv`: metric, size_mm, subtype, a, b, then both levels and b minus a (`COLUMNS`), of `Real + Synth`
     against every arm that trains a network."""
     arms = [arm for arm in dict.fromkeys(r.arm for r in results) if arm not in (*RULES, REAL_SYNTH)]
-    bins, rows = np.array([size_bin(d) for d in test.diameters]), []
-    for metric, (i, size), (k, subtype), arm in product(METRICS, enumerate(SIZE_BINS_MM), enumerate(SUBTYPES), arms):
+    rows = []
+    for metric, size, (k, subtype), arm in product(METRICS, SIZE_BINS_MM, enumerate(SUBTYPES), arms):
         key = {"metric": metric, "size_mm": size_name(size), "subtype": subtype, "a": arm, "b": REAL_SYNTH}
         pair = {"a": (arm, 1.0), "b": (REAL_SYNTH, 1.0)}
-        rows.append(key | _difference(results, test, pair, k, metric, bins == i, seed, n_boot))
+        rows.append(key | _difference(results, test, pair, k, metric, in_bin(test, size), seed, n_boot))
     return pd.DataFrame(rows)
 
 

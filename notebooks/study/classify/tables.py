@@ -67,7 +67,7 @@ def subtype_table(results: Sequence[RunResult], test: ClassifierData, seed: int,
     rows = []
     for metric in METRICS:
         for size in SIZE_BINS_MM:
-            inside = _in_bin(test, size)
+            inside = in_bin(test, size)
             for k, subtype in enumerate(SUBTYPES):
                 base = {
                     own: _measured([r for r in results if r.fold in own], REAL_ONLY, test, k, metric, inside, weights)
@@ -136,7 +136,7 @@ def pr_curves(results: Sequence[RunResult], test: ClassifierData) -> pd.DataFram
     for k, subtype in enumerate(SUBTYPES):
         for arm in (REAL_ONLY, REAL_SYNTH):
             for size in SIZE_BINS_MM:
-                inside = _in_bin(test, size)
+                inside = in_bin(test, size)
                 labels = test.labels[inside] == k
                 curves = [_precision_at(labels, r.probabilities[inside, k], recall) for r in results if r.arm == arm]
                 if curves and labels.any() and not labels.all():
@@ -169,8 +169,8 @@ def size_name(size: tuple[float, float]) -> str:
     return f"{size[0]:g}-{size[1]:g}"
 
 
-def _in_bin(test: ClassifierData, size: tuple[float, float]) -> np.ndarray:
-    """Diameters in [low, high); the last bin also takes its upper end."""
+def in_bin(test: ClassifierData, size: tuple[float, float]) -> np.ndarray:
+    """Diameters in [low, high); the last bin also takes its upper end. Those outside all bins are in none."""
     d = test.diameters
     return (d >= size[0]) & ((d < size[1]) | ((size == SIZE_BINS_MM[-1]) & (d == size[1])))
 

@@ -88,9 +88,9 @@ def build_classifier(arch: str, n_classes: int, seed: int, init: Mapping[str, Te
     return model
 
 
-def predict_proba(model: nn.Module, crops: np.ndarray, batch: int = 32) -> np.ndarray:
+def predict_proba(model: nn.Module, crops: np.ndarray) -> np.ndarray:
     """Class probabilities (N, K) float64 of crops (N, D, D, D) in HU."""
-    return _logits(model, crops, batch).double().softmax(dim=1).numpy()
+    return _logits(model, crops, 32).double().softmax(dim=1).numpy()
 
 
 def train_classifier(

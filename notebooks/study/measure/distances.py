@@ -85,13 +85,13 @@ def rbf_kernel(width: float) -> Kernel:
     return kernel
 
 
-def median_distance(sample: Sample, at_most: int = 1000) -> float:
-    """Median Euclidean distance of points of different groups, from evenly spaced points where there are very many.
+def median_distance(sample: Sample) -> float:
+    """Median Euclidean distance of points of different groups, from 1000 evenly spaced points where there are more.
 
     Raises:
         ValueError: all points are the same, so that no kernel width follows.
     """
-    keep = np.unique(np.linspace(0, len(sample.points) - 1, min(len(sample.points), at_most)).astype(int))
+    keep = np.unique(np.linspace(0, len(sample.points) - 1, min(len(sample.points), 1000)).astype(int))
     different = pdist(sample.group[keep, None].astype(float)) > 0
     median = float(np.median(pdist(sample.points[keep])[different]))
     if not median > 0:

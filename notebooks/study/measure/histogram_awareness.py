@@ -12,7 +12,7 @@ A term that is aware of intensity ranks the changes alike. Latents are scaled as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -58,15 +58,10 @@ def lesion_histogram(term: HistogramTerm, z: Tensor, mask: Tensor) -> Tensor:
     return term.histogram(cubes.of(z), cubes.of(mask, FACTOR))
 
 
-def awareness_table(
-    term: HistogramTerm,
-    patches: Patches,
-    offsets_hu: Iterable[float] = OFFSETS_HU,
-    contrasts: Iterable[float] = CONTRASTS,
-) -> pd.DataFrame:
-    """One row per nodule and change: nodule_id, patient_id, subtype, offset_hu, contrast, hu_jsd, feature_jsd, and
+def awareness_table(term: HistogramTerm, patches: Patches) -> pd.DataFrame:
+    """One row per nodule and change of `OFFSETS_HU` and `CONTRASTS`: nodule_id, patient_id, subtype, offset_hu, contrast, hu_jsd, feature_jsd, and
     `channel_00`… the divergence of each channel alone."""
-    changes = [(offset, 1.0) for offset in offsets_hu] + [(0.0, contrast) for contrast in contrasts]
+    changes = [(offset, 1.0) for offset in OFFSETS_HU] + [(0.0, contrast) for contrast in CONTRASTS]
     rows = []
     for row, hu, mask in zip(patches.frame.itertuples(), patches.hu, patches.mask, strict=True):
         truth = change_lesion(hu, mask)

@@ -75,7 +75,6 @@ def known_answer(
     extractor: Extractor,
     n_boot: int,
     seed: int,
-    n_slices: int = 1,
     device: str | torch.device = "cpu",
 ) -> pd.DataFrame:
     """Every measure of every damage in `DAMAGES`, and of no damage at all (`none`, strength 0) where it has a floor.
@@ -83,14 +82,14 @@ def known_answer(
     Args:
         patches: real nodules in crops of the size of Table 1.
         groups: (N,) patient of each.
-        n_slices: of each plane; nearly all the time goes into their features, 16 times those of one system.
+        extractor: of the features of each plane's middle slice; nearly all the time goes into them, 16 times those of one system.
 
     Returns:
         damage, strength, metric, value, ci_low, ci_high, notices, clear (bool), n. Distances are averages of the planes, not in
         the paper's units.
     """
     patches = replace(patches, frame=patches.frame.assign(patient_id=groups))
-    seen = partial(three_plane_features, extractor=extractor, n_slices=n_slices, device=device)
+    seen = partial(three_plane_features, extractor=extractor, n_slices=1, device=device)
     keys = {f"{damage} {s:g}": (damage, s) for damage, strengths in DAMAGES.items() for s in strengths}
     real, features, lesions = seen(patches.hu), {}, [intensity.lesion_tables({}, patches, seed)]
     for name, (damage, strength) in tqdm(keys.items(), desc="damages", mininterval=10, disable=len(patches) < 20):
@@ -108,12 +107,9 @@ def known_answer(
     return table.assign(clear=table.ci_low > table.metric.map(floor).fillna(0.5), n=len(groups))
 
 
-def first_noticed(table: pd.DataFrame, rule: str = "notices") -> pd.DataFrame:
-    """Least strength of each damage from which on a measure sees it, NaN for none: damages by metrics.
-
-    rule: notices | clear
-    """
-    missed = table[~table[rule]].groupby(["damage", "metric"]).strength.max()
+def first_noticed(table: pd.DataFrame) -> pd.DataFrame:
+    """Least strength of each damage from which on a measure sees it, NaN for none: damages by metrics."""
+    missed = table[~table.notices].groupby(["damage", "metric"]).strength.max()
     rows = [
         (damage, metric, min((s for s in strengths if s > missed.get((damage, metric), 0.0)), default=np.nan))
         for damage, strengths in DAMAGES.items()

@@ -14,7 +14,6 @@ import base64
 import hashlib
 import json
 import logging
-import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -136,21 +135,6 @@ def chosen(
         rows[0].extend(taken)
         rows[1].extend(free[:count])
     return np.array(rows[0]), np.array(rows[1])
-
-
-def volumes(page: Path) -> dict[str, np.ndarray]:
-    """Case -> (D, D, D) int16 HU as the page holds them, for Fig. 5 and for checks."""
-    text = Path(page).read_text(encoding="utf-8")
-    side = json.loads(re.search(r'id="study">(.*?)</script>', text)[1])["side"]
-    found = {}
-    for case, code in re.findall(r'id="case-(\d+)">(.*?)</script>', text):
-        raw = np.frombuffer(zlib.decompress(base64.b64decode(code), -15), np.uint8)[: 2 * side**3].astype(np.int32)
-        folded = raw[: side**3] << 8 | raw[side**3 :]
-        steps = ((folded >> 1) ^ -(folded & 1)).reshape(side, side, side)
-        for axis in range(3):
-            steps = steps.cumsum(axis)
-        found[case] = (LOWEST_HU + STEP_HU * steps[::-1, ::-1, ::-1].T).astype(np.int16)
-    return found
 
 
 def _packed(hu: np.ndarray) -> bytes:

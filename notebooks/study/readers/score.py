@@ -247,25 +247,25 @@ def _fleiss(called: np.ndarray) -> tuple[float, float, float]:
         return float(fleiss_kappa(counts)), *percentile_interval(draws)
 
 
-def readings_needed(claim: float = CLAIM, truth: float = 0.5, power: float = POWER) -> tuple[int, int]:
-    """Independent readings with which "accuracy is under `claim`" would be shown, by a normal approximation and exactly.
+def readings_needed() -> tuple[int, int]:
+    """Independent readings with which "accuracy is under `CLAIM`" would be shown, by a normal approximation and exactly.
 
     Shown is it when the exact one-sided 95 % upper limit (Clopper-Pearson) lies under the claim; it must do so with
-    probability `power` if the accuracy is `truth`. The approximation, n = ((z.95 + z.80) / 2 / (claim - truth))² with the
-    spread of guessing, gives 154.6 for .60; the smallest n of the exact test is 158.
+    probability `POWER` for a guesser. The approximation, n = ((z.95 + z.80) / 2 / (CLAIM - 0.5))² with the spread of
+    guessing, gives 154.6 for .60; the smallest n of the exact test is 158.
     """
-    effect = (claim - truth) / np.sqrt(truth * (1 - truth))
-    about = NormalIndPower().solve_power(effect, alpha=1 - LEVEL, power=power, ratio=0, alternative="larger")
+    effect = (CLAIM - 0.5) / 0.5
+    about = NormalIndPower().solve_power(effect, alpha=1 - LEVEL, power=POWER, ratio=0, alternative="larger")
     n = 1
-    while stats.binom.cdf(_most_right(n, claim), n, truth) < power:
+    while stats.binom.cdf(_most_right(n), n, 0.5) < POWER:
         n += 1
     return int(np.ceil(about)), n
 
 
-def _most_right(n: int, claim: float) -> int:
-    """The largest number right of n whose exact one-sided upper limit lies under `claim`; -1 if none."""
-    k = int(stats.binom.ppf(1 - LEVEL, n, claim))
-    return k if stats.binom.cdf(k, n, claim) <= 1 - LEVEL else k - 1
+def _most_right(n: int) -> int:
+    """The largest number right of n whose exact one-sided upper limit lies under `CLAIM`; -1 if none."""
+    k = int(stats.binom.ppf(1 - LEVEL, n, CLAIM))
+    return k if stats.binom.cdf(k, n, CLAIM) <= 1 - LEVEL else k - 1
 
 
 def needed(readings: pd.DataFrame) -> pd.DataFrame:

@@ -36,7 +36,6 @@ def write_provenance(
     data_hash: str | None = None,
     wall_time_s: Mapping[str, float] | None = None,
     peak_memory_mb: Mapping[str, int] | None = None,
-    device: str | None = None,
 ) -> Path:
     """Write or complete ``results_dir/provenance.json``; `commits` and `data_hashes` have what each notebook was last run on.
 
@@ -48,7 +47,6 @@ def write_provenance(
         data_hash: hash of the manifest and its files; None keeps the recorded one.
         wall_time_s: {notebook: seconds}, added to the recorded ones.
         peak_memory_mb: {notebook: resident memory of all its processes}, added likewise.
-        device: what the numbers were computed on; None looks (`device_name`).
 
     Returns:
         Path of the file.
@@ -79,7 +77,7 @@ def write_provenance(
             "git": git,
             "commits": dict(sorted((commits | dict.fromkeys(wall_time_s or {}, git["commit"])).items())),
             "data_hashes": dict(sorted((hashes | dict.fromkeys(wall_time_s or {}, data_hash)).items())),
-            "device": device or device_name(),
+            "device": device_name(),
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",
             "packages": {name: metadata.version(name) for name in PACKAGES},
@@ -114,9 +112,8 @@ def device_name() -> str:
 
         if torch.cuda.is_available():
             return torch.cuda.get_device_name()
-    usable = (
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )  # Linux alone says
+    # Linux alone says
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return f"CPU, {len(usable)} cores"
 
 

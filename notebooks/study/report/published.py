@@ -47,17 +47,3 @@ def load_published(name: str) -> pd.DataFrame:
     if tuple(table.columns) != COLUMNS[name]:
         raise ValueError(f"{path}: columns {list(table.columns)}, expected {list(COLUMNS[name])}")
     return table
-
-
-def beside_ours(ours: pd.DataFrame, name: str, on: list[str], value: str) -> pd.DataFrame:
-    """Our table with the paper's `value` in a column `published`, matched on the columns `on` (NaN where it has none).
-
-    Raises:
-        ValueError: a column of `on` that either table lacks, or published rows that are not unique in `on`.
-    """
-    theirs = load_published(name)
-    if missing := [c for c in [*on, value] if c not in theirs] + [c for c in on if c not in ours]:
-        raise ValueError(f"{name}: cannot match on {on}, missing {sorted(set(missing))}")
-    if theirs.duplicated(on).any():
-        raise ValueError(f"{name}: published rows are not unique in {on}")
-    return ours.merge(theirs[[*on, value]].rename(columns={value: "published"}), on=on, how="left")

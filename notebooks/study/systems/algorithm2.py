@@ -59,7 +59,7 @@ def insert_whole(
     box, affine = _reached(grid, hu.shape, ct)
     stored = ct.stored.copy(order="K")
     stored[box] = ct.to_stored(sample(hu, grid, stored[box].shape, affine))
-    place, lesion = lesion_in(ct, mask, grid)
+    place, lesion, _ = lesion_in(ct, mask, grid)
     before, after = (scaled(x[place], ct.slope, ct.inter) for x in (ct.stored, stored))
     quality = assess(before, after, lesion, ct.spacing, nodule.histogram)
     found = np.zeros(ct.shape, np.uint8)

@@ -44,17 +44,7 @@ class DiffTumorUNet(nn.Module):
 
     def __init__(self, config: Stage2, channels: int) -> None:
         super().__init__()
-        unet = config.unet
-        self.net = DiffusionModelUNetMaisi(
-            spatial_dims=3,
-            in_channels=2 * channels + 1,
-            out_channels=channels,
-            num_channels=unet.channels,
-            attention_levels=unet.attention,
-            num_res_blocks=unet.res_blocks,
-            num_head_channels=unet.head_channels,
-            norm_num_groups=unet.norm_groups,
-        )
+        self.net = DiffusionModelUNetMaisi(**config.unet.blocks, in_channels=2 * channels + 1, out_channels=channels)
         self.register_buffer("low", torch.zeros(channels, 1, 1, 1))
         self.register_buffer("high", torch.zeros(channels, 1, 1, 1))
 
@@ -70,10 +60,7 @@ class DiffTumor(Peer):
     picture = staticmethod(blanked)
     steps = 4
     sampler = Ddpm
-
-    @staticmethod
-    def network(config: Stage2, channels: int) -> nn.Module:
-        return DiffTumorUNet(config, channels)
+    network = DiffTumorUNet
 
     @staticmethod
     def prepare(network: DiffTumorUNet, cache: LatentCache) -> None:

@@ -104,17 +104,7 @@ class HistogramUnet(DiffusionModelUNetMaisi):
     """MAISI's U-Net beside the filter, without cross-attention; the histogram's embedding is concatenated to that of t."""
 
     def __init__(self, config: UnetConfig, channels: int, timesteps: int) -> None:
-        super().__init__(
-            spatial_dims=3,
-            in_channels=channels,
-            out_channels=channels,
-            num_channels=config.channels,
-            attention_levels=config.attention,
-            num_res_blocks=config.res_blocks,
-            num_head_channels=config.head_channels,
-            norm_num_groups=config.norm_groups,
-            include_spacing_input=True,
-        )
+        super().__init__(**config.blocks, in_channels=channels, out_channels=channels, include_spacing_input=True)
         self.spacing_layer = self._create_embedding_module(BINS, 4 * config.channels[0])  # 16 bins, not 3 spacings
         self.filter = BlockFilter(timesteps)
 

@@ -52,14 +52,9 @@ class LINet(nn.Module):
     def __init__(self, config: UnetConfig, channels: int) -> None:
         super().__init__()
         self.net = DiffusionModelUNetMaisi(
-            spatial_dims=3,
+            **config.blocks,
             in_channels=channels + 1,
             out_channels=channels + 1,
-            num_channels=config.channels,
-            attention_levels=config.attention,
-            num_res_blocks=config.res_blocks,
-            num_head_channels=config.head_channels,
-            norm_num_groups=config.norm_groups,
             with_conditioning=True,
             cross_attention_dim=config.ctx_dim,
         )

@@ -71,16 +71,7 @@ class ControlledUNet(nn.Module):
 
     def __init__(self, config: Stage2, channels: int) -> None:
         super().__init__()
-        unet, width = config.unet, config.unet.channels[0]
-        shared = {
-            "spatial_dims": 3,
-            "in_channels": channels,
-            "num_channels": unet.channels,
-            "attention_levels": unet.attention,
-            "num_res_blocks": unet.res_blocks,
-            "num_head_channels": unet.head_channels,
-            "norm_num_groups": unet.norm_groups,
-        }
+        shared, width = config.unet.blocks | {"in_channels": channels}, config.unet.channels[0]
         self.unet = DiffusionModelUNetMaisi(out_channels=channels, **shared)
         self.control = ControlNetMaisi(
             conditioning_embedding_in_channels=PLANES,
@@ -105,10 +96,7 @@ class MaisiV2(Peer):
     """See the module docstring."""
 
     name = "maisi-v2"
-
-    @staticmethod
-    def network(config: Stage2, channels: int) -> nn.Module:
-        return ControlledUNet(config, channels)
+    network = ControlledUNet
 
     @staticmethod
     def losses(network: ControlledUNet, batch: dict[str, Tensor], config: Stage2) -> dict[str, Tensor]:

@@ -77,7 +77,9 @@ class Peer(Generator):
 def trained(study: Study, system: type[Peer]) -> Peer:
     """The trained system (trained now when it is not on disk yet), on nodules of known truth first as our own networks are."""
     profile, codec = changed(study.profile, **system.changes), system.codec(study)
-    cache, start = _latents(study, system, codec), None
+    own = codec is study.autoencoder
+    cache = study.latents("train", system.picture) if own else study.encoded("train", system.picture, codec)
+    start = None
     if (embedded := pretraining_study(study, study.profile)) is not None:
         start = trained(embedded, system).unet.state_dict()
     path = run_path(study, system)
@@ -99,12 +101,6 @@ def run_path(study: Study, system: type[Peer]) -> Path:
     pretrained = study.dataset != "lidc-mini" and profile.ldm.pretrain_steps
     data = (profile.data.patch_mm, study.data_hash, weights_digest(system.codec(study)), pretrained, study.seed)
     return keyed("runs", system.name, system.VERSION, profile.stage2(), *data) / f"{STAGE}.safetensors"
-
-
-def _latents(study: Study, system: type[Peer], codec: nn.Module) -> LatentCache:
-    if codec is study.autoencoder:
-        return study.latents("train", system.picture)
-    return study.encoded("train", system.picture, codec)
 
 
 def _train(

@@ -13,6 +13,7 @@ from hrldm.atomic import atomic
 from hrldm.cache import keyed
 from hrldm.insertion.generator import Generator, Request
 from hrldm.model.unet import UnetConfig
+from hrldm.nodules.cubes import whole_hu
 from hrldm.nodules.masks import solid_part
 from hrldm.nodules.patches import Patches
 from hrldm.train.latents import lesion_histograms, weights_digest
@@ -44,14 +45,8 @@ SYSTEMS = {  # in the order of the tables
     "texture": texture.generate,
     **{name: functools.partial(generate, system=name) for name in GENERATORS},
 }
-NOT_ASKED = {
-    "autoencoder",
-    "transplant",
-    "diff-tumor",
-    "diff-tumor-200",
-    "lesion-diffusion",
-    "maisi-v2",
-}  # no histogram
+# no histogram
+NOT_ASKED = {"autoencoder", "transplant", "diff-tumor", "diff-tumor-200", "lesion-diffusion", "maisi-v2"}
 
 VERSION = f"{TRAINING}.2"  # raise the last when the same networks would give other crops
 
@@ -112,7 +107,6 @@ def synthesise(study: Study, system: str, request: Request, truth: Patches, edge
             made = edged(request, synthesise(study, system, request, truth))
         else:
             made = SYSTEMS[system](study, request, truth.hu)
-        made = np.rint(made).clip(-1024, 3071).astype(np.int16)
         with atomic(file) as part:
-            np.save(part, made)
+            np.save(part, whole_hu(made))
     return np.load(file)

@@ -53,6 +53,15 @@ def test_table_3_sets_synthetic_nodules_against_every_arm_in_the_folds_that_both
     assert (table.b == REAL_SYNTH).all()
 
 
+def test_nodules_beyond_all_size_bins_are_in_no_cell_of_table_3(test_set):
+    runs = [run(arm, 0, 1.0, test_set, 1.0) for arm in (REAL_ONLY, REAL_SYNTH)]
+    beyond = replace(
+        test_set, diameters=np.select([test_set.diameters == 7, test_set.diameters == 30], [5.9, 30.1], 12.0)
+    )
+    table = df.subtype_differences(runs, beyond, 0, n_boot=50).groupby("size_mm")
+    assert table.n_patients.max().to_dict() == {"6-10": 0, "10-20": 40, "20-30": 0}
+
+
 def test_fig_7_has_every_comparison_that_claims_ask_for(test_set):
     cells = [(CLINICAL, 1.0), (CLINICAL, 0.1), (FULL, 1.0), (FULL, 0.1), (FULL, 0.0)]
     runs = [run(arm, f, share, test_set, 0.4 + share) for arm, share in cells for f in range(2)]

@@ -13,6 +13,7 @@ from hrldm.model.unet import latent_masks
 from hrldm.nodules.patches import Patches
 from hrldm.train.histogram_term import HistogramTerm
 from hrldm.train.latents import LatentCache, encode_patches, lesion_histograms, mask_tensor, windowed
+from study.measure import histogram_awareness
 from study.measure.histogram_awareness import (
     awareness_table,
     change_lesion,
@@ -64,8 +65,10 @@ def test_change_lesion_is_offset_and_contrast_inside_the_mask_only(patches):
     assert change_lesion(hu, mask, 5000)[mask].max() == 1000 and hu[mask].max() < 0  # clipped, and the input untouched
 
 
-def test_the_linear_channel_ranks_changes_as_hu_does(term, patches):
-    table = awareness_table(term, patches, offsets_hu=(-100, 0, 20, 50, 100), contrasts=(0.5,))
+def test_the_linear_channel_ranks_changes_as_hu_does(term, patches, monkeypatch):
+    monkeypatch.setattr(histogram_awareness, "OFFSETS_HU", (-100, 0, 20, 50, 100))
+    monkeypatch.setattr(histogram_awareness, "CONTRASTS", (0.5,))
+    table = awareness_table(term, patches)
     assert len(table) == N * 6
     unchanged = table[(table.offset_hu == 0) & (table.contrast == 1)]
     assert unchanged.hu_jsd.max() == 0 and unchanged.feature_jsd.max() < 1e-6

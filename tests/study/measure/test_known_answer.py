@@ -88,7 +88,7 @@ def test_what_is_noticed_first(table):
     assert first.index.tolist() == list(ka.DAMAGES) and set(first) == set(table.metric)
     by_hand = table[(table.damage == "noise_hu") & (table.metric == "kid")].assign(notices=[True, False, True, True])
     assert ka.first_noticed(by_hand).loc["noise_hu", "kid"] == 40.0  # a lucky hit below does not count
-    assert np.isnan(ka.first_noticed(by_hand.assign(clear=False), "clear").loc["noise_hu", "kid"])
+    assert np.isnan(ka.first_noticed(by_hand.assign(notices=False)).loc["noise_hu", "kid"])
 
 
 def test_undamaged_nodules_of_a_second_draw_are_not_noticed(nodules, monkeypatch):

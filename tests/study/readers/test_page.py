@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,7 +92,7 @@ def test_a_former_key_is_never_replaced(study):
 
 
 def test_the_page_holds_the_voxels_within_one_step(study):
-    key, shown = score.read_key(study / page.KEY).set_index("case"), page.volumes(study / page.PAGE)
+    key, shown = score.read_key(study / page.KEY).set_index("case"), volumes(study / page.PAGE)
     real = nodules(18, 0)
     for case, row in key[key.truth == "real"].iterrows():
         lost = real.hu[int(row.nodule_id[1:])].clip(page.LOWEST_HU) - shown[case]
@@ -313,7 +314,7 @@ def test_played_on_a_phone_by_touch_all_synthetic(study, tmp_path):
 
 
 def test_the_browser_shows_the_voxels_and_scrolls_zooms_and_windows_them(study, tmp_path):
-    rng, shown = random.Random(1), page.volumes(study / page.PAGE)
+    rng, shown = random.Random(1), volumes(study / page.PAGE)
     with browser(tmp_path / "profile") as b:
         b.start(study / page.PAGE, "at-random")
         b.play([(rng.choice(["real", "synthetic"]), rng.randint(1, 5)) for _ in range(12)])
@@ -349,3 +350,18 @@ def test_a_browser_without_what_is_needed_says_so(study, tmp_path):
         waited(lambda: b.js("document.readyState === 'complete'"))
         assert "cannot unpack the images" in b.js("document.getElementById('warning').textContent")
         assert b.js("document.getElementById('intro').hidden")
+
+
+def volumes(file: Path) -> dict[str, np.ndarray]:
+    """Case -> (D, D, D) int16 HU as the page holds them."""
+    text = file.read_text(encoding="utf-8")
+    side = json.loads(re.search(r'id="study">(.*?)</script>', text)[1])["side"]
+    found = {}
+    for case, code in re.findall(r'id="case-(\d+)">(.*?)</script>', text):
+        raw = np.frombuffer(zlib.decompress(base64.b64decode(code), -15), np.uint8)[: 2 * side**3].astype(np.int32)
+        folded = raw[: side**3] << 8 | raw[side**3 :]
+        steps = ((folded >> 1) ^ -(folded & 1)).reshape(side, side, side)
+        for axis in range(3):
+            steps = steps.cumsum(axis)
+        found[case] = (page.LOWEST_HU + page.STEP_HU * steps[::-1, ::-1, ::-1].T).astype(np.int16)
+    return found

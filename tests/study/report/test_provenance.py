@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 from hrldm.cache import digest
 from study.profiles import get_profile
 from study.report import provenance
-from study.report.provenance import read_provenance, write_provenance
+from study.report.provenance import device_name, read_provenance, write_provenance
 
 SMOKE = get_profile("smoke")
 
@@ -16,11 +16,11 @@ def _record(folder, number):
 
 
 def test_record_holds_what_a_run_depends_on(tmp_path):
-    write_provenance(tmp_path, SMOKE, "lidc-mini", 3, data_hash="ab12", device="test device")
+    write_provenance(tmp_path, SMOKE, "lidc-mini", 3, data_hash="ab12")
     record = read_provenance(tmp_path)
     assert record["profile_fields"]["unet"]["channels"] == list(SMOKE.unet.channels)
     assert record["profile_digest"] == digest(SMOKE) and record["seed"] == 3 and record["data_hash"] == "ab12"
-    assert record["packages"]["torch"].startswith("2.") and record["device"] == "test device"
+    assert record["packages"]["torch"].startswith("2.") and record["device"] == device_name()
     assert set(record["git"]) == {"commit", "dirty"}
 
 

@@ -4,11 +4,10 @@ from functools import cache
 from math import comb
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from hrldm import paths
-from study.report.published import COLUMNS, beside_ours, load_published
+from study.report.published import COLUMNS, load_published
 
 PLANES = ["axial", "sagittal", "coronal"]
 PRINTED_SCALE = {"fid": 1.0, "kid": 1e3, "mmd": 1e2}
@@ -109,17 +108,6 @@ def test_arms_are_named_as_our_tables_name_them():
     assert set(load_published("table3_subtype")["arm"]) == {arms.REAL_ONLY, arms.REAL_SYNTH}
     assert set(load_published("fig7_scarcity")["arm"]) <= {arms.CLINICAL, arms.PROPORTIONAL, arms.FULL}
     assert load_published("fig8_malignancy")["arm"].tolist() == [arms.SCRATCH, arms.IMBALANCED, arms.BALANCED]
-
-
-def test_beside_ours_matches_rows_and_leaves_the_rest_empty():
-    ours = pd.DataFrame(
-        {"system": ["hr-ldm", "texture"], "metric": "fid", "plane": "axial", "value": [5.0, 9.0]},
-    )
-    both = beside_ours(ours, "table1_fidelity", ["system", "metric", "plane"], "value")
-    assert both["value"].tolist() == [5.0, 9.0]
-    assert both["published"].tolist()[0] == 2.8192 and np.isnan(both["published"].tolist()[1])
-    with pytest.raises(ValueError, match="not unique"):
-        beside_ours(ours, "table1_fidelity", ["system", "metric"], "value")
 
 
 def test_missing_and_altered_files_are_named(tmp_path, monkeypatch):
