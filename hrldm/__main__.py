@@ -1,8 +1,6 @@
 """Command line: ``hrldm insert CT OUT --subtype part-solid --diameter 12``, ``batch FOLDER OUT``, ``plan FOLDER PLAN.csv --preset
 twins``, ``erase CT OUT --mask M``; ``python -m hrldm`` is the same."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Atomic writes: no kill, full disk or second process leaves a half-written result."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import glob

@@ -6,8 +6,6 @@ if not target.exists():
         ...
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

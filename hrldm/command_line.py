@@ -1,7 +1,5 @@
 """How a command of the tool, or of the study, is run: errors and log in the words of the command line."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import re

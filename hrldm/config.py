@@ -6,8 +6,6 @@
 The presets (`quick`, `paper`, …) stand in `notebooks/study/profiles.py`.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import shlex

@@ -4,8 +4,6 @@
 ``--stamp DATA_ROOT`` runs `stamp`. Standard library only: it runs before the environment exists.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

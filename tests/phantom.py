@@ -1,7 +1,5 @@
 """A piece of chest as a scanner with a known point-spread function and known noise shows it."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 

@@ -1,7 +1,5 @@
 """Networks, nodules and profiles small enough for seconds, shared by the tests of the core."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nibabel as nib

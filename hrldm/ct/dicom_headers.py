@@ -5,8 +5,6 @@ Each header is checked on its own, then against the first; `dicom_read` checks t
 each gets a header of its own, with the functional groups laid flat.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from pathlib import Path

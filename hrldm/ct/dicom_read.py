@@ -7,8 +7,6 @@ LPS affine has the columns r·Δcolumn, c·Δrow, (p_last − p_0)/(N − 1), an
 that is not a straight, evenly spaced, complete stack is refused: guessing would put the nodule in the wrong place.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Iterator

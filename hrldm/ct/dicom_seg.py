@@ -4,8 +4,6 @@ Two binary segments: the lesions, and their solid cores if there are any. The fr
 slices that they refer to, and slices without a lesion have none.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import warnings

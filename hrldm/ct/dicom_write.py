@@ -7,8 +7,6 @@ is for research. Elements that describe only the old pixels or the old file are 
 source's UIDs and a key, so the same insertion gives the same series.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

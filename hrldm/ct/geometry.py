@@ -1,7 +1,5 @@
 """Voxel grids: indices to world mm, and resampling from one grid to another, at any orientation and spacing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nibabel as nib

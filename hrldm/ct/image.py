@@ -3,8 +3,6 @@
 ITK's world is LPS mm and its arrays are (z, y, x); here all is RAS mm and (x, y, z).
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import NamedTuple

@@ -6,8 +6,6 @@ A map that covers much of the lungs is also tried mirrored, rotated and shifted;
 refused.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from pathlib import Path

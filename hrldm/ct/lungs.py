@@ -5,8 +5,6 @@ else 1 for lung; 0 outside. Whatever the source, the result must look like lung 
 (`label_maps`), so a map of another patient or orientation is refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import shutil

@@ -4,8 +4,6 @@ A file stores s, which means slope·s + inter (`scaled`, undone by `unscaled`). 
 is refused here: a shape that the voxels do not fill, two affines that disagree, voxel sizes of 0.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import zlib

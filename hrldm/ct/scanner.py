@@ -7,8 +7,6 @@ what a smooth background leaves of aerated lung.
 A lesion put into the scan gets both (`insertion/finish.py`); without them it is told from real ones by its isotropy alone.
 """
 
-from __future__ import annotations
-
 import functools
 import weakref
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ order (`to_ras`, `from_ras`) only permutes and flips axes; every other change of
 A_source⁻¹·A_target, so oblique scans need no special case. `image` and `dicom_read` read the files.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import os

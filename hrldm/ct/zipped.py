@@ -1,7 +1,5 @@
 """A zip unpacked to a temporary folder, after a look at what it claims to hold."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import tempfile

@@ -1,7 +1,5 @@
 """Insertion into every CT of a folder: finds the CTs, and the results that already exist."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -6,8 +6,6 @@ shifted so that it ends in zero without a step:
     w(d) = (exp(−d²/2σ²) − exp(−m²/2σ²)) / (1 − exp(−m²/2σ²))  for d < m,   w = 0 for d ≥ m,   hence w = 1 on the mask.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 

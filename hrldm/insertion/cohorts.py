@@ -13,8 +13,6 @@ make pairs: a CT gets one nodule at a time, so it has several results, named CT-
 The command line is made from `Cohort`, so this module imports nothing that is slow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args

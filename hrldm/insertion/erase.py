@@ -5,8 +5,6 @@ header and dtype, `mask.nii.gz` (k where the k-th lesion and its margin were), `
 derived series in `dicom/`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -6,8 +6,6 @@ has a solid core `core.nii.gz` (1 lesion, 2 core: as a wish's `mask` takes it), 
 DICOM input the derived series in `dicom/` and, if asked for, the masks in `seg.dcm`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -18,8 +18,6 @@ Vessels and chest wall beside the lesion (b = 1) stay as they are, and a voxel t
 bit for bit.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

@@ -5,8 +5,6 @@ lesions of one call are denoised together. Each is then made part of its scan (`
 are written (`quality`); it is retried with other noise if it misses its target.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

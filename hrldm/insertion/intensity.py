@@ -8,8 +8,6 @@ The ceiling of ground-glass is `SOLID_HU`: what is brighter in a real one is ves
 much lies above as of its own place is vessel, at most; another place's vessels would make a bright band where there is none.
 """
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

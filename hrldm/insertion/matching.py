@@ -13,8 +13,6 @@ already matches is unchanged. Decoding undoes part of the change, so it is made 
 doubled (`GAIN`); the following steps make the texture consistent again.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float

@@ -1,7 +1,5 @@
 """A lesion drawn by the user: read, checked against the scan, and brought to the grid of placing."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

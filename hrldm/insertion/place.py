@@ -4,8 +4,6 @@ A wish brings its own lesion as a mask file (`own_mask`), or gets a shape of the
 (`lung_space`); then its histogram and its core (`intensity`).
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """A cohort becomes a plan: every nodule is tried in its CT by the code that `insert` places it with, before any network runs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path

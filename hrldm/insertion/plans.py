@@ -1,7 +1,5 @@
 """Plans: what to insert, from a CSV with a row per nodule (for one CT, or for the CTs of a batch) or from a record to repeat."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """A picture of what an insertion did: each nodule in three planes, before, after and their difference."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

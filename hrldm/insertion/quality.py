@@ -1,7 +1,5 @@
 """Does a lesion match its request? Measured in HU on the voxels that are written."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 

@@ -1,7 +1,5 @@
 """The record of an insertion: what is needed to reproduce its bytes, and whether a result matches a new request."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The released HR-LDM: shipped autoencoder and U-Net, ready to generate nodules without any training."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a batch made, in two tables: its nodules as a manifest to train on, and all its scans, negatives among them."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

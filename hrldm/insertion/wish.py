@@ -3,8 +3,6 @@
 The command line is made from `Wish`, so this module imports nothing that is slow.
 """
 
-from __future__ import annotations
-
 import operator
 import os
 import re

@@ -15,8 +15,6 @@ What the network predicts (the sampler and Eq. 6 always use eps_hat):
             and neither error is amplified at any t
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

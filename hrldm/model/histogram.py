@@ -10,8 +10,6 @@ u = (f - mu_0) / w, k = floor(u), r = u - k. The gradient is dh_k/df = -1/w, dh_
 or last centre count in the edge bin, with zero gradient.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -12,8 +12,6 @@ with m the soft mask, M the binary mask, T the template's latent if the network 
 regression of the U-Net's own target inside M.
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Losses of Stage II: Eq. 5 (inpainting), Eq. 8 (Jensen–Shannon) and their sum, Eq. 9."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -7,8 +7,6 @@ token, as in the paper, the attention softmax is 1 for every query, so c_hist ac
 everywhere. ``tokens = B`` gives one token per bin instead, among which attention can choose.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

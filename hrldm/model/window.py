@@ -4,8 +4,6 @@ Everything outside M is given, and Eq. 5 looks only inside M, while the U-Net's 
 nodule's window depends on its mask alone, so the network sees the same in training and sampling.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

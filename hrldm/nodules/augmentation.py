@@ -1,7 +1,5 @@
 """Random training patches from volumes in memory: random volume, position and orientation."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Cubes around nodules, as `lidc_mini` and `transplant` cut them from a CT at 1 mm and write them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

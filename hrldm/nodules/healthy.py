@@ -11,8 +11,6 @@ deep in the lung, as bright and as noisy, with neither a vessel nor air that fil
 halved, and its parts, up to `MOST_PARTS`, are filled one after the other.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

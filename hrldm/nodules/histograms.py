@@ -3,8 +3,6 @@
 Used by c_hist, the template and every table; the differentiable histogram of Eq. 7 is in `model/histogram.py`.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Collection

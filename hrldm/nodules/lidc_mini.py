@@ -9,8 +9,6 @@ histogram. The real nodule of the left lower lobe is in no cube.
 Everything measured on this data is semi-synthetic.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ count), so that a user fixes a table once. The split is by unit of independence:
 `shape_patient_id` if a shape was put into another patient's background (semi-synthetic data).
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

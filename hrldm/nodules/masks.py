@@ -1,7 +1,5 @@
 """Masks of single lesions, (x, y, z) bool: their box, their voxels, distances to their surface, and their components."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 

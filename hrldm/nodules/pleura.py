@@ -1,7 +1,5 @@
 """Positions at the pleura: where the CT shows it, and a shape moved there until it touches with a narrow or a broad base."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 

@@ -4,8 +4,6 @@ The signed distance d of a shape is smooth, so rotating, bending and scaling are
 is the voxels with the largest d that make up the requested volume, so its volume is exact at any size.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation

@@ -4,8 +4,6 @@ Arrays are indexed (x, y, z) in RAS order. Source: the annotation database of py
 3(4):044504, 2016).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path

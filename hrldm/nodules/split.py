@@ -1,7 +1,5 @@
 """The patient split, fixed by a committed file before anything was trained (see scripts/make_split.py)."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import hashlib

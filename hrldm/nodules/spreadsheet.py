@@ -1,7 +1,5 @@
 """Read CSV as spreadsheets write it, with cells keyed by the row number that a user sees."""
 
-from __future__ import annotations
-
 import csv
 import io
 from pathlib import Path

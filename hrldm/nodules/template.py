@@ -9,8 +9,6 @@ so that the surface is darkest, the inside bright, and nothing smooth. A solid c
 crop is encoded, and its latent adds c input channels to the U-Net; in training the histogram is the nodule's own.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 

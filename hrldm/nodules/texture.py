@@ -18,8 +18,6 @@ exact and the structure comes from s. Outside the mask, a point-spread function 
 Nothing is learnt: this is the zero-training system `texture` of Table 1.
 """
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

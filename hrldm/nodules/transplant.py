@@ -16,8 +16,6 @@ takes no others. Hosts themselves are not split by patient: the embedded CT take
 validation nodules in its left lung, and whether other networks have seen a host is for the caller to say.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import logging

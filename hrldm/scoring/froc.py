@@ -5,8 +5,6 @@ neither way. Every other prediction is a false positive. Equal scores are one th
 straight, beyond the last one flat. The mean sensitivity at `RATES` is LUNA16's CPM.
 """
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What was inserted, and what a detector says: records and predictions, both as points in RAS mm."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Score a detector on inserted nodules: from records and predictions to tables and a picture."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Autoencoders from disk: the shipped one, one trained here, or MAISI's own file."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A checkpoint is complete or absent: it is written beside its target, flushed to 
 unpickled on loading.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ On a CPU it does, on one machine with a fixed number of threads. On a GPU, the o
 `HRLDM_DETERMINISTIC=1` is set, as in the tests; that costs speed.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 

@@ -7,8 +7,6 @@ keyed by the autoencoder's weights, the crops and the settings; a killed encodin
 complete.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 Runs that differ in one option see the same nodules, times and noise. Resuming, averaging and saving are in `loop`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """The closed-form fit of the linear denoiser on cached latents, before the first step of training."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

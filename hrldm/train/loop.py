@@ -10,8 +10,6 @@ with the same weights as an uninterrupted one.
         yield loop.done({"loss": loss})
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping

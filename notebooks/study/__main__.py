@@ -1,8 +1,6 @@
 """Command line of the study, from `notebooks/`: ``python -m study judge ROOT``, ``realism``, ``algorithm2 CT OUT``, ``readers OUT``,
 ``readers-score CSV``, ``claims``, ``simulate``, ``bench``, ``plan``, ``record``."""
 
-from __future__ import annotations
-
 import functools
 import os
 import sys

@@ -4,8 +4,6 @@ Every cell sees the same nodules, times and noise in training and the same nodul
 its difference to the default cell is paired. A cell is the mean over its seeds; intervals resample patients.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import pandas as pd

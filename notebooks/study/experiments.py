@@ -10,8 +10,6 @@ that they find each other's crops and runs in the cache:
 Nodules are grouped by the patient of their shape, the unit of every interval and of every fold.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

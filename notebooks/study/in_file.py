@@ -6,8 +6,6 @@ nodules. Each place asks for a histogram as `insert` draws it where none is give
 nodules, measured at 1 mm, whatever the grid.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -8,8 +8,6 @@ With a host CT the nodules are first transplanted into its healthy lung, where n
 one, and what is made there is held against the real ones in their own scans.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A notebook's study: it says what it is, shows and saves what comes out, and records what that depended on."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields
 from importlib import metadata
 

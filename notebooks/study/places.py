@@ -4,8 +4,6 @@ An image that still holds its nodule tells what is asked for: the partial-volume
 New nodules go to random ones (`random_places`): anywhere in the training lung of `lidc-mini`, else where another nodule was.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path

@@ -6,8 +6,6 @@ a small dataclass beside its user (`UnetConfig` in `hrldm/model/unet.py`, …), 
 can be changed: ``get_profile("quick", histogram__weight=0.0)``, or ``make reproduce SET="histogram.weight=0"``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 
 from hrldm import paths

@@ -5,8 +5,6 @@ rejects what is true. `verdicts`: how often a claim is called supported or contr
 paper's effect is, and with as many nodules as `claims` says it takes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 

@@ -4,8 +4,6 @@ Arithmetic and memory are counted on tensors without content (torch's `FakeTenso
 network on cubes of growing side, up to the full one where that takes seconds, and grows with the arithmetic beyond.
 """
 
-from __future__ import annotations
-
 import time
 import weakref
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A chest with its lungs on any grid, lesions drawn on it, and a library of balls, for the tests of insertion."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nibabel as nib

@@ -1,8 +1,6 @@
 """How much one arm exceeds another, with runs and test patients resampled together: what the verdicts on Table 3 and Figs. 7
 and 8 rest on. Arms are compared in the folds that both have."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 

@@ -5,8 +5,6 @@ Table 3 and Figs. 6-8 of the results. A run's file is named after all that decid
 share is trained once, and any change makes a new one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

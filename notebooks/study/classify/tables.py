@@ -11,8 +11,6 @@ resample test patients, the same draw for all runs and arms (paired): they speak
 runs, whose training sets overlap and whose smallest two-sided p at 5 against 5 is .0079.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

@@ -9,8 +9,6 @@ Every epoch draws its order and symmetries from (seed, epoch) alone, so a killed
 weights as an uninterrupted one (on one device with one number of threads; cuDNN may choose other kernels).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ nodule was) in place of its subtype. Nothing inside the mask is read, not even b
 of each subtype, for their edges differ. An AUROC of 0.5 is chance: there is no border to learn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What each system of Table 1 costs beside its quality: parameters, updates, training, and a nodule (`table1_costs.csv`)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 

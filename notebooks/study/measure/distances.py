@@ -12,8 +12,6 @@ Its expectation for two samples of one distribution is zero. What chance alone p
 the bias that leaving out those pairs removes, 4 / G (mean k within a group - mean k between groups).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

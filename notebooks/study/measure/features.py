@@ -10,8 +10,6 @@ There is no random-weight fallback. Every crop passes one fixed window, -1000..4
 would erase the HU offsets under test. Notation: N crops, D side of a crop, S slices per plane, F feature dimension.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 import re

@@ -25,8 +25,6 @@ Those of kid held it in .92 or more, those of mmd in .79 to .89: the width of it
 `LEAST_GROUPS` for a subtype of its own.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass, replace
 from itertools import combinations

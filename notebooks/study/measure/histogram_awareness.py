@@ -10,8 +10,6 @@ lesion are compared:
 A term that is aware of intensity ranks the changes alike. Latents are scaled as in training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -10,8 +10,6 @@ Control asks for a histogram and measures what comes. Both sides are read from h
 that the clipping of c_hist is not counted as the generator's error.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np

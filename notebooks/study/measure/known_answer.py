@@ -14,8 +14,6 @@ A damaged nodule is a copy, so this is the best a paired comparison can do. `cle
 themselves: the whole interval lies above the floor's whole interval.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

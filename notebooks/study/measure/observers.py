@@ -7,8 +7,6 @@ learned from; with as many real as synthetic cases, 50 % is chance. Unlike a rad
 difference it is asked for, so its accuracy is an upper bound to be read as "a difference exists".
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

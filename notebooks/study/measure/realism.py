@@ -7,8 +7,6 @@ filters that see nothing beyond it, but for the edge and the noise of the surrou
 slices: a box of a nodule has hardly a margin in z.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

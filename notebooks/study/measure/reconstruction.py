@@ -14,8 +14,6 @@ The sanity line is the best linear code of the same size: the leading principal 
 the latent has channels, fitted on training crops. An autoencoder below it is not trained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

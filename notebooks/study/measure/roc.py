@@ -1,7 +1,5 @@
 """Two classifiers on the same test nodules: DeLong's test of one run each, and a bootstrap of patients and runs of several."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from math import sqrt
 

@@ -11,8 +11,6 @@ patients and runs together.
 How often each interval holds what it promises is in `study.simulations`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import comb
 

@@ -1,7 +1,5 @@
 """Time and peak memory of a call, in the process it runs in."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc

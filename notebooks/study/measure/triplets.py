@@ -5,8 +5,6 @@ the mean over the training nodules of that subtype that are nearest in size. In 
 this order; a generator that obeys keeps it.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

@@ -8,8 +8,6 @@ A volume is packed in steps of 2 HU from -1024 to 3071: differences to the neigh
 remains is noise), as high and low bytes, deflated, in base64.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

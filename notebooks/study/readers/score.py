@@ -4,8 +4,6 @@ Intervals of a proportion are Wilson's, accuracy is tested against guessing by t
 are taken together, and for the AUC and Fleiss' kappa, cases are drawn with replacement: readers saw the same ones.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

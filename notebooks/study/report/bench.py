@@ -12,8 +12,6 @@ Every variant runs in a process of its own, so that its peak memory is its own. 
 `peak_mb` what memory grew by, `ratio` the time over that of the benchmark's first row.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

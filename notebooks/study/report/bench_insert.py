@@ -11,8 +11,6 @@
 share does not.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

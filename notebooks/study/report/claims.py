@@ -18,8 +18,6 @@ Of several runs that have a quantity, real data count before semi-synthetic, mor
 quantities before its later ones, more nodules before fewer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product

@@ -6,8 +6,6 @@ several cells add in quadrature, which is too wide where they share their test n
 mean over the rows that fit, and counts as known.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

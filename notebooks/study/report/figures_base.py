@@ -1,7 +1,5 @@
 """What all figures share: one colour a name, the style, and saving."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@
 Their `hue` is a column whose values have a colour and a legend entry each (`colour_of`), in order of appearance.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 

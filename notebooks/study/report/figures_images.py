@@ -10,8 +10,6 @@ page
 The lung window (level -600, width 1500 HU) is the same in every panel of every figure and named in it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

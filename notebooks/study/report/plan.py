@@ -5,8 +5,6 @@ ends as planned: early stopping can only make it shorter. Left out is what takes
 targets of L_hist, all measurements.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from types import SimpleNamespace

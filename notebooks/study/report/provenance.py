@@ -4,8 +4,6 @@ One file per results folder. Every notebook run adds to it (several may end at o
 merging under a lock; a run with another profile, dataset or seed starts it anew.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -10,8 +10,6 @@ the field of profile `paper` and its value; `ours` is empty where they agree, el
 (open), which of our additions is left out (off), or what differs and why.
 """
 
-from __future__ import annotations
-
 import pandas as pd
 
 from hrldm import paths

@@ -1,7 +1,5 @@
 """results/README.md, written whole from record.md beside this file and the views of the committed tables: ``python -m study record``."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@
 of `SCHEMAS`; a table under another name has the columns it comes with. `VIEWS` lays out what is too wide or too long.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Controls of notebook 04: choose a nodule, put it into a CT, see before, after and difference in three planes."""
 
-from __future__ import annotations
-
 import tempfile
 from dataclasses import replace
 from pathlib import Path

@@ -4,8 +4,6 @@ Every voxel of the body then carries the autoencoder's error, and time and memor
 `insert` does the same for the lesion's own crop and keeps the rest. Sampler, steps and background rule are the generator's.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence

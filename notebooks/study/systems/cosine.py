@@ -1,7 +1,5 @@
 """The cosine noise schedule (Nichol & Dhariwal, 2021, Eq. 17), which DiffTumor and LeFusion use."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -10,8 +10,6 @@ codebook's range; our U-Net's widths for its factorised attention; window -1000.
 Gaussian blending.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace

@@ -6,8 +6,6 @@ the lesion's differentiable HU histogram (Eq. 7) from the requested one: unlike 
 differ, however far apart their bins.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch

@@ -1,7 +1,5 @@
 """What `insert` ships: a generated lesion made part of its scan (`hrldm.insertion.finish`), here of the crop itself."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

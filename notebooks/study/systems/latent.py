@@ -3,8 +3,6 @@
 Same autoencoder, U-Net, conditions, nodules, noise and number of steps; only the training objective differs.
 """
 
-from __future__ import annotations
-
 from hrldm.insertion.generator import Generator
 from study.study import Study
 

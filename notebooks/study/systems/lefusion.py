@@ -21,8 +21,6 @@ Adapted:
                so these are a schedule of so many steps
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace

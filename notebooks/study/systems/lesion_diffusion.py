@@ -19,8 +19,6 @@ last paste is within M, and the decoded lesion is feathered into the crop, as in
 Profiles of few sampling steps take fewer here too (`most_steps`; quick: 50).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator

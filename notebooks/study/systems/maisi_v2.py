@@ -21,8 +21,6 @@ Times are whole and uniform, without MAISI's shift by the volume's size, which i
 steps sum to 1 (MAISI's rounded times to about 1.009). No classifier-free guidance, as MAISI does for CT. It takes no histogram.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from types import SimpleNamespace
 

@@ -4,8 +4,6 @@ A peer is a subclass of `Peer` in a file of its own, with its network, its loss 
 description alone. All else is as in our own rows, so that a difference in the tables is a difference of method.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The autoencoder's reconstruction of the true lesion, feathered into its background: the floor of every latent system."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from hrldm.insertion.blend import feathered

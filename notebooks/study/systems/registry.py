@@ -1,8 +1,6 @@
 """Every system of Table 1 by name. A new one is a function (study, request, truth) -> HU crops and a line here; one with a
 network of its own is a subclass of `Peer` in a file of its own, and a line of `GENERATORS`."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from dataclasses import fields, replace

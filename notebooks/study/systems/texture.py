@@ -1,7 +1,5 @@
 """Zero-training baseline: the requested shape filled with a random texture of the requested histogram."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from hrldm.config import SUBTYPES

@@ -4,8 +4,6 @@ Of the other nodules' backgrounds without their nodules, in an order drawn by th
 healthy lung wherever the lesion touches it, as `hrldm.nodules.transplant` asks of a host CT; where none is, its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import numpy as np
