@@ -21,6 +21,7 @@ TOLD = "features == '{}' and model == '{}' and system == '{}'"
 MINUS = "{minus_texture:+.2f}, {minus_low:+.2f} to {minus_high:+.2f}"
 SCARCE = "metric == 'auroc' and retention == 0.1 and subtype == '{}' and arm == 'Clinical (n%){}'"
 ALL = " + Synth (100%)"
+KID = "claim == \"HR-LDM's KID is lower than that of {} as built here, average (share of that system's)\""
 CASES = [  # file below results/, its row (of several seeds the mean), and the words with its figures
     (OUT + "control_summary", CONTROL.format("solid"), "R² {r2:.2f} (56 solid)"),
     (OUT + "control_summary", CONTROL.format("part-solid"), "{r2:.2f} (10 part-solid)"),
@@ -41,8 +42,9 @@ CASES = [  # file below results/, its row (of several seeds the mean), and the w
     ("released/lambda/lambda", DISPLACED + "`lambda` == 0", "towards it from {sd_ratio:.2f} (the"),
     ("lidc-cubes/quick/tables/ablations", "factor == 'c_hist x L_hist' and level == 'c_hist only' and metric == 'jsd_difference'",
      "changes JSD by {value:+.4f} ({ci_low:+.4f} to {ci_high:+.4f}), {n_seeds:.0f} seeds"),
-    ("lidc-cubes/quick/tables/table1_differences", "metric == 'fid' and plane == 'average' and a == 'maisi-ddpm'",
-     "MAISI-DDPM: {difference:+.1f} ({ci_low:+.1f} to {ci_high:+.1f}; paper"),
+    ("claims", KID.format("maisi-ddpm"), "differs by {ours:+.3f} ({ci_low:+.3f} to {ci_high:+.3f}; paper {published:+.3f})"),
+    ("claims", KID.format("diff-tumor"), "DiffTumor's, by {ours:+.3f} ({ci_low:+.3f} to {ci_high:+.3f}) of"),
+    ("lidc-cubes/quick/tables/table1_fidelity", "system == 'hr-ldm' and metric == 'kid' and plane == 'average'", "MAISI-DDPM's, {n_synthetic:.0f} nodules"),
     (OUT + "realism", TOLD.format("inside_isotropic", "logistic", "hr-ldm"), "regression {auroc:.2f} (" + MINUS + ", to the texture)"),
     (OUT + "realism", TOLD.format("inside_isotropic", "forest", "hr-ldm"), "forest {auroc:.2f} (" + MINUS + "); with"),
     (OUT + "realism", TOLD.format("inside", "logistic", "hr-ldm"), "with it {auroc:.2f} (" + MINUS + ") and"),
