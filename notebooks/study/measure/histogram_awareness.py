@@ -57,8 +57,8 @@ def lesion_histogram(term: HistogramTerm, z: Tensor, mask: Tensor) -> Tensor:
 
 
 def awareness_table(term: HistogramTerm, patches: Patches) -> pd.DataFrame:
-    """One row per nodule and change of `OFFSETS_HU` and `CONTRASTS`: nodule_id, patient_id, subtype, offset_hu, contrast, hu_jsd, feature_jsd, and
-    `channel_00`… the divergence of each channel alone."""
+    """One row per nodule and change of `OFFSETS_HU` and `CONTRASTS`: nodule_id, patient_id, subtype, offset_hu, contrast,
+    hu_jsd, feature_jsd, and `channel_00`… the divergence of each channel alone."""
     changes = [(offset, 1.0) for offset in OFFSETS_HU] + [(0.0, contrast) for contrast in CONTRASTS]
     rows = []
     for row, hu, mask in zip(patches.frame.itertuples(), patches.hu, patches.mask, strict=True):
