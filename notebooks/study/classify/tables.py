@@ -136,8 +136,9 @@ def pr_curves(results: Sequence[RunResult], test: ClassifierData) -> pd.DataFram
             for size in SIZE_BINS_MM:
                 inside = in_bin(test, size)
                 labels = test.labels[inside] == k
-                curves = [_precision_at(labels, r.probabilities[inside, k], recall) for r in results if r.arm == arm]
-                if curves and labels.any() and not labels.all():
+                chosen = [r for r in results if r.arm == arm]
+                if chosen and labels.any() and not labels.all():
+                    curves = [_precision_at(labels, r.probabilities[inside, k], recall) for r in chosen]
                     cell = {"subtype": subtype, "arm": arm, "size_mm": size_name(size), "recall": recall}
                     cell |= {"precision": np.mean(curves, 0), "sd": np.std(curves, 0), "prevalence": labels.mean()}
                     rows.append(pd.DataFrame(cell))
