@@ -1,4 +1,4 @@
-"""The true lesion itself, set into the place of another nodule: what a perfect generator would reach, without any training.
+"""The true lesion itself, set into the place of another nodule: real texture in a strange place, without training.
 
 Of the other nodules' backgrounds without their nodules, in an order drawn by the study's seed, it takes the first that is
 healthy lung wherever the lesion touches it, as `hrldm.nodules.transplant` asks of a host CT; where none is, its own.
