@@ -150,14 +150,13 @@ class Downstream:
         scans judged than learned from; where all lie in one scan, other shapes."""
         made = {name: d for name, d in self.synthetic.items() if len(d)}
         shared = functools.reduce(np.intersect1d, (d.labels for d in made.values()))
-        sides = {
-            name: (d.crops, d.masks, d.labels, d.groups, d.places)
-            for name, whole in ({"": self.real} | made).items()
-            for d in [whole.take(np.isin(whole.labels, shared))]
-        }
-        single = len(np.unique(self.real.places)) < 2
-        sides = {name: (*side[:3], side[3 if single else 4]) for name, side in sides.items()}
-        return border_table(sides.pop(""), sides, n_boot, seed)
+        unit = "groups" if len(np.unique(self.real.places)) < 2 else "places"
+
+        def side(whole: ClassifierData) -> tuple[np.ndarray, ...]:
+            d = whole.take(np.isin(whole.labels, shared))
+            return d.crops, d.masks, d.labels, getattr(d, unit)
+
+        return border_table(side(self.real), {name: side(d) for name, d in made.items()}, n_boot, seed)
 
     def lacks_subtypes(self) -> str:
         """What cannot be had of subtypes that are absent from the real or the test nodules; "" where none is."""

@@ -41,5 +41,5 @@ def in_crops(request: Request, generated: np.ndarray, **how: bool) -> np.ndarray
 
 def edged(request: Request, generated: np.ndarray) -> np.ndarray:
     """Crops (N, D, D, D) float32 HU: each lesion as generated, voxel by voxel, in the requested place, with the edge about
-    it that `insert` would give it there. So systems differ by what is inside the mask alone."""
+    it that `insert` would give it there. So systems differ inside the mask, and by what its blurred edge carries out."""
     return np.where(request.mask, generated, in_crops(request, generated, matching=False, grain=False))
