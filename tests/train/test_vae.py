@@ -81,7 +81,7 @@ def test_terms_enter_at_their_time_and_weight(tmp_path):
     steps = list(train(tmp_path / "a", perceptual=Difference()))
     late = {"perceptual", "adversarial", "discriminator"}
     assert all(set(s.metrics) == {"l1", "kl"} | (late if s.step > 2 else set()) for s in steps)
-    assert all(np.isfinite(list(s.metrics.values())).all() for s in steps)
+    assert all(np.isfinite([float(v) for v in s.metrics.values()]).all() for s in steps)
     plain = finish(train(tmp_path / "b", perceptual=Difference(), vae__perceptual=0.0, vae__adversarial=0.0))
     assert set(plain.metrics) == {"l1", "kl"}
     assert "perceptual" not in finish(train(tmp_path / "c")).metrics  # no network given
@@ -95,7 +95,7 @@ def test_training_without_the_linear_code_learns_the_intensities(tmp_path):
         "autoencoder__norm": True,
         "vae__lr": 0.02,
     }
-    errors = [s.metrics["l1"] for s in train(tmp_path / "a", save_every=100, **changes)]
+    errors = [float(s.metrics["l1"]) for s in train(tmp_path / "a", save_every=100, **changes)]
     assert np.mean(errors[-3:]) < 0.5 * np.mean(errors[:3])
 
 
@@ -148,6 +148,6 @@ def test_paper_autoencoder_makes_one_step(tmp_path):
     state = next(steps)
     steps.close()
     assert set(state.metrics) == {"l1", "kl", "perceptual", "adversarial", "discriminator"}
-    assert np.isfinite(list(state.metrics.values())).all()
+    assert np.isfinite([float(v) for v in state.metrics.values()]).all()
     assert p.vae.steps == 280 * 58000
     assert p.autoencoder.channels == (64, 128, 256) and p.autoencoder.latent_channels == 4

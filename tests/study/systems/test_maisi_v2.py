@@ -150,7 +150,7 @@ def study(tmp_path_factory):
 
 def parts(net: ControlledUNet) -> tuple[torch.Tensor, torch.Tensor]:
     """All weights of the U-Net, and of the control branch."""
-    return tuple(nn.utils.parameters_to_vector(part.parameters()).detach().clone() for part in (net.unet, net.control))
+    return tuple(nn.utils.parameters_to_vector(p.parameters()).detach().cpu().clone() for p in (net.unet, net.control))
 
 
 def test_first_half_trains_the_unet_alone_and_second_half_the_control_branch_alone(study, tmp_path):
@@ -169,7 +169,7 @@ def test_first_half_trains_the_unet_alone_and_second_half_the_control_branch_alo
         assert torch.equal(unet, unet_after) != first
         assert torch.equal(control, control_after) == first
         assert losses.keys() == ({"flow"} if first else {"flow", "contrast"})
-    x, t, labels = inputs()
+    (x, t, labels), net = inputs(), net.cpu()
     with torch.no_grad():
         assert (net(x, t, labels) - net(x, t)).abs().max() > 0  # and so it answers to labels
 
