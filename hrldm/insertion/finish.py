@@ -3,8 +3,8 @@
 The network works at 1 mm and knows nothing of the CT's slices, kernel and noise. On the CT's own grid, let x be the
 original HU, M the lesion's mask, R the projection from the crop's grid (linear; the mean over a coarser voxel), N the
 voxels that are at least half lesion, L the lung's level there, g the generated HU, n noise with the scan's
-autocovariance, G a blur by the scanner's point-spread function, G' by what of it R and the crop's own blur leave
-(`ct/scanner.py`). A lesion fills the air that is left beside the tissue there already, b = (x - L) / -L; beside it are air,
+autocovariance, G a blur by the scanner's point-spread function, G' the rest of that blur once R and the crop's own blur are
+taken off (`ct/scanner.py`). A lesion fills the air that is left beside the tissue there already, b = (x - L) / -L; beside it are air,
 e = G((1 - R(M)) (1 - b)) without tissue (x > `VESSEL_HU`), and the rest w = 1 - G R(M) - e, wall:
 
     s   = y + (1 - b(y)) d + sqrt(1 - (1 - a)²) n,  d = G'R(M (g - L)) / G'R(M),   a = d / -L,   y = x - w (h - L) >= L
@@ -12,7 +12,7 @@ e = G((1 - R(M)) (1 - b)) without tissue (x > `VESSEL_HU`), and the rest w = 1 -
     out = x + (1 - b) o c,   o = G R(M) / (G R(M) + e),   c = G(1_N (out - x)) / G(1_N (1 - b) o)   about it
 
 So a ground-glass lesion is a veil: vessels stay its brightest parts and airways its darkest, and y lacks what its voxels have
-of a wall of h HU beside it. Its edge is as sharp as the scan's other edges, but there is none towards a wall: the lesion fills
+of a wall of h HU beside it. Of a solid lesion the shell ranks lowest: there the real ones are darkest. Its edge is as sharp as the scan's other edges, but there is none towards a wall: the lesion fills
 the voxels between (and d is raised where a generated lesion falls off there). What is written has the requested histogram.
 Vessels and chest wall beside the lesion (b = 1) stay as they are, and a voxel that o does not reach keeps its stored value
 bit for bit.
@@ -28,7 +28,7 @@ from hrldm.ct.nifti import scaled
 from hrldm.ct.scanner import noise_of, psf_mm, scan_psf_mm
 from hrldm.ct.volume import CT, from_ras, to_ras
 from hrldm.insertion.matching import core_lead
-from hrldm.nodules.histograms import quantiles
+from hrldm.nodules.histograms import hu_histogram, quantiles, solid_share
 from hrldm.nodules.positions import VESSEL_HU
 from hrldm.nodules.texture import ranked
 
@@ -42,6 +42,8 @@ WALL_FALL = 0.75  # of its fall towards the lung, what a generated lesion has to
 LEAST_FILLED = 0.25  # with less lesion in it, a voxel lies within the wall, the fat of which is no air to fill
 LUNG_QUANTILE = 40  # of the original HU in the lesion, %: the lung between its vessels
 SHARPNESS_MM, NOISE_MM = 35.0, 20.0  # beyond the lesion, where the scan's sharpness and noise are measured
+SHELL_MM, SHELL_HU = 2.0, 150.0  # how deep the shell of a solid lesion is, and how much lower it ranks
+FINE_MM = 1.5  # voxels up to this size show what the library's scans show
 LEAST_VOXELS = 2.0  # across its diameter; with fewer, most of a lesion's voxels are mixtures with the lung
 NOISE_SEED = 23  # keeps the noise's randomness apart from the sampler's
 
@@ -56,6 +58,7 @@ class Finished:
     core:      (x, y, z) bool, those of its solid core
     before, after: (x, y, z) HU, as stored
     held:      whether this grid can hold a histogram for a lesion of this size (`holds`)
+    histogram: (B,) the one that was imposed: of a `drawn` one, what this grid shows of it
     psf_mm:    (3,) SD of the scan's point-spread function about the lesion along R, A and S
     noise_hu:  SD of the scan's noise there
     reach_mm:  from the lesion's voxels to the farthest one that changes
@@ -68,6 +71,7 @@ class Finished:
     before: np.ndarray
     after: np.ndarray
     held: bool
+    histogram: np.ndarray
     psf_mm: np.ndarray
     noise_hu: float
     reach_mm: float
@@ -89,6 +93,7 @@ def finished(
     keep: np.ndarray | None = None,
     matching: bool = True,
     grain: bool = True,
+    drawn: bool = False,
 ) -> Finished:
     """A generated lesion on the grid of `ct`.
 
@@ -103,6 +108,8 @@ def finished(
         keep:         (X, Y, Z) bool on the CT's grid, voxels about the lesion that must not change; None: none
         matching:     impose the histogram; without, the values are s
         grain:        add the scan's noise
+        drawn:        the histogram is one of the library, measured at 1 mm, and nobody's wish: voxels thicker than
+                      `FINE_MM` get what they average of such a lesion
 
     Raises:
         ValueError: shapes differ, generated values not finite, empty mask, or a lesion outside the CT.
@@ -147,18 +154,27 @@ def finished(
     # the wall's own HU
     behind = ndimage.maximum_filter(x, tuple(2 * np.ceil(REACH_SDS * psf / spacing).astype(int) + 1))
     own = np.maximum(x - wall * (behind - level), np.minimum(x, level))
-    score, lead = own + free(own) * d, 0.0
+    score = own + free(own) * d
     near = to_ras(_part(ct, corners, NOISE_MM)[0])
     noise = noise_of(near.array, near.spacing)
     if grain:
         rng = np.random.default_rng((NOISE_SEED, seed))
         score += OWN_NOISE * np.sqrt(1 - (1 - np.clip(d / air, 0, 1)) ** 2) * noise.field(x.shape, rng)
-    solid = np.zeros_like(inside)
+    solid, lead = np.zeros_like(inside), 0.0
+    held = holds(equivalent_diameter(mask.sum()), spacing)
+    if drawn and held and (spacing > FINE_MM).any():
+        fine = np.zeros(mask.shape, np.float32)
+        ranks = generated_hu + (0.0 if core is None else core_lead(core))
+        fine[mask] = ranked(ranks, mask, quantiles(histogram, int(mask.sum())))
+        histogram = hu_histogram((seen(fine) / np.maximum(share, 1e-3))[inside], len(histogram))
     if core is not None and core.any():
         lead = seen(core_lead(core))
         solid = inside & (seen(core) >= 0.5 * share)
+    elif solid_share(histogram) > 0.5:
+        # below the lung beside the lesion, not below a wall
+        depth = ndimage.distance_transform_edt(inside | (x > VESSEL_HU), spacing)
+        lead = SHELL_HU * np.minimum(depth / SHELL_MM, 1)
     values = ranked(score + lead, inside, quantiles(histogram, int(inside.sum()))) if matching else score[inside]
-    held = holds(equivalent_diameter(mask.sum()), spacing)
     change = np.zeros_like(x)
     # where the grid is too coarse, a voxel is a mixture of lesion and lung
     change[inside] = (values - x[inside]) * (1.0 if held else share[inside])
@@ -174,7 +190,7 @@ def finished(
     stored[changed] = ct.to_stored((x + change)[changed])
     farthest = ndimage.distance_transform_edt(~inside, spacing)[stored != here.stored].max(initial=0.0)
     turned = (from_ras(a, box_ct) for a in (stored, inside, solid, x, scaled(stored, ct.slope, ct.inter)))
-    return Finished(box, *turned, held, psf, noise.sd, float(farthest))
+    return Finished(box, *turned, held, histogram, psf, noise.sd, float(farthest))
 
 
 def lesion_in(ct: CT, mask: np.ndarray, affine: np.ndarray) -> tuple[tuple[slice, ...], np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from hrldm.insertion.place import LungSpace, Nodule, place_nodule
 from hrldm.insertion.quality import assess, faults
 from hrldm.insertion.wish import Wish
 from hrldm.nodules.cubes import cube_about, whole_hu
-from hrldm.nodules.histograms import histogram_moments
+from hrldm.nodules.histograms import histogram_moments, quantiles
 from hrldm.nodules.shapes import ShapeLibrary, load_shapes
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,8 @@ def insert(
             )  # fmt: skip
     request, crops = requested(ct, nodules)
     keep = np.zeros(ct.shape, bool) if avoid is None else np.array(avoid, bool)
-    made = _made(ct, generator, request, crops, keep, retries, {"matching": matching, "grain": grain})
+    how = [{"matching": matching, "grain": grain, "drawn": nodule.drawn} for nodule in nodules]
+    made = _made(ct, generator, request, crops, keep, retries, how)
 
     stored, core = ct.stored.copy(order="K"), np.zeros(ct.shape, bool)
     mask, records = np.zeros(ct.shape, np.min_scalar_type(len(nodules))), []
@@ -105,7 +106,7 @@ def insert(
             "reach_mm": round(lesion.reach_mm, 2),
             "holds_histogram": lesion.held,
         }
-        records.append(nodule_record(nodule, found, seed, tries) | {"scan": scan})
+        records.append(nodule_record(nodule, lesion.histogram, found, seed, tries) | {"scan": scan})
     return Inserted(stored, mask, core, records)
 
 
@@ -143,10 +144,13 @@ def _centred(mask: np.ndarray, side: int) -> np.ndarray:
 
 
 def _mixed_mean(ct: CT, nodule: Nodule) -> float:
-    """Mean HU to expect of a lesion where the grid is too coarse: each voxel holds as much of it as lies within."""
+    """Mean HU to expect of a lesion where the grid is too coarse: each voxel holds as much of it as lies within, and those
+    that hold more are the brighter ones."""
     box, lesion, share = lesion_in(ct, nodule.mask, crop_affine(nodule.centre_mm, nodule.mask.shape))
-    share = share[lesion]
-    return float((share * histogram_moments(nodule.histogram)[0] + (1 - share) * ct.array[box][lesion]).mean())
+    share, order = share[lesion], np.argsort(share[lesion])
+    values = np.empty(len(share))
+    values[order] = quantiles(nodule.histogram, len(share))
+    return float((share * values + (1 - share) * ct.array[box][lesion]).mean())
 
 
 def _made(
@@ -156,7 +160,7 @@ def _made(
     crops: Sequence[np.ndarray],
     keep: np.ndarray,
     retries: int,
-    how: dict[str, bool],
+    how: Sequence[dict[str, bool]],
 ) -> list[tuple[Finished, dict, int, int]]:
     """The best try of each lesion, with what `assess` found, its noise seed, and the number of tries."""
     best: list = [None] * len(request)
@@ -168,8 +172,8 @@ def _made(
         for row, (i, hu) in enumerate(zip(open_, generator(asked, paste=False), strict=True)):
             core = None if asked.core is None else asked.core[row]
             seed, histogram = int(asked.seeds[row]), asked.histogram[row]
-            lesion = finished(ct, hu, asked.mask[row], crops[i], histogram, seed, core, keep, **how)
-            found = assess(lesion.before, lesion.after, lesion.lesion, ct.spacing, histogram, lesion.core)
+            lesion = finished(ct, hu, asked.mask[row], crops[i], histogram, seed, core, keep, **how[i])
+            found = assess(lesion.before, lesion.after, lesion.lesion, ct.spacing, lesion.histogram, lesion.core)
             better = best[i] is None or found["jsd"] < best[i][1]["jsd"]
             best[i] = *((lesion, found, seed) if better else best[i][:3]), attempt + 1
         # other noise does not help where the grid is too coarse
@@ -179,8 +183,8 @@ def _made(
     return best
 
 
-def nodule_record(nodule: Nodule, found: dict, noise_seed: int, tries: int) -> dict:
-    """What reproduces and describes one nodule."""
+def nodule_record(nodule: Nodule, histogram: np.ndarray, found: dict, noise_seed: int, tries: int) -> dict:
+    """What reproduces and describes one nodule; histogram: requested of the written voxels."""
     missed = faults(found)
     if missed:
         place = ", ".join(f"{x:.0f}" for x in nodule.centre_mm)
@@ -195,7 +199,7 @@ def nodule_record(nodule: Nodule, found: dict, noise_seed: int, tries: int) -> d
         **({"base": nodule.chosen["base"]} if "base" in nodule.chosen else {}),
         "shape": nodule.chosen["shape"],
         "histogram_source": nodule.chosen["histogram"],
-        "requested_histogram": [round(float(x), 6) for x in nodule.histogram],
+        "requested_histogram": [round(float(x), 6) for x in histogram],
         "noise_seed": noise_seed,
         "times_made": tries,
         "quality": {k: round(v, 4) for k, v in found.items()},

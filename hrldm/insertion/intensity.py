@@ -6,11 +6,14 @@ histogram is the wish's own and no moments are asked for: that is kept as it is.
 
 The ceiling of ground-glass is `SOLID_HU`: what is brighter in a real one is vessels. Of a histogram that is drawn for one, as
 much lies above as of its own place is vessel, at most; another place's vessels would make a bright band where there is none.
+Of one that is drawn for a solid lesion, no more lies below than a shell of one voxel of 1 mm holds, or the rest would be holes: so
+it is in real ones (241 of the library have .005 more on average, the largest .00).
 """
 
 import logging
 
 import numpy as np
+from scipy import ndimage
 
 from hrldm.ct.geometry import equivalent_diameter
 from hrldm.insertion.lung_space import LungSpace
@@ -65,6 +68,7 @@ def intensity(
     else:
         histogram = _of_core(wish, core.sum() / mask.sum(), mask, histogram, name)
     _say_if_unusual(wish, histogram, name)
+    _say_if_dimmed(space, wish, mask, centre, histogram, name)
     return source, histogram, core
 
 
@@ -82,10 +86,21 @@ def _histogram(
     bright = None if wish.subtype == "solid" else _vessels(space, mask, centre)
     source, histogram = draw_histogram(wish.subtype, diameter, rng, lung_floor(around), space.sources, bright)
     space.sources.append(source)
-    vessel = 0.0 if bright is None else bright[0]
-    if wish.subtype == "ground-glass" and solid_share(histogram) > vessel:
-        histogram = with_solid_share(histogram, vessel)
-    return source, histogram
+    return source, fitted(histogram, wish.subtype, mask, 0.0 if bright is None else bright[0])
+
+
+def fitted(histogram: np.ndarray, subtype: str, mask: np.ndarray, vessel: float = 1.0) -> np.ndarray:
+    """A drawn histogram (40,) with the solid share that a lesion's mask (x, y, z), at 1 mm, and its place allow.
+
+    vessel: share of vessel in the place of a ground-glass lesion
+    """
+    share = solid_share(histogram)
+    if subtype == "ground-glass" and share > vessel:
+        return with_solid_share(histogram, vessel)
+    below_shell = float(ndimage.binary_erosion(mask).sum() / mask.sum())
+    if subtype == "solid" and 0 < share < below_shell:
+        return with_solid_share(histogram, below_shell)
+    return histogram
 
 
 def _vessels(space: LungSpace, mask: np.ndarray, centre: np.ndarray) -> tuple[float, float] | None:
@@ -110,6 +125,23 @@ def _say_if_unusual(wish: Wish, histogram: np.ndarray, name: str) -> None:
         logger.warning(
             "%s: a mean of %.0f HU is asked for; real %s nodules (%d of LIDC) have %.0f to %.0f",
             name, mean, wish.subtype, len(real), real.min(), real.max(),
+        )  # fmt: skip
+
+
+def _say_if_dimmed(
+    space: LungSpace, wish: Wish, mask: np.ndarray, centre: np.ndarray, histogram: np.ndarray, name: str
+) -> None:
+    """Warn of a histogram asked for that leaves no room for the vessels of a ground-glass lesion's place."""
+    asked = (wish.histogram, wish.mean_hu, wish.sd_hu) != (None, None, None)
+    if not asked or wish.subtype == "solid" or (vessels := _vessels(space, mask, centre)) is None:
+        return
+    share, least = vessels
+    brightest = quantiles(histogram, 1000)[-max(round(1000 * share), 1) :].mean()
+    if brightest < least:
+        logger.warning(
+            "%s: %.1f%% of its place is vessel; the brightest %.1f%% of the histogram asked for has %.0f HU, less than the %.0f HU "
+            "of a vessel that is still seen there: ask for a higher mean or SD, or another place",
+            name, 100 * share, 100 * share, brightest, least,
         )  # fmt: skip
 
 

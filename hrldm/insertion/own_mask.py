@@ -9,11 +9,15 @@ from hrldm.ct.geometry import reach, sample, shifted, to_world, voxel_size
 from hrldm.ct.label_maps import read_beside
 from hrldm.insertion.lung_space import LungSpace
 from hrldm.insertion.wish import LARGEST_MM
+from hrldm.nodules.pleura import chest_wall
+from hrldm.nodules.positions import VESSEL_HU, overlap
 
 logger = logging.getLogger(__name__)
 OWN_IN_LUNG = 0.9  # least share of a user's mask; a reader's outline may touch the chest wall
 PARTS_MM = 5.0  # largest gap between parts of one lesion in a user's mask
 OWN_AIR_HU = -975.0  # a lower mean is trachea, stomach or bulla, where no lesion grows
+MOST_TISSUE = 0.5  # share of tissue from which a user is told that a lesion is there already
+WALL_MM = 12  # about a lesion, to see which tissue is wall
 OWN_LARGEST_MM = 2 * LARGEST_MM  # a longer mask is an organ, not a lesion
 
 
@@ -53,7 +57,27 @@ def own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | No
         logger.warning("%s: %.0f%% of the lesion is beyond the CT and cannot be written", path, 100 * cut)
     if space.occupied[tuple(voxels[within].T)].any():
         raise ValueError(f"{path}: there is another lesion at this place")
+    lesion &= ~_wall(space, lesion.shape, low, path, lesion)
+    core &= lesion
+    hu = space.hu[tuple(voxels[within].T)]
+    if (tissue := float((hu > VESSEL_HU).mean())) > MOST_TISSUE:
+        logger.warning(
+            "%s: %.0f%% of the lesion is tissue already (mean %.0f HU), which is replaced; `hrldm erase` turns a lesion into lung",
+            path, 100 * tissue, hu.mean(),
+        )  # fmt: skip
     return lesion, core if core.any() else None, centre
+
+
+def _wall(space: LungSpace, shape: tuple[int, ...], low: np.ndarray, path: str, lesion: np.ndarray) -> np.ndarray:
+    """Voxels (x, y, z) of a lesion's box, from `low` on, that are chest wall or mediastinum; how much of it is said."""
+    around = np.array(shape) + 2 * WALL_MM
+    here, own = overlap(low - WALL_MM, tuple(around.tolist()), space.hu.shape)
+    wall = np.zeros(around, bool)
+    wall[own] = chest_wall(space.hu[here], space.labels[here] > 0)[0]
+    wall = wall[(slice(WALL_MM, -WALL_MM),) * 3]
+    if (share := float(wall[lesion].mean())) > 0:
+        logger.warning("%s: %.1f%% of the lesion is chest wall or mediastinum, which stays as it is", path, 100 * share)
+    return wall
 
 
 def _check_one(path: str, lesion: np.ndarray, spacing: np.ndarray) -> None:

@@ -23,7 +23,7 @@ def draw_preview(file: Path, ct: CT, stored: np.ndarray, nodules: Sequence[dict]
     """Write a PNG with a row for each of the first `MOST` nodules.
 
     stored:  (X, Y, Z), the voxels that were written
-    nodules: of the record: wish, diameter_mm, centre_ras_mm
+    nodules: of the record: wish, diameter_mm, centre_ras_mm, base
     """
     shown = nodules[:MOST]
     fig = Figure(figsize=(12.5, 1.55 * len(shown) + 0.55), layout="constrained")
@@ -36,7 +36,8 @@ def draw_preview(file: Path, ct: CT, stored: np.ndarray, nodules: Sequence[dict]
                 _show(ax, image, change=image is not pair[0] and image is not pair[1])
             for ax, what in zip(row[3 * k :], (f"{plane}, before", "after", "difference"), strict=False):
                 ax.set_title(what if number == 1 else "", fontsize=8)
-        row[0].set_ylabel(f"{number}: {nodule['wish']['subtype']}\n{nodule['diameter_mm']:g} mm", fontsize=8)
+        base = f"\n{nodule['base']} base" if "base" in nodule else ""
+        row[0].set_ylabel(f"{number}: {nodule['wish']['subtype']}\n{nodule['diameter_mm']:g} mm{base}", fontsize=8)
     left_out = f"; {len(nodules) - MOST} more nodules are not shown" if len(nodules) > MOST else ""
     fig.suptitle(f"Synthetic, research only. {NOTE}{left_out}", fontsize=8)
     fig.savefig(file, dpi=150)

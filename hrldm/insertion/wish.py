@@ -100,8 +100,6 @@ class Wish:
                 f"a solid core of {self.core_mm:g} mm: part-solid nodules have one, of at least 2 mm (or 0, for none) and "
                 f"below the nodule's own diameter (here {self.subtype}, {self.diameter_mm:g} mm)"
             )
-        if self.base is not None and self.location != "subpleural":
-            raise ValueError(f"a {self.base} base: nodules at the pleura have one; give location=subpleural, too")
         if self.mask is not None:
             beside = {"mask", "subtype", "histogram", "mean_hu", "sd_hu", "seed"}
             beside |= {"core_mm"} if self.core_mm == 0 else set()
@@ -109,8 +107,10 @@ class Wish:
                 raise ValueError(f"a mask of the lesion says its shape and place; leave out {', '.join(taken)}")
             if self.cored and self.subtype != "part-solid":
                 raise ValueError(f"{self.mask} marks a solid core (2); ask for part-solid, not {self.subtype}")
-        if self.at is not None and "location" in self.said():
-            raise ValueError("a place is given; leave out location")
+        if self.at is not None and (taken := [name for name in ("location", "base") if name in self.said()]):
+            raise ValueError(f"a place is given; leave out {', '.join(taken)}")
+        if self.base is not None and self.location != "subpleural":
+            raise ValueError(f"a {self.base} base: nodules at the pleura have one; give location=subpleural, too")
         if self.shape is not None and self.spiculation is not None:
             raise ValueError("a shape is given; leave out spiculation")
         if self.seed < 0:

@@ -3,7 +3,7 @@
 Real nodules of a manifest are set against synthetic ones of the same shapes in healthy lung of one CT (`displaced`).
 Everything is seen through one voxel grid: the host CT is brought to it before anything is inserted, and so are the real
 nodules. Each place asks for a histogram as `insert` draws it where none is given: from the shipped library of training
-nodules, measured at 1 mm, whatever the grid.
+nodules, measured at 1 mm; in thicker slices the lesion gets what they show of it.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from hrldm.ct.geometry import crop_affine, equivalent_diameter, sample, to_world
 from hrldm.ct.volume import CT
 from hrldm.insertion.finish import projected
 from hrldm.insertion.generator import Request
+from hrldm.insertion.intensity import fitted
 from hrldm.nodules.histograms import FLOOR_REACH, draw_histogram, lung_floor
 from hrldm.nodules.patches import Patches
 from hrldm.nodules.transplant import Host
@@ -53,7 +54,7 @@ def drawn_histograms(places: Patches, seed: int) -> np.ndarray:
     found = []
     for i, (around, mask, row) in enumerate(zip(places.hu[near], places.mask, places.frame.itertuples(), strict=True)):
         rng, size = np.random.default_rng((seed, i)), equivalent_diameter(mask.sum())
-        found.append(draw_histogram(row.subtype, size, rng, lung_floor(around))[1])
+        found.append(fitted(draw_histogram(row.subtype, size, rng, lung_floor(around))[1], row.subtype, mask))
     return np.stack(found)
 
 
@@ -76,8 +77,8 @@ def realism_in_file(
     systems = {
         "transplant": seen(truth.hu, spacing),
         "texture": seen(painted, spacing),
-        "texture-inserted": in_scans(asked, painted, [scan] * len(truth), crops),
-        "inserted": in_scans(asked, generate(asked), [scan] * len(truth), crops),
+        "texture-inserted": in_scans(asked, painted, [scan] * len(truth), crops, drawn=True),
+        "inserted": in_scans(asked, generate(asked), [scan] * len(truth), crops, drawn=True),
     }
     tables = {name: feature_table(hu, truth.mask) for name, hu in systems.items()}
     real, patients = feature_table(seen(native.hu, spacing), native.mask), shape_patients(truth.frame)

@@ -9,7 +9,7 @@ from hrldm.ct.geometry import crop_affine, sample, to_world
 from hrldm.ct.volume import CT
 from hrldm.insertion.finish import OWN_BLUR_MM, finished, holds, lesion_in
 from hrldm.insertion.quality import assess
-from hrldm.nodules.histograms import hu_histogram
+from hrldm.nodules.histograms import histogram_moments, hu_histogram
 from hrldm.nodules.positions import VESSEL_HU
 from tests import phantom, tiny
 
@@ -74,6 +74,29 @@ def test_the_file_holds_the_histogram_and_only_the_reach_changes(spacing, turn, 
     assert lesion.reach_mm <= np.linalg.norm(3 * lesion.psf_mm + np.maximum(ct.spacing, 1))
     assert whole.sum() * np.prod(ct.spacing) == pytest.approx(crop(7.0)[1].sum(), rel=0.05 * max(2, spacing[2]))
     assert np.linalg.norm(to_world(ct.affine, np.argwhere(whole).mean(0)) - CENTRE) < 0.5
+
+
+@pytest.mark.parametrize("spacing", GRIDS, ids=str)
+def test_of_a_drawn_histogram_thick_slices_get_what_they_show(spacing):
+    """Of the lesion alone: its mean stays, and its spread shrinks by what a slice averages."""
+    ct, (hu, mask, affine) = lung(spacing, sd=0.0), crop(11)
+    lesion = finished(ct, hu, mask, affine, WISH / WISH.sum(), 0, drawn=True)
+    found = assess(lesion.before, lesion.after, lesion.lesion, ct.spacing, lesion.histogram)
+    assert found["jsd"] < 0.012 and found["mean_error_hu"] < 3
+    mean, sd = histogram_moments(WISH / WISH.sum())
+    assert found["requested_mean_hu"] == pytest.approx(mean, abs=12)
+    if max(spacing) <= 1.5:
+        np.testing.assert_array_equal(lesion.histogram, WISH / WISH.sum())
+    else:  # of independent voxels of 1 mm, sd / sqrt(slice); neighbours of this texture are alike
+        assert sd / np.sqrt(max(spacing)) < found["requested_sd_hu"] < 0.95 * sd
+
+
+def test_the_dark_values_of_a_solid_lesion_lie_in_its_shell():
+    ct, (hu, mask, affine) = lung(sd=0.0), crop(10)
+    lesion = finished(ct, hu, mask, affine, WISH, 0, grain=False)
+    depth = ndimage.distance_transform_edt(lesion.lesion)
+    dark = lesion.lesion & (lesion.after < np.quantile(lesion.after[lesion.lesion], 0.2))
+    assert (depth[dark] < 2.5).mean() > 0.65  # without the lead .45; of all voxels .55
 
 
 @pytest.mark.parametrize(("radius", "spacing"), [(3.0, (0.7, 0.7, 5.0)), (5.0, (0.7, 0.7, 12.0))])

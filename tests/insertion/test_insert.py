@@ -16,6 +16,7 @@ from hrldm.insertion.insert import insert
 from hrldm.insertion.place import Nodule
 from hrldm.insertion.quality import LIMITS, assess, faults
 from hrldm.insertion.wish import Wish
+from hrldm.nodules.positions import VESSEL_HU
 from tests import tiny
 from tests.insertion.chests import During, drawn, places, save, scan
 
@@ -241,7 +242,7 @@ def test_more_nodules_than_a_byte_counts(chest, monkeypatch):
         stored = ct.stored[box].copy()
         stored[lesion] = 0
         none = np.zeros_like(lesion)
-        return Finished(box, stored, lesion, none, ct.array[box], stored, True, np.ones(3), 0.0, 3.0)
+        return Finished(box, stored, lesion, none, ct.array[box], stored, True, histogram, np.ones(3), 0.0, 3.0)
 
     monkeypatch.setattr("hrldm.insertion.insert.finished", laid)
     monkeypatch.setattr("hrldm.insertion.insert.assess", lambda *_: {"jsd": 0, "mean_error_hu": 0, "halo_hu": 0})
@@ -393,3 +394,23 @@ def test_a_lesion_that_reaches_beyond_the_ct_is_told(chest, tmp_path, caplog):
     assert "own.nii.gz: 2% of the lesion is beyond the CT" in caplog.text
     with pytest.raises(ValueError, match=r"own.nii.gz: \d+% of the lesion lies in the lungs.*\d+% is beyond the CT"):
         put(ct, labels, Wish(mask=drawn(path, at, 8.0)))
+
+
+def test_of_a_mask_that_reaches_into_the_wall_the_wall_stays_and_it_is_said(tmp_path, caplog):
+    ct, labels = scan(spacing=(1.0, 1.0, 1.5))
+    made = put(ct, labels, Wish("ground-glass", mask=drawn(tmp_path / "own.nii.gz", (-112.0, 0.0, 0.0), 9.0)))
+    wall = (labels == 0) & (ct.array > VESSEL_HU)
+    given = np.linalg.norm(places(ct.affine, ct.shape) - [-112, 0, 0], axis=-1) <= 9
+    assert (given & wall).sum() > 15 and (made.mask > 0).sum() > 0.8 * given.sum()
+    assert np.array_equal(made.stored[wall], ct.stored[wall]) and not made.mask[wall].any()
+    assert "of the lesion is chest wall or mediastinum, which stays as it is" in caplog.text
+
+
+def test_a_mask_of_tissue_is_taken_and_said(chest, tmp_path, caplog):
+    ct, labels = chest
+    mask = drawn(tmp_path / "own.nii.gz", AT, 7.0)
+    put(ct, labels, Wish("ground-glass", mask=mask))
+    assert "is tissue already" not in caplog.text
+    mass = np.linalg.norm(places(ct.affine, ct.shape) - AT, axis=-1) <= 9
+    put(CT(np.where(mass, 40, ct.array).astype(np.int16), ct.affine), labels, Wish("ground-glass", mask=mask))
+    assert "own.nii.gz: 100% of the lesion is tissue already (mean 33 HU)" in caplog.text

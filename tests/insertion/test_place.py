@@ -19,6 +19,7 @@ from hrldm.nodules.pleura import BASES
 from hrldm.nodules.positions import VESSEL_HU
 from hrldm.nodules.shapes import load_shapes
 from hrldm.wheels import LIDC_0001_CT, LIDC_0001_LOBES, wheel_file
+from tests import tiny
 from tests.insertion.chests import LIBRARY, places
 
 AT = (-70.0, 0.0, 0.0)
@@ -171,6 +172,30 @@ def test_a_histogram_of_the_users_own_is_never_weighted_without_a_word(placed, c
 def test_what_no_real_nodule_is_like_is_said(placed, caplog, wish, said):
     placed(wish)
     assert not caplog.records if said is None else re.search(said, caplog.text, re.MULTILINE)
+
+
+def test_vessels_for_which_a_histogram_asked_for_has_no_room_are_said(chest, caplog):
+    ct, labels = chest
+    rod = (np.abs(places(ct.affine, ct.shape) - AT)[..., 1:] < 1.6).all(-1)
+    space = LungSpace.of(CT(np.where(rod, 50, ct.array).astype(np.int16), ct.affine), labels)
+    for number, (subtype, sd) in enumerate((("ground-glass", None), ("ground-glass", 60.0), ("solid", 60.0))):
+        caplog.clear()
+        at = (AT[0], AT[1], 25.0 * number)
+        mean = {} if sd is None else {"mean_hu": -30.0 if subtype == "solid" else -700.0, "sd_hu": sd}
+        space.hu[:] = np.roll(space.hu, 25 * (number > 0), 2)  # the rod follows the place
+        place_nodule(space, Wish(subtype, 14.0, at=at, **mean), LIBRARY, 1)
+        assert ("of its place is vessel" in caplog.text) == (number == 1)
+
+
+def test_no_more_of_a_drawn_solid_histogram_is_dark_than_its_shell_holds():
+    dark = np.full(40, 1 / 40)  # half of it below -300 HU
+    for radius in (3, 6, 12):
+        mask = tiny.ball(30, radius)
+        rim = mask & (ndimage.distance_transform_edt(mask) <= 1)
+        most = rim.sum() / mask.sum()
+        fitted = intensity.fitted(dark, "solid", mask)
+        assert 1 - solid(fitted) == pytest.approx(min(0.5, most)) and fitted.sum() == pytest.approx(1)
+        assert (intensity.fitted(dark, "part-solid", mask) == dark).all()
 
 
 def test_no_core_where_none_is_asked_for_or_it_would_be_a_speck(placed):

@@ -63,7 +63,7 @@ def insert_whole(
     found = np.zeros(ct.shape, np.uint8)
     found[place][lesion] = 1
     core = np.zeros(ct.shape, bool)
-    return Inserted(stored, found, core, [nodule_record(nodule, quality, nodule.noise_seed, 1)])
+    return Inserted(stored, found, core, [nodule_record(nodule, nodule.histogram, quality, nodule.noise_seed, 1)])
 
 
 def algorithm2(ct: CT, nodule: Nodule, generator: Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ def in_scans(
 
     generated: (N, D, D, D) HU at 1 mm, as the request asks
     affines:   (4, 4) of each crop
-    how:       `matching` and `grain` of `finished`
+    how:       `matching`, `grain` and `drawn` of `finished`
     """
     out = np.empty(generated.shape, np.float32)
     for i, (scan, affine) in enumerate(zip(scans, affines, strict=True)):
