@@ -6,12 +6,12 @@ once; in a bootstrap, how often its patient was drawn). With nodules grouped by 
 - AUROC = sum_g P_g (N_<g + N_g / 2) / (P N), P_g and N_g the positive and negative weight of group g;
 - AUPRC = sum_g (P_g / P) precision(s >= s_g), the average precision, no interpolation.
 
-Both are NaN where a cell holds a single class. A table's value is the mean over runs. Intervals and `p_bootstrap`
-resample test patients, the same draw for all runs and arms (paired): they speak of the nodules, Mann-Whitney of the
-runs, whose training sets overlap and whose smallest two-sided p at 5 against 5 is .0079.
+Both are NaN where a cell holds a single class. A table's value is the mean over runs. Intervals resample test patients, the
+same draw for all runs and arms: they speak of the nodules. Mann-Whitney speaks of the runs, whose training sets overlap and
+whose smallest two-sided p at 5 against 5 is .0079; `p_bootstrap` of both (`roc.paired_runs`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from hrldm.config import SIZE_BINS_MM, SUBTYPES
 from study.classify.jobs import BESIDE, FIG7, FIG8, REAL_ONLY, REAL_SYNTH, RULES, ClassifierData
 from study.classify.runs import RunResult
+from study.measure.roc import paired_runs
 from study.measure.statistics import (
     N_BOOT,
     auroc,
@@ -27,7 +28,6 @@ from study.measure.statistics import (
     mann_whitney,
     patient_weights,
     percentile_interval,
-    two_sided_p,
 )
 
 
@@ -56,32 +56,30 @@ def subtype_table(results: Sequence[RunResult], test: ClassifierData, seed: int,
     """`table3_subtype.csv` (Table 3): mean and SD over runs of each metric, size, subtype and arm, with p-values.
 
     Every arm but the rules is tested against `Real only` in the same folds: p_mann_whitney as in the paper, uncorrected; p_bootstrap
-    two-sided, Holm-corrected over all cells of the arm. n_patients counts the test patients of the size bin, n_positive the
+    by patients and runs, two-sided, Holm-corrected over all cells of the arm. n_patients counts the test patients of the size bin, n_positive the
     nodules of the cell; a cell of a single class has mean NaN.
     """
-    weights = patient_weights(test.groups, n_boot, seed)
     folds = {a: frozenset(r.fold for r in results if r.arm == a) for a in (REAL_ONLY, REAL_SYNTH, *BESIDE, *RULES)}
     folds = {arm: own for arm, own in folds.items() if own or arm in (REAL_ONLY, REAL_SYNTH)}
     rows = []
     for metric in METRICS:
         for size in SIZE_BINS_MM:
             inside = in_bin(test, size)
+            groups = test.groups[inside]
             for k, subtype in enumerate(SUBTYPES):
-                base = {
-                    own: _measured([r for r in results if r.fold in own], REAL_ONLY, test, k, metric, inside, weights)
-                    for own in set(folds.values())
-                }
+                labels = test.labels[inside] == k
                 for arm, own in folds.items():
-                    values, boot = _measured(results, arm, test, k, metric, inside, weights)
-                    first, first_boot = base[own]
+                    base, runs = (_scores(results, a, own, inside, k) for a in (REAL_ONLY, arm))
+                    first, values = (np.array([METRICS[metric](labels, run)[0] for run in x]) for x in (base, runs))
                     row = {"metric": metric, "size_mm": size_name(size), "subtype": subtype, "arm": arm}
                     valid = values[~np.isnan(values)]
                     row |= {"mean": _mean(values), "sd": float(valid.std(ddof=1)) if len(valid) > 1 else np.nan}
-                    row |= {"n_runs": len(values), "n_patients": len(set(test.groups[inside].tolist()))}
-                    row["n_positive"] = int((test.labels[inside] == k).sum())
+                    row |= {"n_runs": len(values), "n_patients": len(set(groups.tolist()))}
+                    row["n_positive"] = int(labels.sum())
                     tested = arm not in (REAL_ONLY, *RULES) and len(valid) > 0 and len(first) > 0
                     row["p_mann_whitney"] = mann_whitney(first, values) if tested else np.nan
-                    row["p_bootstrap"] = two_sided_p(boot - first_boot) if tested else np.nan
+                    paired = (METRICS[metric], labels, base, runs, groups, n_boot, seed)
+                    row["p_bootstrap"] = paired_runs(*paired).p if tested else np.nan
                     rows.append(row)
     table = pd.DataFrame(rows)
     for _, family in table[table.p_bootstrap.notna()].groupby("arm"):
@@ -174,21 +172,25 @@ def in_bin(test: ClassifierData, size: tuple[float, float]) -> np.ndarray:
     return (d >= size[0]) & ((d < size[1]) | ((size == SIZE_BINS_MM[-1]) & (d == size[1])))
 
 
+def _scores(results: Sequence[RunResult], arm: str, folds: Collection[int], inside: np.ndarray, k: int) -> np.ndarray:
+    """Scores (R, n) of class k for the nodules `inside`, by fold."""
+    runs = sorted((r for r in results if r.arm == arm and r.fold in folds), key=lambda r: r.fold)
+    return np.array([r.probabilities[inside, k] for r in runs]).reshape(len(runs), int(inside.sum()))
+
+
 def _measured(
     results: Sequence[RunResult],
     arm: str,
     test: ClassifierData,
     k: int,
     metric: str,
-    inside: np.ndarray,
     weights: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The metric of class k against the rest: one value a run, and (B,) its mean over runs in each resample.
 
     NaN where a resample holds a single class, or there is no run.
     """
-    labels, weights = test.labels[inside] == k, weights[:, inside]
-    runs = [(labels, r.probabilities[inside, k]) for r in results if r.arm == arm]
+    runs = [(test.labels == k, r.probabilities[:, k]) for r in results if r.arm == arm]
     values = np.array([METRICS[metric](*run)[0] for run in runs])
     draws = [METRICS[metric](*run, weights) for run in runs]
     return values, np.mean(draws, axis=0) if draws else np.full(len(weights), np.nan)
@@ -197,7 +199,7 @@ def _measured(
 def _mean_interval(
     results: Sequence[RunResult], arm: str, test: ClassifierData, k: int, metric: str, weights: np.ndarray
 ) -> dict[str, float]:
-    values, draws = _measured(results, arm, test, k, metric, np.ones(len(test), bool), weights)
+    values, draws = _measured(results, arm, test, k, metric, weights)
     low, high = percentile_interval(draws)
     return {"mean": _mean(values), "ci_low": low, "ci_high": high, "n_runs": len(values)}
 

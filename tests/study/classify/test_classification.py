@@ -14,9 +14,11 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from hrldm.config import changed
+from study.classify import differences
 from study.classify import jobs as jb
 from study.classify import runs as cl
 from study.classify import tables as tables
+from study.measure.statistics import holm
 from study.profiles import get_profile
 
 PROFILE = get_profile(
@@ -418,6 +420,17 @@ def test_table3_has_its_columns_and_sees_a_real_gain():
     assert row["mean"] == pytest.approx(np.mean(expected))
     assert row["sd"] == pytest.approx(np.std(expected, ddof=1))
     assert row["n_patients"] == len(set(test.groups[inside]))
+
+
+def test_table3_and_its_differences_give_one_p():
+    """Of patients and runs: runs that lie far apart decide nothing, however many nodules there are."""
+    test = data((60, 60, 60), prefix="t", side=2)
+    runs = [fake_run(jb.REAL_ONLY, scores_for(test, 4.0 * (s % 2), s), fold=s) for s in range(5)]
+    runs += [fake_run(jb.REAL_SYNTH, scores_for(test, 4.0, s + 9), fold=s) for s in range(5)]
+    table, pairs = tables.subtype_table(runs, test, 0, 400), differences.subtype_differences(runs, test, 0, 400)
+    tested = table[table.arm == jb.REAL_SYNTH]
+    np.testing.assert_allclose(tested.p_bootstrap, holm(pairs.p.to_numpy()))
+    assert (tested.p_bootstrap > 0.2).all()
 
 
 def test_table3_tests_an_arm_of_few_folds_against_the_same_folds_and_in_a_family_of_its_own():
