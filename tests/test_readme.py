@@ -19,8 +19,12 @@ OUT = "released/displaced/tables/"  # in healthy lung, out of their own place
 IN_FILE = "released/in_file/1x1x1/tables/realism"
 TOLD = "features == '{}' and model == '{}' and system == '{}'"
 MINUS = "{minus_texture:+.2f}, {minus_low:+.2f} to {minus_high:+.2f}"
-SCARCE = "metric == 'auroc' and retention == 0.1 and subtype == '{}' and arm == 'Clinical (n%){}'"
-ALL = " + Synth (100%)"
+SCARCE = (
+    "metric == 'auroc' and subtype == '{}' and retention_a == 0.1 and retention_b == 0.1 and a == 'Clinical (n%)' and "
+    "b == 'Clinical (n%) + Synth (100%)'"
+)
+SMALL = "metric == 'auroc' and size_mm == '6-10' and subtype == 'ground-glass' and {} == '{}'"
+GAIN = "{difference:+.2f} ({ci_low:+.2f} to {ci_high:+.2f})"
 KID = "claim == \"HR-LDM's KID is lower than that of {} as built here, average (share of that system's)\""
 CASES = [  # file below results/, its row (of several seeds the mean), and the words with its figures
     (OUT + "control_summary", CONTROL.format("solid"), "R² {r2:.2f} (56 solid)"),
@@ -56,14 +60,14 @@ CASES = [  # file below results/, its row (of several seeds the mean), and the w
     (IN_FILE, TOLD.format("inside", "logistic", "inserted"), "with it {auroc:.2f} and"),
     (IN_FILE, TOLD.format("inside", "forest", "inserted"), "and {auroc:.2f}. The"),
     (IN_FILE, TOLD.format("inside", "forest", "inserted"), "The {n_nodules:.0f} nodules of claim 1, seen"),
-    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("solid", ""), "from solid {mean:.2f} to"),
-    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("solid", ALL), "to {mean:.2f}, part-solid"),
-    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("part-solid", ""), "part-solid {mean:.2f} to"),
-    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("part-solid", ALL), "to {mean:.2f}, ground-glass"),
-    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("ground-glass", ""), "ground-glass {mean:.2f} to"),
-    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("ground-glass", ALL), "to {mean:.2f} (one run"),
-    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("part-solid", "").replace("auroc", "auprc"), "part-solid goes from {mean:.2f} to"),
-    ("lidc-vois/quick/tables/fig7_scarcity", SCARCE.format("part-solid", ALL).replace("auroc", "auprc"), "to {mean:.2f}; with"),
+    ("lidc-vois/quick/tables/fig7_differences", SCARCE.format("solid"), f"by {GAIN} for solid"),
+    ("lidc-vois/quick/tables/fig7_differences", SCARCE.format("part-solid"), f"{GAIN} for part-solid"),
+    ("lidc-vois/quick/tables/fig7_differences", SCARCE.format("ground-glass"), f"{GAIN} for ground-glass"),
+    ("lidc-vois/quick/tables/table3_differences", SMALL.format("a", "Real only"), f"AUROC by {GAIN}. There"),
+    ("lidc-vois/quick/tables/table3_differences", SMALL.format("a", "Real + texture"), "({difference:+.2f}, {ci_low:+.2f} to {ci_high:+.2f}), and"),
+    ("lidc-vois/quick/tables/table3_subtype", SMALL.format("arm", "Mean HU alone"), "network, has {mean:.2f}. ("),
+    ("lidc-vois/quick/tables/border", "system == 'hr-ldm' and part == 'border'", "from real by {auroc:.2f}, the"),
+    ("lidc-vois/quick/tables/border", "system == 'hr-ldm' and part == 'beyond 4 mm'", "place by {auroc:.2f}.)"),
 ]  # fmt: skip
 
 
