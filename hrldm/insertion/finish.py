@@ -12,7 +12,7 @@ e = G((1 - R(M)) (1 - b)) without tissue (x > `VESSEL_HU`), and the rest w = 1 -
     out = x + (1 - b) o c,   o = G R(M) / (G R(M) + e),   c = G(1_N (out - x)) / G(1_N (1 - b) o)   about it
 
 So a ground-glass lesion is a veil: vessels stay its brightest parts and airways its darkest, and y lacks what its voxels have
-of a wall of h HU beside it. Of a solid lesion the shell ranks lowest: there the real ones are darkest. Its edge is as sharp as the scan's other edges, but there is none towards a wall: the lesion fills
+of a wall of h HU beside it. Its edge is as sharp as the scan's other edges, but there is none towards a wall: the lesion fills
 the voxels between (and d is raised where a generated lesion falls off there). What is written has the requested histogram.
 Vessels and chest wall beside the lesion (b = 1) stay as they are, and a voxel that o does not reach keeps its stored value
 bit for bit.
@@ -28,7 +28,7 @@ from hrldm.ct.nifti import scaled
 from hrldm.ct.scanner import noise_of, psf_mm, scan_psf_mm
 from hrldm.ct.volume import CT, from_ras, to_ras
 from hrldm.insertion.matching import core_lead
-from hrldm.nodules.histograms import hu_histogram, quantiles, solid_share
+from hrldm.nodules.histograms import hu_histogram, quantiles
 from hrldm.nodules.positions import VESSEL_HU
 from hrldm.nodules.texture import ranked
 
@@ -42,7 +42,6 @@ WALL_FALL = 0.75  # of its fall towards the lung, what a generated lesion has to
 LEAST_FILLED = 0.25  # with less lesion in it, a voxel lies within the wall, the fat of which is no air to fill
 LUNG_QUANTILE = 40  # of the original HU in the lesion, %: the lung between its vessels
 SHARPNESS_MM, NOISE_MM = 35.0, 20.0  # beyond the lesion, where the scan's sharpness and noise are measured
-SHELL_MM, SHELL_HU = 2.0, 150.0  # how deep the shell of a solid lesion is, and how much lower it ranks
 FINE_MM = 1.5  # voxels up to this size show what the library's scans show
 LEAST_VOXELS = 2.0  # across its diameter; with fewer, most of a lesion's voxels are mixtures with the lung
 NOISE_SEED = 23  # keeps the noise's randomness apart from the sampler's
@@ -170,10 +169,6 @@ def finished(
     if core is not None and core.any():
         lead = seen(core_lead(core))
         solid = inside & (seen(core) >= 0.5 * share)
-    elif solid_share(histogram) > 0.5:
-        # below the lung beside the lesion, not below a wall
-        depth = ndimage.distance_transform_edt(inside | (x > VESSEL_HU), spacing)
-        lead = SHELL_HU * np.minimum(depth / SHELL_MM, 1)
     values = ranked(score + lead, inside, quantiles(histogram, int(inside.sum()))) if matching else score[inside]
     change = np.zeros_like(x)
     # where the grid is too coarse, a voxel is a mixture of lesion and lung
