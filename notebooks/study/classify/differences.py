@@ -25,7 +25,8 @@ from study.measure.roc import paired_runs
 from study.measure.statistics import N_BOOT
 
 Arm = tuple[str, float]  # arm, retention
-COLUMNS = "level_a level_b difference ci_low ci_high p n_runs n_patients".split()
+# n_patients_rarer: of the class that fewer patients have, of both that are told apart
+COLUMNS = "level_a level_b difference ci_low ci_high p n_runs n_patients n_patients_rarer".split()
 
 
 def subtype_differences(
@@ -104,7 +105,8 @@ def _difference(
     }
     folds = sorted(set(scores["a"]) & set(scores["b"]))
     labels, groups = test.labels[inside] == k, test.groups[inside]
-    counts = (len(folds), len(set(groups.tolist())))
+    rarer = min(len(set(groups[own].tolist())) for own in (labels, ~labels))
+    counts = (len(folds), len(set(groups.tolist())), rarer)
     if not folds or labels.all() or not labels.any():
         return dict(zip(COLUMNS, (*[np.nan] * 6, *counts), strict=True))
     first, second = (np.stack([scores[side][fold] for fold in folds]) for side in ("a", "b"))

@@ -38,6 +38,7 @@ VERDICTS = SUPPORTED, CONTRADICTED, UNDECIDED, UNTESTED = (
     "cannot be tested here",
 )
 SQUARES = dict(zip(VERDICTS, "🟩🟥🟨⬜", strict=True))
+NOT_MEASURED = "not measured, or on a class of fewer than ten patients"
 TOO_SMALL = "on the claimed side, but less than what counts"
 NIL = 1e-6  # an effect of the paper's below it is the rounding of none
 OUT_OF_REACH = 1000  # times the evidence
@@ -115,7 +116,7 @@ def claims_table(evidence: Mapping[str, Tables], rules: Sequence[Rule] | None = 
             note = _needed(rule, e, effect, family)
         if own == UNTESTED:
             own = "no interval printed" if np.isfinite(effect) else ""
-        based_on = f"{e.source}{size}{seeds}{kind}" if e.source else rule.why or "not measured"
+        based_on = f"{e.source}{size}{seeds}{kind}" if e.source else rule.why or NOT_MEASURED
         based_on = "the paper's own figures show no difference" if none else based_on
         rows.append((rule.section, rule.claim, effect, e.value, e.low, e.high, p_holm, verdict, note, own, based_on))
     columns = "section claim published ours ci_low ci_high p_holm verdict note paper_verdict based_on"
@@ -171,7 +172,7 @@ def _needed(rule: Rule, e: Evidence, effect: float, family: int) -> str:
     if times > OUT_OF_REACH:
         return "out of reach: more than 1,000 times as many cases"
     if times <= 1:
-        return "at this n the paper's effect would mostly have been found"
+        return "n is enough, but the interval, once corrected, holds none of the effect and half of it"
     return "it would take " + (
         f"{np.ceil(times * e.n):,.0f} {e.unit}" if np.isfinite(e.n) else f"{times:.2g} times as many cases"
     )

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from study.measure.observers import accuracy_table
-from study.measure.statistics import LEVEL, least_squares
+from study.measure.statistics import FEW, LEVEL, least_squares
 from study.report.published import load_published
 
 TERM = re.compile(r"([+-]?)\s*(\w+)\.(\w+)\[(.*?)\]")
@@ -46,7 +46,8 @@ class Evidence:
 
 
 def measured(quantity: str, tables: Tables) -> Evidence | None:
-    """The quantity by these tables; None where a table, a row or a value is lacking, or the scale is not above zero.
+    """The quantity by these tables; None where a table, a row or a value is lacking, the scale is not above zero, or a class
+    that is told apart has fewer than `FEW` patients: resampling them, too few are different.
 
     Raises:
         ValueError: a cell that several rows fit.
@@ -61,6 +62,8 @@ def measured(quantity: str, tables: Tables) -> Evidence | None:
     if any(rows.empty for _, _, rows in cells) or not (unit := sum(parts) if scale else 1.0) > 0:
         return None
     rows = [rows.iloc[0] for _, _, rows in cells]
+    if any(row.get("n_patients_rarer", FEW) < FEW for row in rows):
+        return None
     errors = [_errors(row, column, sign) for row, (sign, column, _) in zip(rows, cells, strict=True)]
     value = sum(sign * row[column] for row, (sign, column, _) in zip(rows, cells, strict=True))
     below, above, df = np.array(errors).T

@@ -96,7 +96,7 @@ VIEWS: dict[str, View] = {
     "realism": View("system features", "model", "auroc minus_texture"),
     "turing_accuracy": View("observer condition", "quantity"),
     "table3_subtype": View("metric size_mm subtype n_patients", "arm", "mean p_mann_whitney p_bootstrap"),
-    "table3_differences": View("metric size_mm subtype n_patients", "a", "difference"),
+    "table3_differences": View("metric size_mm subtype n_patients n_patients_rarer", "a", "difference"),
     "table3_arms": View("metric size_mm subtype", "arm", "mean"),
     "fig7_scarcity": View("subtype retention", "arm", "mean", "metric auroc"),
     "ablations": View(
