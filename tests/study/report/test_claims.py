@@ -197,10 +197,18 @@ def test_where_nothing_could_be_gained_nothing_is_contradicted(blind):
     assert one({"a/quick/tables": blind, "lidc-mini/quick/tables": gained(0.1, 0.05)}, words).verdict == SUPPORTED
 
 
-def test_a_fall_from_below_chance_is_no_evidence():
+def test_a_class_of_few_patients_decides_nothing():
+    words, few = "raise AUROC of part-solid, 10-20", gained(0.1, 0.05)
+    few["table3_differences"]["n_patients_rarer"] = 7
+    assert one({"a/quick/tables": few}, words).verdict == UNTESTED
+    row = one({"a/quick/tables": few, "lidc-mini/quick/tables": gained(0.2, 0.05)}, words)
+    assert row.verdict == SUPPORTED and row.based_on.startswith("lidc-mini")
+
+
+def test_a_fall_that_cannot_be_as_deep_as_the_papers_is_no_evidence():
     key = {"subtype": "ground-glass", "metric": "auroc", "a": "Clinical (n%)", "retention_a": 1.0}
     key |= {"b": "Clinical (n%)", "retention_b": 0.1, "n_runs": 3, "n_patients": 26}
-    for level, verdict in ((0.07, UNTESTED), (0.9, SUPPORTED)):
+    for level, verdict in ((0.07, UNTESTED), (0.6, UNTESTED), (0.9, SUPPORTED)):
         row = key | {"level_a": level, "difference": 0.05, "ci_low": 0.02, "ci_high": 0.08}
         found = one({"a/quick/tables": {"fig7_differences": pd.DataFrame([row])}}, "AUROC of ground-glass hardly falls")
         assert found.verdict == verdict
@@ -220,7 +228,7 @@ def test_no_verdict_on_a_difference_that_the_paper_itself_does_not_have():
         (0.01, 0.05, np.nan, "it would take "),
         (0.01, 0.05, 0.05, "times as many cases"),
         (1e-5, 1.0, 1e-5, "out of reach"),
-        (0.02, 0.021, 0.5, "mostly have been found"),
+        (0.02, 0.021, 0.5, "n is enough, but"),
     ],
 )
 def test_what_an_undecided_claim_would_take(value, half, effect, said):
