@@ -60,6 +60,8 @@ CASES = [  # file below results/, its row (of several seeds the mean), and the w
     (IN_FILE, TOLD.format("inside_isotropic", "forest", "inserted"), "and {minus_texture:+.2f} ({minus_low:+.2f} to {minus_high:+.2f}); with"),
     (IN_FILE, TOLD.format("inside", "logistic", "inserted"), "with it {auroc:.2f} and"),
     (IN_FILE, TOLD.format("inside", "forest", "inserted"), "and {auroc:.2f}. The"),
+    (IN_FILE.replace("1x1x1", "0.7x0.7x3"), TOLD.format("inside", "logistic", "inserted"), "texture: {auroc:.2f} and"),
+    (IN_FILE.replace("1x1x1", "0.7x0.7x3"), TOLD.format("inside", "forest", "inserted"), "and {auroc:.2f}. 5."),
     (IN_FILE, TOLD.format("inside", "forest", "inserted"), "The {n_nodules:.0f} nodules of claim 1, seen"),
     ("lidc-vois/quick/tables/fig7_differences", SCARCE.format("ground-glass"), f"by {GAIN} for ground-glass (17"),
     ("lidc-vois/quick/tables/fig7_differences", SCARCE.format("ground-glass"), "of {n_patients_rarer:.0f} patients, 8"),
