@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hrldm.config import SUBTYPES
 from hrldm.ct.geometry import sample, shifted
 from hrldm.ct.volume import CT
 from hrldm.insertion.finish import finished
@@ -13,19 +14,25 @@ AROUND = 40  # voxels of the scan about what a lesion reaches, enough for its cr
 
 
 def in_scans(
-    request: Request, generated: np.ndarray, scans: Sequence[CT], affines: Sequence[np.ndarray], **how: bool
+    request: Request,
+    generated: np.ndarray,
+    scans: Sequence[CT],
+    affines: Sequence[np.ndarray],
+    drawn: bool = False,
+    **how: bool,
 ) -> np.ndarray:
     """Crops (N, D, D, D) float32 HU at 1 mm, read from the scans into which the lesions are put, each alone.
 
     generated: (N, D, D, D) HU at 1 mm, as the request asks
     affines:   (4, 4) of each crop
-    how:       `matching`, `grain` and `drawn` of `finished`
+    drawn:     histograms are of the library, see `finished` and `insert`
+    how:       `matching` and `grain` of `finished`
     """
     out = np.empty(generated.shape, np.float32)
     for i, (scan, affine) in enumerate(zip(scans, affines, strict=True)):
-        lesion = finished(
-            scan, generated[i], request.mask[i], affine, request.histogram[i], int(request.seeds[i]), **how
-        )
+        asked = (request.mask[i], affine, request.histogram[i], int(request.seeds[i]))
+        thinned = drawn and SUBTYPES[request.subtype[i]] != "ground-glass"
+        lesion = finished(scan, generated[i], *asked, drawn=thinned, **how)
         box = tuple(slice(max(0, s.start - AROUND), s.stop + AROUND) for s in lesion.box)
         part, low = scan.array[box].copy(), [s.start for s in box]
         part[tuple(slice(s.start - n, s.stop - n) for s, n in zip(lesion.box, low, strict=True))] = lesion.stored

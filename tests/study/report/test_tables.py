@@ -58,14 +58,14 @@ def test_long_view_names_units_and_systems_signs_differences_and_says_constants_
 
 def test_differences_to_several_arms_stand_side_by_side(tmp_path):
     rows = [
-        ("auroc", "6-10", "solid", arm, "Real + Synth", d, d - 1, d + 1, 9)
+        ("auroc", "6-10", "solid", arm, "Real + Synth", d, d - 1, d + 1, 9, 4)
         for arm, d in (("Real only", 2), ("Class weights", -1))
     ]
-    columns = "metric size_mm subtype a b difference ci_low ci_high n_patients".split()
+    columns = "metric size_mm subtype a b difference ci_low ci_high n_patients n_patients_rarer".split()
     save_table(pd.DataFrame(rows, columns=columns), tmp_path, "table3_differences")
     _, titles, cells, *_ = shown(tmp_path, "table3_differences")
-    assert titles[4:] == ["difference, minus Real only", "difference, minus Class weights"]
-    assert cells[4:] == ["+2 (+1 to +3)", "-1 (-2 to +0)"]
+    assert titles[5:] == ["difference, minus Real only", "difference, minus Class weights"]
+    assert cells[5:] == ["+2 (+1 to +3)", "-1 (-2 to +0)"]
 
 
 def test_view_joins_sds_leaves_out_empty_columns_and_shows_no_row_twice(tmp_path):
