@@ -57,7 +57,7 @@ def own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | No
         logger.warning("%s: %.0f%% of the lesion is beyond the CT and cannot be written", path, 100 * cut)
     if space.occupied[tuple(voxels[within].T)].any():
         raise ValueError(f"{path}: there is another lesion at this place")
-    lesion &= ~_wall(space, lesion.shape, low, path, lesion)
+    lesion &= ~_wall(space, lesion, low, path)
     core &= lesion
     hu = space.hu[tuple(voxels[within].T)]
     if (tissue := float((hu > VESSEL_HU).mean())) > MOST_TISSUE:
@@ -68,9 +68,9 @@ def own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | No
     return lesion, core if core.any() else None, centre
 
 
-def _wall(space: LungSpace, shape: tuple[int, ...], low: np.ndarray, path: str, lesion: np.ndarray) -> np.ndarray:
+def _wall(space: LungSpace, lesion: np.ndarray, low: np.ndarray, path: str) -> np.ndarray:
     """Voxels (x, y, z) of a lesion's box, from `low` on, that are chest wall or mediastinum; how much of it is said."""
-    around = np.array(shape) + 2 * WALL_MM
+    around = np.array(lesion.shape) + 2 * WALL_MM
     here, own = overlap(low - WALL_MM, tuple(around.tolist()), space.hu.shape)
     wall = np.zeros(around, bool)
     wall[own] = chest_wall(space.hu[here], space.labels[here] > 0)[0]
