@@ -43,6 +43,8 @@ LEAST_FILLED = 0.25  # with less lesion in it, a voxel lies within the wall, the
 LUNG_QUANTILE = 40  # of the original HU in the lesion, %: the lung between its vessels
 SHARPNESS_MM, NOISE_MM = 35.0, 20.0  # beyond the lesion, where the scan's sharpness and noise are measured
 FINE_MM = 1.5  # voxels up to this size show what the library's scans show
+# subtypes whose drawn histograms thicker voxels average: ground-glass's brightest are its place's vessels, as bright in any slice
+AVERAGED = ("solid", "part-solid")
 LEAST_VOXELS = 2.0  # across its diameter; with fewer, most of a lesion's voxels are mixtures with the lung
 NOISE_SEED = 23  # keeps the noise's randomness apart from the sampler's
 
@@ -159,15 +161,14 @@ def finished(
     if grain:
         rng = np.random.default_rng((NOISE_SEED, seed))
         score += OWN_NOISE * np.sqrt(1 - (1 - np.clip(d / air, 0, 1)) ** 2) * noise.field(x.shape, rng)
-    solid, lead = np.zeros_like(inside), 0.0
+    solid, lead = np.zeros_like(inside), 0.0 if core is None else core_lead(core)
     held = holds(equivalent_diameter(mask.sum()), spacing)
     if drawn and held and (spacing > FINE_MM).any():
         fine = np.zeros(mask.shape, np.float32)
-        ranks = generated_hu + (0.0 if core is None else core_lead(core))
-        fine[mask] = ranked(ranks, mask, quantiles(histogram, int(mask.sum())))
+        fine[mask] = ranked(generated_hu + lead, mask, quantiles(histogram, int(mask.sum())))
         histogram = hu_histogram((seen(fine) / np.maximum(share, 1e-3))[inside], len(histogram))
-    if core is not None and core.any():
-        lead = seen(core_lead(core))
+    if core is not None:
+        lead = seen(lead)
         solid = inside & (seen(core) >= 0.5 * share)
     values = ranked(score + lead, inside, quantiles(histogram, int(inside.sum()))) if matching else score[inside]
     change = np.zeros_like(x)

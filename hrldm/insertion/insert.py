@@ -16,7 +16,7 @@ from hrldm.ct.geometry import crop_affine, equivalent_diameter, sample
 from hrldm.ct.label_maps import LOBE_NAMES
 from hrldm.ct.nifti import scaled
 from hrldm.ct.volume import CT
-from hrldm.insertion.finish import LEAST_VOXELS, Finished, finished, holds, lesion_in
+from hrldm.insertion.finish import AVERAGED, LEAST_VOXELS, Finished, finished, holds, lesion_in
 from hrldm.insertion.generator import Generator, Request
 from hrldm.insertion.place import LungSpace, Nodule, place_nodule
 from hrldm.insertion.quality import assess, faults
@@ -87,9 +87,8 @@ def insert(
             )  # fmt: skip
     request, crops = requested(ct, nodules)
     keep = np.zeros(ct.shape, bool) if avoid is None else np.array(avoid, bool)
-    # of ground-glass the brightest are its place's own vessels, which are as bright in any slice
-    thinned = [n.drawn and n.wish.subtype != "ground-glass" for n in nodules]
-    how = [{"matching": matching, "grain": grain, "drawn": own} for own in thinned]
+    drawn = [n.wish.drawn and n.wish.subtype in AVERAGED for n in nodules]
+    how = [{"matching": matching, "grain": grain, "drawn": own} for own in drawn]
     made = _made(ct, generator, request, crops, keep, retries, how)
 
     stored, core = ct.stored.copy(order="K"), np.zeros(ct.shape, bool)

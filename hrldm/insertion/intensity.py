@@ -132,8 +132,7 @@ def _say_if_dimmed(
     space: LungSpace, wish: Wish, mask: np.ndarray, centre: np.ndarray, histogram: np.ndarray, name: str
 ) -> None:
     """Warn of a histogram asked for that leaves no room for the vessels of a ground-glass lesion's place."""
-    asked = (wish.histogram, wish.mean_hu, wish.sd_hu) != (None, None, None)
-    if not asked or wish.subtype == "solid" or (vessels := _vessels(space, mask, centre)) is None:
+    if wish.drawn or wish.subtype == "solid" or (vessels := _vessels(space, mask, centre)) is None:
         return
     share, least = vessels
     brightest = quantiles(histogram, 1000)[-max(round(1000 * share), 1) :].mean()
@@ -172,7 +171,7 @@ def _following_core(
     if wish.subtype != "part-solid" or wish.core_mm == 0:
         return histogram, None
     share = solid_share(histogram)
-    if wish.histogram is None and wish.mean_hu is None and wish.sd_hu is None and 0 < share < 1:
+    if wish.drawn and 0 < share < 1:
         least = max(CORE_SHARE[0], (LEAST_CORE_MM / equivalent_diameter(n)) ** 3)
         share = min(max(share, least), max(CORE_SHARE[1], least))
         histogram = with_solid_share(histogram, share)

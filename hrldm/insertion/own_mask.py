@@ -45,25 +45,25 @@ def own_lesion(space: LungSpace, path: str) -> tuple[np.ndarray, np.ndarray | No
     index, n = to_world(np.linalg.inv(space.ct.affine), to_world(space.affine, voxels)), np.array(space.ct.shape)
     beyond = (np.abs(index - (n - 1) / 2) - n / 2) * space.ct.spacing  # mm beyond the CT's faces
     cut = float((beyond > 0.5).any(1).mean())  # half a voxel of 1 mm
-    in_lung = space.labels[tuple(voxels[within].T)] > 0
+    here = tuple(voxels[within].T)
+    in_lung, hu = space.labels[here] > 0, space.hu[here]
     if in_lung.sum() < OWN_IN_LUNG * len(voxels):
         raise ValueError(
             f"{path}: {in_lung.sum() / len(voxels):.0%} of the lesion lies in the lungs of this CT, at least {OWN_IN_LUNG:.0%} "
             f"must{f' ({cut:.0%} is beyond the CT)' if cut else ''}; is it the mask of this scan?"
         )
-    if (mean := float(space.hu[tuple(voxels[within].T)].mean())) < OWN_AIR_HU:
+    if (mean := float(hu.mean())) < OWN_AIR_HU:
         raise ValueError(f"{path}: the lesion lies in air (mean {mean:.0f} HU); is it the mask of this scan?")
     if cut:
         logger.warning("%s: %.0f%% of the lesion is beyond the CT and cannot be written", path, 100 * cut)
-    if space.occupied[tuple(voxels[within].T)].any():
+    if space.occupied[here].any():
         raise ValueError(f"{path}: there is another lesion at this place")
     lesion &= ~_wall(space, lesion, low, path)
     core &= lesion
-    hu = space.hu[tuple(voxels[within].T)]
     if (tissue := float((hu > VESSEL_HU).mean())) > MOST_TISSUE:
         logger.warning(
             "%s: %.0f%% of the lesion is tissue already (mean %.0f HU), which is replaced; `hrldm erase` turns a lesion into lung",
-            path, 100 * tissue, hu.mean(),
+            path, 100 * tissue, mean,
         )  # fmt: skip
     return lesion, core if core.any() else None, centre
 

@@ -45,11 +45,6 @@ class Nodule:
     chosen: dict[str, str]
 
     @property
-    def drawn(self) -> bool:
-        """Whether nothing is said of its HU."""
-        return self.wish.histogram is None and self.wish.mean_hu is None and self.wish.sd_hu is None
-
-    @property
     def noise_seed(self) -> int:
         """Of the sampler's noise; subtypes of one seed have their own."""
         key = (self.wish.seed, NOISE_SEED, SUBTYPES.index(self.wish.subtype))

@@ -117,6 +117,11 @@ class Wish:
             raise ValueError(f"seed {self.seed!r}: give a whole number, 0 or more")
         self._check_intensity()
 
+    @property
+    def drawn(self) -> bool:
+        """Whether the histogram is drawn: nothing is said of the HU."""
+        return self.histogram is None and self.mean_hu is None and self.sd_hu is None
+
     def _check_intensity(self) -> None:
         """Raise ValueError for a histogram, mean, SD and core size that cannot be had together."""
         given = None if self.histogram is None else read_histogram(self.histogram)

@@ -7,7 +7,7 @@ import numpy as np
 from hrldm.config import SUBTYPES
 from hrldm.ct.geometry import sample, shifted
 from hrldm.ct.volume import CT
-from hrldm.insertion.finish import finished
+from hrldm.insertion.finish import AVERAGED, finished
 from hrldm.insertion.generator import Request
 
 AROUND = 40  # voxels of the scan about what a lesion reaches, enough for its crop
@@ -31,8 +31,8 @@ def in_scans(
     out = np.empty(generated.shape, np.float32)
     for i, (scan, affine) in enumerate(zip(scans, affines, strict=True)):
         asked = (request.mask[i], affine, request.histogram[i], int(request.seeds[i]))
-        thinned = drawn and SUBTYPES[request.subtype[i]] != "ground-glass"
-        lesion = finished(scan, generated[i], *asked, drawn=thinned, **how)
+        averaged = drawn and SUBTYPES[request.subtype[i]] in AVERAGED
+        lesion = finished(scan, generated[i], *asked, drawn=averaged, **how)
         box = tuple(slice(max(0, s.start - AROUND), s.stop + AROUND) for s in lesion.box)
         part, low = scan.array[box].copy(), [s.start for s in box]
         part[tuple(slice(s.start - n, s.stop - n) for s, n in zip(lesion.box, low, strict=True))] = lesion.stored
