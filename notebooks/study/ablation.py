@@ -13,10 +13,12 @@ from hrldm.config import changed
 from hrldm.insertion.generator import Generator
 from study.measure.intensity import lesion_table
 from study.measure.statistics import mean_interval
+from study.profiles import Profile
 from study.study import Study
 from study.systems.latent import CHANGES, trained
 from study.systems.registry import request_for, with_components
 
+SCRATCH = "scratch"
 METRICS = ("jsd", "wasserstein_hu", "mean_error_hu", "sd_ratio")
 
 
@@ -28,6 +30,7 @@ class Cell:
     level: str
     changes: dict
     seeds: int = 1
+    afresh: bool = False  # in every profile a network of its own, trained as those of Table 1
 
     @property
     def name(self) -> str:
@@ -47,10 +50,6 @@ def cells(study: Study) -> list[Cell]:
         Cell("mask's detail", f"{p.unet.mask_detail} (default)", {}),
         Cell("components of the mask", f"{p.unet.mask_channels} (default)", {}),
         Cell("components of the mask", f"{parts}", {"unet__mask_channels": parts}),
-        Cell("c_hist as", "vector (default)", {}),
-        Cell("c_hist as", "template", {"histogram__template": True, "histogram__vector": False}),
-        Cell("c_hist as", "both", {"histogram__template": True}),
-        Cell("c_hist as", "neither", {"histogram__vector": False}),
         Cell(
             "mask's detail",
             "4" if p.unet.mask_detail == 1 else "1",
@@ -84,34 +83,46 @@ def cells(study: Study) -> list[Cell]:
             "t <= 300, lambda 0",
             CHANGES["hr-ldm-matched"] | {"histogram__weight": 0.0},
         ),
-        *(scratch if p.ablation.start == "scratch" else []),
+        Cell("c_hist as", "vector (default)", {}, afresh=True),
+        Cell("c_hist as", "template", {"histogram__template": True, "histogram__vector": False}, afresh=True),
+        Cell("c_hist as", "both", {"histogram__template": True}, afresh=True),
+        Cell("c_hist as", "neither", {"histogram__vector": False}, afresh=True),
+        *(scratch if p.ablation.start == SCRATCH else []),
     ]
     given = ((core, p.ablation.core_seeds), (rest, p.ablation.seeds))
     return [replace(cell, seeds=seeds) for group, seeds in given for cell in group]
 
 
-def generator(study: Study, changes: dict, seed: int) -> Generator:
-    """The network of one cell: `ablation_steps` steps on from the start network, or from scratch."""
-    p = study.profile
+def training(profile: Profile, cell: Cell) -> tuple[str, int]:
+    """The network that a cell's training begins with (`scratch`: none), and its steps."""
+    p = profile.ablation
+    if cell.afresh and p.start != SCRATCH:
+        return SCRATCH, profile.ldm.steps
+    return p.start, p.steps or profile.ldm.steps
+
+
+def generator(study: Study, cell: Cell, seed: int) -> Generator:
+    """The network of one cell, trained as `training` says."""
     seeded = study if seed == study.seed else study.with_seed(seed)
-    start = None if p.ablation.start == "scratch" else trained(study, p.ablation.start).unet
-    return seeded.generator(start, ldm__steps=p.ablation.steps or p.ldm.steps, **changes)
+    start, steps = training(study.profile, cell)
+    network = None if start == SCRATCH else trained(study, start).unet
+    return seeded.generator(network, ldm__steps=steps, **cell.changes)
 
 
 def run_ablations(study: Study) -> dict[str, pd.DataFrame]:
     """Lesion tables of every cell, averaged over its seeds, by cell name; networks are kept on disk, equal ones made once."""
     test, background = (part[: study.profile.ablation.n] for part in study.places("test"))
     request = request_for(study, test, background, condition="target")
-    done: dict[tuple[str, int], pd.DataFrame] = {}
+    done: dict[tuple, pd.DataFrame] = {}
     out = {}
     keys = ["nodule_id", "subtype", "patient_id"]
     for cell in tqdm(cells(study), desc="ablations", mininterval=5):
         runs = []
         for seed in range(study.seed, study.seed + cell.seeds):
-            key = (str(sorted(cell.changes.items())), seed)
+            key = (str(sorted(cell.changes.items())), *training(study.profile, cell), seed)
             if key not in done:
                 unet = changed(study.profile, **cell.changes).unet
-                crops = generator(study, cell.changes, seed)(with_components(request, test, unet))
+                crops = generator(study, cell, seed)(with_components(request, test, unet))
                 done[key] = lesion_table(cell.name, crops, test)[[*keys, *METRICS]]
             runs.append(done[key])
         mean = pd.concat(runs).groupby(keys, sort=False, as_index=False)[list(METRICS)].mean()

@@ -10,6 +10,7 @@ from hrldm.insertion.generator import Request
 from study import ablation
 from study.profiles import get_profile
 from study.study import Study
+from study.systems.latent import CHANGES
 from tests import tiny
 
 
@@ -54,8 +55,8 @@ def test_differences_are_paired(study):
 def test_equal_networks_are_made_once_and_a_cell_is_the_mean_of_its_seeds(study, monkeypatch):
     calls, test = [], tiny.patches(study.profile.ablation.n)
 
-    def generator(study, changes, seed):
-        calls.append((str(changes), seed))
+    def generator(study, cell, seed):
+        calls.append((str(cell.changes), cell.afresh, seed))
         return lambda request: test.hu + 100.0 * seed
 
     monkeypatch.setattr(ablation, "generator", generator)
@@ -101,5 +102,21 @@ def test_all_seeds_of_a_cell_learn_the_latents_that_are_decoded(study, monkeypat
 
     monkeypatch.setattr(Study, "unet", unet)
     monkeypatch.setattr(ablation, "trained", lambda *_: SimpleNamespace(unet=None))
-    made = [ablation.generator(study, {}, seed) for seed in (0, 1, 2)]
+    made = [ablation.generator(study, ablation.Cell("lambda", "10", {}), seed) for seed in (0, 1, 2)]
     assert used == [(0, True), (1, True), (2, True)] and all(g.autoencoder is own for g in made)
+
+
+def test_what_the_network_is_shown_is_learnt_afresh_and_shares_the_networks_of_table_1(study, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Study, "generator", lambda self, start=None, **changes: asked.append((start, changes)))
+    monkeypatch.setattr(ablation, "trained", lambda *_: SimpleNamespace(unet="maisi-ddpm"))
+    shown = {c.level: c for c in ablation.cells(study) if c.factor == "c_hist as"}
+    assert list(shown) == ["vector (default)", "template", "both", "neither"]
+    for cell in [*shown.values(), ablation.Cell("lambda", "1", {"histogram__weight": 1.0})]:
+        ablation.generator(study, cell, 0)
+    starts, changes = zip(*asked, strict=True)
+    assert starts == (None, None, None, None, "maisi-ddpm")
+    assert [c.pop("ldm__steps") for c in changes] == 4 * [study.profile.ldm.steps] + [study.profile.ablation.steps]
+    assert changes[0] == CHANGES["hr-ldm"] and changes[2] == CHANGES["hr-ldm-template"]
+    given = [get_profile("smoke", **c).histogram for c in changes[:4]]
+    assert [(h.vector, h.template) for h in given] == [(True, False), (False, True), (True, True), (False, False)]

@@ -22,7 +22,7 @@ from hrldm.model.histogram import masked_soft_histogram
 from hrldm.model.window import lesion_window
 from hrldm.train.device import autocast
 from hrldm.train.ldm import built
-from study.ablation import cells
+from study.ablation import SCRATCH, cells, training
 from study.classify.train import build_classifier
 from study.profiles import Profile, get_profile
 from study.step_cost import Stage, Step, autoencoder_stage, cost, updates
@@ -50,7 +50,7 @@ def stages(profile: Profile) -> Iterator[Stage]:
         ("II: pre-training, before a dataset of your own", p.ldm.pretrain_steps, plain),
         ("II: U-Net", p.ldm.steps, p),
         (f"II: the {others} other networks of Table 1, as one without L_hist", others * p.ldm.steps, plain),
-        (f"ablations, {networks} networks", networks * (p.ablation.steps or p.ldm.steps), p),
+        (f"ablations, {len(networks)} networks", sum(networks), p),
     ):
         if steps:
             yield Stage(name, steps, side, multiple, lambda on, config=config: unet_step(config, on))
@@ -70,15 +70,17 @@ def window_side(profile: Profile) -> int:
     return lesion_window(ball, profile.unet.context, len(profile.unet.channels)).side
 
 
-def ablation_networks(profile: Profile) -> int:
-    """Networks that the ablations train, each once."""
-    wanted = set()
+def ablation_networks(profile: Profile) -> list[int]:
+    """Steps of each network that the ablations train, equal ones once; those of Table 1 are there already."""
+    known = {(changed(profile, **changes).stage2(), SCRATCH, 0) for changes in CHANGES.values()}
+    wanted = {}
     for cell in cells(SimpleNamespace(profile=profile)):
-        config = changed(profile, **cell.changes)
+        start, steps = training(profile, cell)
+        config = changed(profile, ldm__steps=steps, **cell.changes)
         if config.diffusion.background == "paper":  # trained as `clean` is
             config = changed(config, diffusion__background="clean")
-        wanted |= {(config.stage2(), seed) for seed in range(cell.seeds)}
-    return len(wanted)
+        wanted |= {(config.stage2(), start, seed): steps for seed in range(cell.seeds)}
+    return [steps for network, steps in wanted.items() if network not in known]
 
 
 def classifiers(profile: Profile) -> int:
