@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from hrldm import paths
+from hrldm.atomic import write_text
 
 
 def digest(*parts: object) -> str:
@@ -29,6 +30,18 @@ def digest(*parts: object) -> str:
         else:
             found.update(f"{part!r};".encode())
     return found.hexdigest()[:16]
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of what a file holds (hex), wherever it lies; read again only when its size or date has changed."""
+    seen = os.stat(path)
+    key = digest(os.path.abspath(path), seen.st_size, seen.st_mtime_ns)
+    known = paths.cache_dir() / "digests" / key[:2] / f"{key}.txt"  # in parts: there may be many thousands
+    if not known.exists():
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        write_text(known, found)
+    return known.read_text()
 
 
 def keyed(kind: str, *parts: object, suffix: str = "") -> Path:

@@ -10,11 +10,13 @@ Nothing that is shipped or committed is touched. Writes, of seed 0, to FOLDER, i
     unet.safetensors, unet.json  averaged weights in float16, the closed-form part in float32; profile, scale and training in
                                  the header; and their card
     curve.csv, curve.png         validation nodules by training steps
+    seen.csv                     nodules of training beside test nodules, both in the healthy lung of the test host
     steps.csv                    test nodules by steps of the sampler, left to itself and imposed, paired differences
     tables/                      of the first manifest's test nodules in their own place, as `python -m study judge` makes them
     displaced/tables/            of the second manifest's, in the healthy lung of the test host
 
-To ship it, once judged, copy `unet.*` to hrldm/weights/ and the rest to results/released/.
+To ship it, once judged, copy `unet.*` to hrldm/weights/ and the rest to results/released/. `--judge WEIGHTS` trains
+nothing and judges these: the last four.
 """
 
 import dataclasses
@@ -47,6 +49,7 @@ from study.experiments import shape_patients
 from study.measure import intensity
 from study.measure.features import default_extractor, three_plane_features
 from study.measure.fidelity import separability
+from study.measure.statistics import mean_interval
 from study.profiles import get_profile
 from study.report import figures
 from study.report.provenance import git_state, write_provenance
@@ -54,7 +57,7 @@ from study.report.tables import save_tables
 from study.study import Study, library_of, open_study
 from study.systems.registry import request_for
 
-SAMPLING = {  # chosen by steps.csv of an earlier network, on the test nodules that it is judged on
+SAMPLING = {  # chosen by steps.csv, on the test nodules that it is judged on
     "steps": 4, "match_t_max": 400, "match_rounds": 2,
 }  # fmt: skip
 SETTINGS = {  # of the network and its training, over `quick`
@@ -67,7 +70,7 @@ NATIVE = 5  # times that a cube stands in the training set in its own place, eac
 SNAPSHOTS = (0.2, 0.5, 0.8)  # of the steps, kept for the curve
 SAVE_EVERY, TIMED = 500, 20
 LONG = 25  # steps that the others are held against
-SAMPLERS = {"left to itself": (4, 8, 25, 50), "imposed": (4, 8, 25)}
+STEPS, SAMPLERS = (4, 8, 25, 50), {"left to itself": {}, "imposed": SAMPLING}
 ATTRIBUTION = "Trained on LIDC-IDRI (doi:10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0); see NOTICE."
 
 
@@ -220,17 +223,31 @@ def training_curve(study: Study, path: Path, start: Path | None, out: Path) -> N
     figures.facets(shown.replace(names), "variable", figures.lines, **how).savefig(out / "curve.png", dpi=130)
 
 
-def sampling_steps(study: Study, path: Path, judged: dict[str, tuple[Study, str]], out: Path) -> None:
-    """Few steps against many on the nodules of each (study, split), the same nodules and noise."""
+def seen_and_unseen(boxes: Study, host: Host, file: Path, out: Path) -> None:
+    """How nodules of training come again beside those of the test: left to itself, all in the healthy lung of `host`."""
+    rows = []
+    for split in ("train", "test"):
+        nodules, _ = judging.displaced(boxes, split, host)
+        made_by = generator(nodules, file, steps=SAMPLING["steps"])
+        table = judging.lesions_of("", *made_for(nodules, made_by, split, f"{split} nodules"))
+        e = mean_interval(table.jsd, table.patient_id, judging.N_BOOT, 0)
+        interval = {"patients": table.patient_id.nunique(), "jsd_low": e.ci_low, "jsd_high": e.ci_high}
+        rows.append({"split": split} | averages(table) | interval)
+        print(rows[-1], flush=True)
+    write_text(out / "seen.csv", pd.DataFrame(rows).round(5).to_csv(index=False))
+
+
+def sampling_steps(judged: dict[str, Study], file: Path, out: Path) -> None:
+    """Few steps against many on the test nodules of each study, the same nodules and noise."""
     extractor, rows = default_extractor(), []
-    for where, (nodules, split) in judged.items():
-        truth = nodules.patches(split)
+    for where, nodules in judged.items():
+        truth = nodules.patches("test")
         real = three_plane_features(truth.hu, extractor)
-        for matched, counts in SAMPLERS.items():
+        for matched, how in SAMPLERS.items():
             tables, features = {}, {}
-            for n in counts:
-                changes = (SAMPLING if matched == "imposed" else {}) | {"steps": n}
-                crops = made_for(nodules, generator(study, path, **changes), split, f"{where}, {n} steps, {matched}")[1]
+            for n in STEPS:
+                made_by = generator(nodules, file, **(how | {"steps": n}))
+                crops = made_for(nodules, made_by, "test", f"{where}, {n} steps, {matched}")[1]
                 tables[n] = judging.lesions_of(str(n), truth, crops)
                 features[str(n)] = three_plane_features(crops, extractor)
             told = separability(real, features, shape_patients(truth.frame), extractor.name, 0).set_index("system")
@@ -290,18 +307,18 @@ def packed(study: Study, path: Path, start: Path | None, out: Path) -> Path:
     return file
 
 
-def release(study: Study, path: Path, root: Path, start: Path | None, out: Path, started: float) -> None:
-    """Pack a finished training, and write what it is worth."""
-    file = packed(study, path, start, out)
-    training_curve(study, path, start, out)
-    cubes, *boxes = [judging.open_nodules(f.parent) for f in sorted(root.glob("*/manifest.csv"))]
-    moved, real = judging.displaced(boxes[0], "test", test_hosts(root)[0])
-    sampling_steps(study, path, {"own place": (cubes, "test"), "displaced": (moved, "test")}, out)
+def judge_weights(file: Path, root: Path, out: Path, started: float) -> None:
+    """What weights are worth on the test nodules of DATA_ROOT."""
+    cubes, boxes = [judging.open_nodules(f.parent) for f in sorted(root.glob("*/manifest.csv"))][:2]
+    host = test_hosts(root)[0]
+    moved, real = judging.displaced(boxes, "test", host)
+    seen_and_unseen(boxes, host, file, out)
+    sampling_steps({"own place": cubes, "displaced": moved}, file, out)
     for judged, native, folder in ((cubes, None, out), (moved, real, out / "displaced")):
         save_tables(judging.judge_released(judged, "test", native=native, unet=file), folder)
         wall = {"since the call": round(time.perf_counter() - started, 1)}
         how = judging.networks(judged, judging.generators(unet=file))
-        write_provenance(folder, how, judged.dataset, study.seed, judged.data_hash, wall)
+        write_provenance(folder, how, judged.dataset, judged.seed, judged.data_hash, wall)
 
 
 def main(
@@ -309,6 +326,7 @@ def main(
     out: Path,
     minutes: float = 90.0,
     start: Path | None = None,
+    judge: Path | None = None,
     device: Literal["cpu", "cuda"] = here(),
 ) -> None:
     """Train and judge.
@@ -317,15 +335,20 @@ def main(
         out: folder to be made for the weights, their card and what they are worth.
         minutes: of training; with other minutes it is another run.
         start: shipped weights of a former run, to go on from (hrldm/weights/unet.safetensors).
+        judge: weights to be judged, instead of training.
         device: must be the one there is.
     """
     if device != here():
         raise SystemExit(f"--device {device}: this machine trains on {here()}")
     out.mkdir(parents=True, exist_ok=True)  # found now if it cannot be written
     started = time.perf_counter()
+    if judge is not None:
+        return judge_weights(judge, root, out, started)
     study = open_study("quick", "release", str(release_data(root)), 0, **SETTINGS)
     study, path = train(study, minutes, start)
-    release(study, path, root, start, out, started)
+    file = packed(study, path, start, out)
+    training_curve(study, path, start, out)
+    judge_weights(file, root, out, started)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """What is kept in the cache: another input is another place, and a folder is there complete or not at all."""
 
+import hashlib
+import os
+
 import numpy as np
 import pytest
 
 from hrldm import paths
-from hrldm.cache import atomic_folder, digest, keyed
+from hrldm.cache import atomic_folder, digest, file_digest, keyed
 
 ARRAY = np.arange(6, dtype=np.int16)
 
@@ -29,6 +32,21 @@ def test_other_parts_have_another_place(one, other, tmp_path, monkeypatch):
 def test_an_arrays_order_in_memory_is_no_part_of_it():
     square = np.arange(9.0).reshape(3, 3)
     assert digest(square) == digest(np.asfortranarray(square))
+
+
+def test_a_file_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("HRLDM_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "scan.nii.gz"
+    file.write_bytes(b"abc")
+    assert file_digest(file) == hashlib.sha256(b"abc").hexdigest()
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+        assert file_digest(str(file)) == hashlib.sha256(b"abc").hexdigest()
+    file.write_bytes(b"abd")
+    os.utime(file, ns=(1, 1))
+    assert file_digest(file) == hashlib.sha256(b"abd").hexdigest()
+    with pytest.raises(FileNotFoundError):
+        file_digest(tmp_path / "none")
 
 
 def test_a_folder_is_there_complete_or_not_at_all(tmp_path):

@@ -21,7 +21,7 @@ from joblib import Parallel, delayed
 from scipy.interpolate import CubicSpline
 from tqdm import tqdm
 
-from hrldm.cache import atomic_folder, keyed
+from hrldm.cache import atomic_folder, file_digest, keyed
 from hrldm.config import SIZE_BINS_MM
 from hrldm.ct.geometry import equivalent_diameter
 from hrldm.ct.label_maps import LEFT, LOBE_NAMES, RIGHT
@@ -224,5 +224,5 @@ def data_hash(root: Path) -> str:
     found = hashlib.sha256((root / "manifest.csv").read_bytes())
     for column in FILES:
         for name in table[column] if column in table else ():
-            found.update(hashlib.sha256((root / name).read_bytes()).digest())
+            found.update(bytes.fromhex(file_digest(root / name)))
     return found.hexdigest()[:16]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +13,13 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from hrldm.atomic import atomic
-from hrldm.cache import keyed
+from hrldm.cache import file_digest, keyed
 from hrldm.config import SUBTYPES
 from hrldm.ct.geometry import crop_affine, sample, to_world
 from hrldm.ct.nifti import open_nifti, read_voxels
 from hrldm.ct.volume import read_ct
 from hrldm.nodules.cubes import whole_hu
+from hrldm.paths import FILES
 
 logger = logging.getLogger(__name__)
 VERSION = 1  # raise when the same files would give different crops
@@ -61,13 +61,13 @@ class Patches:
 
 
 def manifest_digest(frame: pd.DataFrame, columns: tuple[str, ...] = ("image", "mask")) -> str:
-    """Hash of the rows and of their files' names, sizes and dates: the cache key of the crops."""
-    h = hashlib.sha256(pd.util.hash_pandas_object(frame.drop(columns=list(columns)), index=False).values.tobytes())
+    """Hash (16 hex digits) of the rows and of what their files hold, wherever the files lie and whenever they were copied."""
+    rows = frame.drop(columns=list(FILES), errors="ignore")
+    found = hashlib.sha256(pd.util.hash_pandas_object(rows, index=False).values.tobytes())
     for column in columns:
         for name in frame[column]:
-            stat = os.stat(name)
-            h.update(f"{name}:{stat.st_size}:{stat.st_mtime_ns}".encode())
-    return h.hexdigest()[:16]
+            found.update(file_digest(name).encode())
+    return found.hexdigest()[:16]
 
 
 def fitting(frame: pd.DataFrame, size: int, diameters_mm: tuple[float, float] = (0.0, np.inf)) -> pd.DataFrame:
@@ -90,7 +90,7 @@ def load_patches(frame: pd.DataFrame, size: int) -> Patches:
     if not len(frame):
         raise ValueError("the manifest has no rows for this split; check its `split` column")
     frame = frame.reset_index(drop=True)
-    file = keyed("patches", VERSION, manifest_digest(frame), "image", size, suffix=".npz")  # "image": as older keys
+    file = keyed("patches", VERSION, manifest_digest(frame), size, suffix=".npz")
     if not file.exists():
         hu = np.empty((len(frame), size, size, size), np.int16)
         mask = np.empty(hu.shape, bool)

@@ -13,7 +13,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 
 from hrldm.atomic import write_text
-from hrldm.cache import keyed
+from hrldm.cache import file_digest, keyed
 from hrldm.ct.geometry import shifted
 from hrldm.ct.label_maps import LEFT, LOBE_NAMES
 from hrldm.ct.nifti import open_nifti, read_voxels
@@ -40,8 +40,7 @@ def healthy_images(frame: pd.DataFrame) -> pd.Series:
 
 
 def _erased_file(image: str, mask: str) -> str:
-    stamps = [(name, os.stat(name).st_size, os.stat(name).st_mtime_ns) for name in (image, mask)]
-    file = keyed("erased", VERSION, *stamps, suffix=".nii.gz")
+    file = keyed("erased", VERSION, file_digest(image), file_digest(mask), suffix=".nii.gz")
     refused = file.with_name(file.name.replace(".nii.gz", ".txt"))
     if not file.exists() and not refused.exists():
         ct, opened = read_ct(Path(image), min_slices=1), open_nifti(Path(mask))

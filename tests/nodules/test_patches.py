@@ -1,5 +1,8 @@
 """Crops at 1 mm: copied exactly where the image is at 1 mm, in the right place and orientation where it is not."""
 
+import shutil
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -82,6 +85,23 @@ def test_crops_are_kept_on_disk_until_a_file_or_row_changes(tmp_path, monkeypatc
     assert manifest_digest(frame) != files
     assert load_patches(frame, 16).mask.sum() < first.mask.sum()
     assert manifest_digest(frame.assign(malignancy=3)) != manifest_digest(frame)
+
+
+def test_data_are_known_by_what_they_hold_and_not_by_where_or_when(tmp_path):
+    first, second = (tmp_path / name for name in ("here", "there"))
+    first.mkdir()
+    frame, _ = save(first)
+    frame["background"] = frame["image"]
+    columns = ("image", "mask", "background")
+    shutil.copytree(first, second, copy_function=shutil.copyfile)  # other dates
+    moved = frame.assign(**{c: [str(second / Path(name).name) for name in frame[c]] for c in columns})
+    assert manifest_digest(moved, columns) == manifest_digest(frame, columns) != manifest_digest(frame)
+    image = Path(moved["image"][0])
+    changed = bytearray(image.read_bytes())
+    changed[-9] ^= 1  # as large as before
+    image.write_bytes(changed)
+    assert manifest_digest(moved, columns) != manifest_digest(frame, columns)
+    assert manifest_digest(moved, ("mask",)) == manifest_digest(frame, ("mask",))
 
 
 def test_choosing_rows_and_the_middle():
