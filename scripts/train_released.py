@@ -116,10 +116,12 @@ def release_data(root: Path) -> Path:
     ]
     cubes = known[0].assign(background=known[0].image)
     train = cubes[cubes.split == "train"]
-    parts = [load_manifest(folder, check_images=False) for folder in folders]
-    parts += [train.assign(nodule_id=train.nodule_id + f"_{k}") for k in range(NATIVE)]
+    moved = [load_manifest(folder, check_images=False) for folder in folders]
+    parts = [part.assign(source_id=f"{k}_" + part.source_id) for k, part in enumerate(moved)]  # manifests may share ids
+    parts += [train] * NATIVE
     parts.append(cubes[cubes.split == "val"])
     columns = f"nodule_id patient_id image mask background subtype diameter_mm split {HOST} source_id".split()
+    parts = [part.assign(nodule_id=f"{k}_" + part.nodule_id) for k, part in enumerate(parts)]
     every = pd.concat(parts, ignore_index=True).reindex(columns=columns).fillna({HOST: "", "source_id": ""})
     write_manifest(every, target / "manifest.csv", overwrite=True)
     return target
