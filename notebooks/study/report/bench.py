@@ -8,8 +8,8 @@
 
 and what insertion costs, see `bench_insert`.
 
-Every variant runs in a process of its own, so that its peak memory is its own. `time_s` is the median of the repeats,
-`peak_mb` what memory grew by, `ratio` the time over that of the benchmark's first row.
+Every variant runs in a process of its own, so that its peak memory is its own. `time_s` is the median of the repeats (of the
+median of three runs, where variants are compared in turn), `peak_mb` what memory grew by, `ratio` the time over that of the benchmark's first row.
 """
 
 import json
@@ -43,6 +43,7 @@ VOLUME = (128, 128, 34)  # latent of 512 x 512 x 133, the last side padded to a 
 SLABS = (34, 17, 8, 4, 2)  # latent slices tried, the largest that fits is taken
 WHOLE_S, WHOLE_MEMORY = 120.0, 0.8  # seconds, and share of the free memory, that the whole volume may take
 BLOCK = 4  # training steps per repeat
+ROUNDS = 3  # of variants that are compared
 NODULES, SIZE_SHARE = 96, (0.4, 0.4, 0.2)  # of the bench's nodules in the three size bins
 
 
@@ -156,6 +157,12 @@ def apart(case: str, variant: str, repeats: int) -> dict:
     return {"benchmark": case, "variant": variant} | found
 
 
+def in_turn(case: str, variants: tuple[str, ...], repeats: int) -> list[dict]:
+    """The median run of each variant, all run `ROUNDS` times in turn: what else the machine does falls on all alike."""
+    rounds = [[apart(case, v, repeats) for v in variants] for _ in range(ROUNDS)]
+    return [sorted(runs, key=lambda run: run["time_s"])[ROUNDS // 2] for runs in zip(*rounds, strict=True)]
+
+
 def largest_slab(probe: dict, probe_slices: int, free_mb: float) -> int:
     """Latent slices of the volume that, by a measured probe, fit into memory and time; time and memory grow linearly."""
     for slices in SLABS:
@@ -193,13 +200,13 @@ def write_table(name: str, rows: list[dict]) -> None:
 def main(repeats: int = 5) -> int:
     """Run all benchmarks (about twenty-five minutes on two idle cores); writes results/bench/core.csv, insert.csv and provenance.json."""
     started = time.perf_counter()
-    rows = [apart("histogram", v, 2 * repeats) for v in ("sparse", "dense")]
+    rows = in_turn("histogram", ("sparse", "dense"), 2 * repeats)
     rows.append(apart("l_hist", "largest_lesion_crop", repeats))
     slices = largest_slab(apart("l_hist", "volume_128x128x_1", 1), 1, free_memory_mb())
     rows.append(apart("l_hist", f"volume_128x128x_{slices}", 1))
     rows[-1]["variant"] = f"volume_{4 * VOLUME[0]}x{4 * VOLUME[1]}x{4 * slices}_of_{4 * VOLUME[2]}"
-    rows += [apart("training_step", v, repeats) for v in ("lambda_0", "lambda_10")]
-    rows += [apart("latents", v, repeats) for v in ("cached", "on_the_fly")]
+    rows += in_turn("training_step", ("lambda_0", "lambda_10"), repeats)
+    rows += in_turn("latents", ("cached", "on_the_fly"), repeats)
     write_table("core", rows)
     write_table("insert", [apart(*which, repeats) for which in bench_insert.affordable(free_memory_mb())])
     wall_time = {"bench": round(time.perf_counter() - started, 1)}

@@ -73,6 +73,18 @@ def test_all_rows_are_written_to_one_file(tmp_path, monkeypatch):
     assert {c for c, _ in asked} == set(bench.CASES)
 
 
+def test_variants_run_in_turn_and_the_median_run_of_each_counts(monkeypatch):
+    times, asked = {"a": iter((1.0, 9.0, 2.0)), "b": iter((4.0, 3.0, 5.0))}, []
+
+    def measured(case, variant, repeats):
+        asked.append(variant)
+        return {"variant": variant, "time_s": next(times[variant])}
+
+    monkeypatch.setattr(bench, "apart", measured)
+    found = bench.in_turn("case", ("a", "b"), 5)
+    assert found == [{"variant": "a", "time_s": 2.0}, {"variant": "b", "time_s": 4.0}] and asked == list("ababab")
+
+
 def test_the_whole_body_is_left_out_where_memory_is_short(capsys):
     assert bench_insert.affordable(20_000) == list(bench_insert.VARIANTS) and not capsys.readouterr().out
     rest = bench_insert.affordable(8 * 1024)
