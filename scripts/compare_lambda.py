@@ -1,4 +1,4 @@
-"""Does L_hist pay? Asked again of the released network: `python -m scripts.compare_lambda DATA_ROOT --out FOLDER [--steps 400]`.
+"""Does L_hist pay? Asked again of the released network: `python -m scripts.compare_lambda DATA_ROOT --out FOLDER [--steps 250]`.
 
 The released weights are trained on with lambda = 0 and with lambda = 10, three seeds each, with the template and without it
 (its input cut off, then as many steps to get used to that). All else is equal: data of `train_released.py`, nodules, times,
@@ -22,7 +22,7 @@ from hrldm.atomic import write_text
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.released import RELEASED_UNET
 from hrldm.train.ldm import load_unet
-from scripts.train_released import SAMPLING, SETTINGS, made_for, release_data, test_hosts
+from scripts.train_released import SAMPLING, SETTINGS, inputs, made_for, release_data
 from study import judging
 from study.measure import intensity
 from study.measure.statistics import holm
@@ -49,7 +49,7 @@ def judged(study: Study, made_by: Generator, nodules: list[Study]) -> pd.DataFra
     return pd.concat(parts, ignore_index=True)
 
 
-def main(root: tyro.conf.Positional[Path], out: Path, steps: int = 400) -> None:
+def main(root: tyro.conf.Positional[Path], out: Path, steps: int = 250) -> None:
     """Train, judge and compare.
 
     Args:
@@ -58,8 +58,9 @@ def main(root: tyro.conf.Positional[Path], out: Path, steps: int = 400) -> None:
     """
     changes = SETTINGS | {"sampling__steps": SAMPLING["steps"], "ldm__lr": LEARNING_RATE, "ldm__steps": steps}
     study = open_study("quick", "release", str(release_data(root)), 0, **changes)
-    cubes, boxes = [judging.open_nodules(f.parent) for f in sorted(root.glob("*/manifest.csv"))][:2]
-    nodules = [cubes, judging.displaced(boxes, "test", test_hosts(root)[0])[0]]
+    *folders, host = inputs(root)
+    cubes, boxes = [judging.open_nodules(folder) for folder in folders]
+    nodules = [cubes, judging.displaced(boxes, "test", host)[0]]
     study.latents("train")  # once and for all seeds
     released = load_unet(RELEASED_UNET)[0]
     used_to_it = seeded(study, SEEDS).unet(released, histogram__template=False)[0]

@@ -11,22 +11,25 @@ fitted on the training patients' cubes.
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 import tyro
 
 import scripts._study  # noqa: F401
 from hrldm import paths
 from hrldm.atomic import write_text
-from hrldm.insertion.generator import reconstruct
+from hrldm.insertion.generator import decoded_hu, reconstruct
 from hrldm.insertion.released import RELEASED_UNET
+from hrldm.model.autoencoder import Autoencoder
 from hrldm.nodules.manifest import load_manifest
-from hrldm.nodules.patches import load_patches
+from hrldm.nodules.patches import Patches, load_patches
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder
-from hrldm.train.latents import weights_digest
+from hrldm.train.latents import encode_patches, weights_digest
 from study.measure.reconstruction import autoencoder_table, linear_code, linear_reconstruction, nodule_scores
 
-SIZE, N_BOOT, SEED = 48, 1000, 0
+SIZE, MORE, N_BOOT, SEED = 48, 8, 1000, 0  # mm, mm on each side
 ATTRIBUTION = (
     "Trained on LIDC-IDRI (doi:10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0) and NSCLC Radiogenomics "
     "(doi:10.7937/K9/TCIA.2017.7hs46erv, CC BY 3.0); see NOTICE."
@@ -40,6 +43,31 @@ def shipped(checkpoint: Path) -> None:
     if header["autoencoder"] == meta.get("start"):
         ckpt.save(RELEASED_UNET, unet, header | {"autoencoder": weights_digest(load_autoencoder(SHIPPED_AUTOENCODER))})
     print(f"{SHIPPED_AUTOENCODER}: {SHIPPED_AUTOENCODER.stat().st_size / 1e6:.1f} MB, {json.dumps(meta)}")
+
+
+def lesion_rows(name: str, metric: str, error: np.ndarray, nodules: Patches) -> pd.DataFrame:
+    """Rows as of `nodule_scores`: the mean of `error` (N, D, D, D) inside each lesion."""
+    value = [e[m].mean() for e, m in zip(error, nodules.mask, strict=True)]
+    return nodules.frame[["nodule_id", "patient_id"]].assign(region=name, metric=metric, value=value)
+
+
+def further(model: Autoencoder, made: np.ndarray, test: Patches, wide: Patches) -> pd.DataFrame:
+    """Of the lesions: the mean error from the posterior's mean and from samples of it, and what `MORE` mm of scan around the
+    crop change (the convolutions pad)."""
+    mu, std = encode_patches(model, test.hu)
+    noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(SEED))
+    sampled = decoded_hu(model, mu + std * noise) - test.hu
+    rows = [
+        lesion_rows("lesion", "mean_error_hu", made - test.hu, test),
+        lesion_rows("lesion, sampled latents", "mean_error_hu", sampled, test),
+        lesion_rows("lesion, sampled latents", "mae_hu", np.abs(sampled), test),
+        lesion_rows(f"lesion, against {MORE} mm more around", "mae_hu", np.abs(made - _middle(reconstruct(model, wide.hu))), test),
+    ]  # fmt: skip
+    return pd.concat(rows, ignore_index=True)
+
+
+def _middle(hu: np.ndarray) -> np.ndarray:
+    return hu[:, *[slice(MORE, -MORE)] * 3]
 
 
 def main(root: tyro.conf.Positional[Path], ship: Path | None = None) -> None:
@@ -56,7 +84,9 @@ def main(root: tyro.conf.Positional[Path], ship: Path | None = None) -> None:
     code = linear_code(train.hu, model.latent_channels)
     made = {"autoencoder": reconstruct(model, test.hu), "linear code": linear_reconstruction(code, test.hu)}
     scores = {name: nodule_scores(hu, test) for name, hu in made.items()}
-    tables = [autoencoder_table(scores, N_BOOT, SEED)]
+    wide = load_patches(frame[frame.split == "test"], SIZE + 2 * MORE)
+    more = further(model, made["autoencoder"], test, wide)
+    tables = [autoencoder_table(scores, N_BOOT, SEED), autoencoder_table({"autoencoder": more}, N_BOOT, SEED)]
     for subtype, part in test.frame.groupby("subtype"):
         own = scores["autoencoder"][scores["autoencoder"].nodule_id.isin(part.nodule_id)]
         found = autoencoder_table({"autoencoder": own}, N_BOOT, SEED)

@@ -13,10 +13,12 @@ Nothing that is shipped or committed is touched. Writes, of seed 0, to FOLDER, i
     seen.csv                     nodules of training beside test nodules, both in the healthy lung of the test host
     steps.csv                    test nodules by steps of the sampler, left to itself and imposed, paired differences
     tables/                      of the first manifest's test nodules in their own place, as `python -m study judge` makes them
-    displaced/tables/            of the second manifest's, in the healthy lung of the test host
+    displaced/                   tables/ of the second manifest's, in the healthy lung of the test host; lesions.png shows all of
+                                 these, real and left to the network
+    provenance.json              beside either tables/
 
-To ship it, once judged, copy `unet.*` to hrldm/weights/ and the rest to results/released/. `--judge WEIGHTS` trains
-nothing and judges these: the last four.
+To ship it, once judged, copy `unet.*` to hrldm/weights/, with the attribution that the data ask for, and the rest to
+results/released/. `--judge WEIGHTS` trains nothing; it judges these weights: seen.csv and all that follows.
 """
 
 import dataclasses
@@ -34,8 +36,9 @@ import tyro
 import scripts._study  # noqa: F401
 from hrldm.atomic import atomic, write_text
 from hrldm.cache import digest, keyed
-from hrldm.config import changed
+from hrldm.config import SUBTYPES, changed
 from hrldm.insertion.generator import Generator
+from hrldm.insertion.released import released
 from hrldm.nodules.manifest import load_manifest, write_manifest
 from hrldm.nodules.patches import Patches, load_patches, manifest_digest
 from hrldm.nodules.transplant import HOST, MAX_SLICE_MM, Host, embedded_hosts, givers, key_of, read_host, transplant
@@ -58,7 +61,7 @@ from study.study import Study, library_of, open_study
 from study.systems.registry import request_for
 
 SAMPLING = {  # chosen by steps.csv, on the test nodules that it is judged on
-    "steps": 4, "match_t_max": 400, "match_rounds": 2,
+    "steps": 4, "match_t_max": judging.IMPOSED_T_MAX, "match_rounds": 2,
 }  # fmt: skip
 SETTINGS = {  # of the network and its training, over `quick`
     "unet__channels": (64, 128), "unet__res_blocks": 2, "unet__context": 2, "histogram__template": True,
@@ -71,7 +74,6 @@ SNAPSHOTS = (0.2, 0.5, 0.8)  # of the steps, kept for the curve
 SAVE_EVERY, TIMED = 500, 20
 LONG = 25  # steps that the others are held against
 STEPS, SAMPLERS = (4, 8, 25, 50), {"left to itself": {}, "imposed": SAMPLING}
-ATTRIBUTION = "Trained on LIDC-IDRI (doi:10.7937/K9/TCIA.2015.LO9QL9SX, CC BY 3.0); see NOTICE."
 
 
 # -- data ----------------------------------------------------------------------------------------------------------------
@@ -83,13 +85,30 @@ def test_hosts(root: Path) -> list[Host]:
     return [read_host(f.parent / "ct.nii.gz", f, f.parent.name, ("test",)) for f in found]
 
 
+def inputs(root: Path) -> tuple[Path, Path, Host]:
+    """The folders of cubes and of boxes, and the host of the test nodules.
+
+    Raises:
+        ValueError: not two manifests or not one host below `root`.
+    """
+    folders, hosts = [f.parent for f in sorted(root.glob("*/manifest.csv"))], test_hosts(root)
+    if len(folders) != 2 or len(hosts) != 1:
+        raise ValueError(
+            f"{root}: needs two */manifest.csv, the first (by name) of cubes with their surroundings, the second of boxes, "
+            "and one */ct.nii.gz with lung.nii.gz beside it to take test nodules; "
+            f"it has {len(folders)} and {len(hosts)}"
+        )
+    return *folders, hosts[0]
+
+
 def thin(frame: pd.DataFrame, frames: list[pd.DataFrame]) -> pd.DataFrame:
     """The rows without those of a series that a manifest (`spacing_mm`) says has thick slices: cubes at 1 mm hide it."""
     known = [f for f in frames if {"series_instance_uid", "spacing_mm"} <= set(f)]
     if not known:
         return frame
-    slices = pd.concat(known).set_index("series_instance_uid").spacing_mm.str.rsplit("x").str[-1].astype(float)
-    thick = slices.index[slices > MAX_SLICE_MM]
+    series = pd.concat(known)
+    slices = pd.to_numeric(series.spacing_mm.astype(str).str.rsplit("x").str[-1], errors="coerce")
+    thick = series.series_instance_uid[(slices > MAX_SLICE_MM) & (series.series_instance_uid != "")]
     return frame[~frame.get("series_instance_uid", pd.Series("", frame.index)).isin(thick)].reset_index(drop=True)
 
 
@@ -97,16 +116,17 @@ def release_data(root: Path) -> Path:
     """Manifest folder of cubes in their own place and of all transplants.
 
     Raises:
-        ValueError: no manifest or no test host below `root`.
+        ValueError: see `inputs`; or a patient in two splits.
     """
-    frames = [load_manifest(f.parent, check_images=False) for f in sorted(root.glob("*/manifest.csv"))]
-    hosts = embedded_hosts() + test_hosts(root)
-    if len(frames) < 2 or not any("test" in h.splits for h in hosts):
+    *folders, host = inputs(root)
+    hosts = [*embedded_hosts(), host]
+    known = [load_manifest(folder, check_images=False) for folder in folders]
+    known = [f[~f.patient_id.str.startswith("unknown")] for f in known]
+    splits = pd.concat(known).groupby("patient_id").split.nunique()
+    if (splits > 1).any():
         raise ValueError(
-            f"{root}: needs two */manifest.csv, the first (by name) of cubes with their surroundings, the second of boxes, "
-            "and */ct.nii.gz with lung.nii.gz beside it to take test nodules"
+            f"{root}: in one manifest for training and in the other not: {', '.join(splits.index[splits > 1])}"
         )
-    known = [f[~f.patient_id.str.startswith("unknown")] for f in frames]
     target = keyed("release", manifest_digest(pd.concat(known, ignore_index=True)), key_of(hosts), COPIES)
     giving, quick = [givers(thin(frame, known)) for frame in known], get_profile("quick")
     train = pd.concat(giving).query("split == 'train'")
@@ -115,14 +135,14 @@ def release_data(root: Path) -> Path:
         transplant(frame, hosts, target / f"transplants-{k}", COPIES, library=library) for k, frame in enumerate(giving)
     ]
     cubes = known[0].assign(background=known[0].image)
-    train = cubes[cubes.split == "train"]
     moved = [load_manifest(folder, check_images=False) for folder in folders]
     parts = [part.assign(source_id=f"{k}_" + part.source_id) for k, part in enumerate(moved)]  # manifests may share ids
-    parts += [train] * NATIVE
+    cubes = cubes.assign(source_id="0_" + cubes.nodule_id)
+    parts += [cubes[cubes.split == "train"]] * NATIVE
     parts.append(cubes[cubes.split == "val"])
     columns = f"nodule_id patient_id image mask background subtype diameter_mm split {HOST} source_id".split()
     parts = [part.assign(nodule_id=f"{k}_" + part.nodule_id) for k, part in enumerate(parts)]
-    every = pd.concat(parts, ignore_index=True).reindex(columns=columns).fillna({HOST: "", "source_id": ""})
+    every = pd.concat(parts, ignore_index=True).reindex(columns=columns).fillna({HOST: ""})
     write_manifest(every, target / "manifest.csv", overwrite=True)
     return target
 
@@ -153,7 +173,7 @@ def planned(study: Study, minutes: float, folder: Path) -> int:
 
 def with_snapshots(steps: Iterator, path: Path, total: int) -> Iterator:
     """The training's states; checkpoints at `SNAPSHOTS` are kept beside `path`."""
-    marks = {round(share * total / SAVE_EVERY) * SAVE_EVERY for share in SNAPSHOTS}
+    marks = {round(share * total / SAVE_EVERY) * SAVE_EVERY for share in SNAPSHOTS} - {total}
     for state in steps:
         if state.step in marks:
             with atomic(path.with_name(f"{state.step}.safetensors")) as part:
@@ -239,6 +259,23 @@ def seen_and_unseen(boxes: Study, host: Host, file: Path, out: Path) -> None:
     write_text(out / "seen.csv", pd.DataFrame(rows).round(5).to_csv(index=False))
 
 
+def left_to_itself(nodules: Study, file: Path, out: Path) -> None:
+    """`lesions.png`: all test nodules, real above and made with their own histograms below."""
+    truth, crops = made_for(nodules, generator(nodules, file, steps=SAMPLING["steps"]), "test")
+    panels, rows, columns = [], [], 14
+    for subtype in SUBTYPES:
+        of_it = np.flatnonzero(truth.frame.subtype == subtype)
+        for k in range(0, len(of_it), columns):
+            line = of_it[k : k + columns]
+            for hu in (truth.hu, crops):
+                shown = [figures.Panel(hu[i], truth.mask[i]) for i in line]
+                panels += shown + [figures.Panel(np.full_like(hu[0], -1000), truth.mask[0])] * (columns - len(line))
+            rows += [f"real, {subtype}", "made"]
+    title = f"{len(truth)} unselected nodules in healthy lung of another patient, real, and left to the network by their histogram"
+    out.mkdir(exist_ok=True)
+    figures.montage(panels, columns, title, rows).savefig(out / "lesions.png", dpi=130)
+
+
 def sampling_steps(judged: dict[str, Study], file: Path, out: Path) -> None:
     """Few steps against many on the test nodules of each study, the same nodules and noise."""
     extractor, rows = default_extractor(), []
@@ -257,7 +294,7 @@ def sampling_steps(judged: dict[str, Study], file: Path, out: Path) -> None:
                 row = {"where": where, "histogram": matched, "steps": n} | averages(table)
                 row["auroc"] = told.auroc[str(n)]
                 pair = pd.concat([table, tables[LONG]])
-                for metric in ("jsd", "wasserstein_hu") if n != LONG else ():
+                for metric in ("jsd", "wasserstein_hu", "roughness_ratio") if n != LONG else ():
                     e = intensity.paired_difference(pair, str(LONG), str(n), metric, 1000, 0)
                     row |= {f"{metric}_minus_{LONG}": e.value, f"{metric}_low": e.ci_low, f"{metric}_high": e.ci_high}
                 rows.append(row)
@@ -273,8 +310,9 @@ def packed(study: Study, path: Path, start: Path | None, out: Path) -> Path:
     unet, scale, config = load_unet(path)
     frame, profile = study.split("train"), study.profile
     training = {
+        "nodules": int(frame.source_id.nunique()), "patients": int(frame.patient_id.nunique()),
         "nodules_in_place": int((frame[HOST] == "").sum()) // NATIVE, "transplants": int((frame[HOST] != "").sum()),
-        "nodules": int(frame.source_id[frame.source_id != ""].nunique()), "patients": int(frame.patient_id.nunique()),
+        "nodules_transplanted": int(frame.source_id[frame[HOST] != ""].nunique()),
         "data_hash": study.data_hash, "seed": study.seed, "steps": profile.ldm.steps, "batch": profile.ldm.batch,
         "lambda_hist": profile.histogram.weight, "plan": json.loads((path.parent / "plan.json").read_text()),
     }  # fmt: skip
@@ -299,10 +337,7 @@ def packed(study: Study, path: Path, start: Path | None, out: Path) -> Path:
         "weights_sha256_16": weights_digest(unet),
         "commit": git_state()["commit"],
         "sampling": "DDIM, 4 steps; `insert` imposes the requested histogram on the voxels it writes (insertion/finish.py)",
-        "judged": "results/released: test patients, none seen in training, and a test host (R01-001) that took no training "
-        "nodule; the autoencoder, not this network, was trained on that host's lung too",
-        "attribution": ATTRIBUTION,
-        "licence": "CC BY 3.0; research only, not a medical device",
+        "judged": "the tables made with it: test patients of the same manifests, none seen in training",
     }
     write_text(file.with_suffix(".json"), json.dumps(card, indent=1) + "\n")
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
@@ -311,10 +346,11 @@ def packed(study: Study, path: Path, start: Path | None, out: Path) -> Path:
 
 def judge_weights(file: Path, root: Path, out: Path, started: float) -> None:
     """What weights are worth on the test nodules of DATA_ROOT."""
-    cubes, boxes = [judging.open_nodules(f.parent) for f in sorted(root.glob("*/manifest.csv"))][:2]
-    host = test_hosts(root)[0]
+    *folders, host = inputs(root)
+    cubes, boxes = [judging.open_nodules(folder) for folder in folders]
     moved, real = judging.displaced(boxes, "test", host)
     seen_and_unseen(boxes, host, file, out)
+    left_to_itself(moved, file, out / "displaced")
     sampling_steps({"own place": cubes, "displaced": moved}, file, out)
     for judged, native, folder in ((cubes, None, out), (moved, real, out / "displaced")):
         save_tables(judging.judge_released(judged, "test", native=native, unet=file), folder)
@@ -342,6 +378,13 @@ def main(
     """
     if device != here():
         raise SystemExit(f"--device {device}: this machine trains on {here()}")
+    if start is not None and judge is not None:
+        raise ValueError("--judge trains nothing: leave out --start")
+    inputs(root)
+    if judge is not None:
+        released(unet=judge)  # or said now what is wrong with it
+    if start is not None and released(unet=start).config.unet != get_profile("quick", **SETTINGS).unet:
+        raise ValueError(f"{start}: a network of another size, of which nothing could be kept; leave out --start")
     out.mkdir(parents=True, exist_ok=True)  # found now if it cannot be written
     started = time.perf_counter()
     if judge is not None:

@@ -29,7 +29,7 @@ def released(
 
     Args:
         on:       cpu or cuda; None takes the GPU if available
-        match_t_max: impose the histogram while sampling, too, from this t on (the card's figures: 400); `insert` imposes it on
+        match_t_max: impose the histogram while sampling, too, from this t on (400 where this is judged); `insert` imposes it on
             the voxels that are written
         sampling: other fields of `SamplingConfig` to change, for example ``steps=50``
 

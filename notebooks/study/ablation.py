@@ -30,7 +30,7 @@ class Cell:
     level: str
     changes: dict
     seeds: int = 1
-    afresh: bool = False  # in every profile a network of its own, trained as those of Table 1
+    afresh: bool = False  # trained as the networks of Table 1 where the others go on from one network
 
     @property
     def name(self) -> str:

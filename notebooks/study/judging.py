@@ -43,7 +43,7 @@ TABLES = (
     "lesions", "lesion_histograms", "median_jsd", "control", "control_summary", "triplets_summary", "power_spectrum", "roughness",
     "separability", "realism",
 )  # fmt: skip
-IMPOSED_T_MAX = 400  # as the card of the released network has it
+IMPOSED_T_MAX = 400  # as the header of the released network has it
 N_BOOT = 2000  # resamples of the patients
 Maker = Callable[[Request, Patches], np.ndarray]  # the order and the true nodules -> HU crops (N, D, D, D)
 

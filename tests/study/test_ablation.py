@@ -57,7 +57,8 @@ def test_equal_networks_are_made_once_and_a_cell_is_the_mean_of_its_seeds(study,
 
     def generator(study, cell, seed):
         calls.append((str(cell.changes), cell.afresh, seed))
-        return lambda request: test.hu + 100.0 * seed
+        weight = cell.changes.get("histogram__weight", 10.0)
+        return lambda request: test.hu + 100.0 * seed + weight + 1000.0 * cell.afresh
 
     monkeypatch.setattr(ablation, "generator", generator)
     monkeypatch.setattr(ablation, "request_for", lambda *a, **k: None)
@@ -66,9 +67,11 @@ def test_equal_networks_are_made_once_and_a_cell_is_the_mean_of_its_seeds(study,
     out = ablation.run_ablations(study)
     assert len(calls) == len(set(calls)) < sum(c.seeds for c in ablation.cells(study))
     assert all((frame["system"] == name).all() for name, frame in out.items())
-    error = {name: out[name]["mean_error_hu"].to_numpy() for name in ("c_hist x L_hist: neither", "lambda: 1")}
-    np.testing.assert_allclose(error["c_hist x L_hist: neither"], 50)  # seeds 0 and 1
-    np.testing.assert_allclose(error["lambda: 1"], 0)
+    error = {name: frame["mean_error_hu"].to_numpy() for name, frame in out.items()}
+    np.testing.assert_allclose(error["c_hist x L_hist: neither"], 50)  # seeds 0 and 1, lambda 0
+    np.testing.assert_allclose(error["lambda: 1"], 1)
+    np.testing.assert_allclose(error["lambda: 10 (default)"], 10)
+    np.testing.assert_allclose(error["c_hist as: vector (default)"], 1010)  # the same changes, another training
     table = ablation.ablation_table(study, out).set_index(["factor", "level"])["n_seeds"]
     assert set(table["background"]) == set(table["c_hist x L_hist"]) == {2} and set(table["lambda"]) == {1}
 

@@ -1,6 +1,8 @@
 """The one command that makes the release: all of it, from two manifests and a host to weights that `released` reads."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import nibabel as nib
 import pandas as pd
@@ -8,7 +10,9 @@ import pytest
 
 from hrldm.atomic import write_text
 from hrldm.config import changed
-from hrldm.insertion.released import released
+from hrldm.insertion.released import RELEASED_UNET, released
+from hrldm.train.checkpoint import CheckpointError
+from scripts import compare_lambda
 from scripts import train_released as script
 from study import judging
 from study.profiles import PROFILES
@@ -67,7 +71,8 @@ def run(tmp_path_factory):
 def test_the_card_counts_what_was_trained_on_and_nobody_of_unknown_identity(run):
     card = json.loads((run[1] / "unet.json").read_text())["training"]
     assert card["nodules_in_place"] == 3 and card["steps"] == 2 and card["lambda_hist"] == 0
-    assert card["transplants"] == 2 * card["nodules"] == 2 * 7 and card["patients"] == 7  # both manifests have n0 to n9
+    # both manifests have n0 to n9, and every cube that is transplanted stands in its own place too
+    assert card["nodules"] == card["nodules_transplanted"] == card["patients"] == 7 and card["transplants"] == 2 * 7
 
 
 def test_its_weights_are_read_as_the_shipped_ones_and_are_what_was_judged(run):
@@ -113,11 +118,83 @@ def test_a_finished_run_is_found_and_weights_are_judged_without_training(run, tm
 
 
 @pytest.mark.parametrize("missing", ["manifest", "host"])
-def test_a_folder_that_cannot_do_is_refused_before_anything_is_made(tmp_path, monkeypatch, missing):
-    monkeypatch.setattr(script, "embedded_hosts", list)
+@pytest.mark.parametrize("judge", [False, True])
+def test_a_folder_that_cannot_do_is_refused_before_anything_is_made(tmp_path, monkeypatch, missing, judge):
     for name in ("a", "b")[: 1 if missing == "manifest" else 2]:
         (tmp_path / name).mkdir()
         tiny.manifest(tmp_path / name, {"train": 2, "test": 2})
     monkeypatch.setattr(script, "test_hosts", lambda _: [host("H", ("test",))] if missing == "manifest" else [])
     with pytest.raises(ValueError, match="needs two .*manifest.csv"):
+        script.main(tmp_path, tmp_path / "out", judge=RELEASED_UNET if judge else None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_patient_who_trains_in_one_manifest_is_not_tested_in_the_other(run, tmp_path):
+    for name in ("a-cubes", "b-boxes", "host"):
+        shutil.copytree(run[0] / name, tmp_path / name)
+    of_cubes, of_boxes = (tmp_path / name / "manifest.csv" for name in ("a-cubes", "b-boxes"))
+    cubes, boxes = pd.read_csv(of_cubes), pd.read_csv(of_boxes)
+    cubes.loc[cubes.split == "test", "patient_id"] = boxes.patient_id[boxes.split == "train"].to_numpy()
+    cubes.to_csv(of_cubes, index=False)
+    with pytest.raises(ValueError, match="in one manifest for training and in the other not: b-boxes-p0, b-boxes-p1"):
         script.release_data(tmp_path)
+
+
+def test_weights_that_cannot_be_gone_on_from_are_refused_before_training(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "release_data", lambda *_: pytest.fail("data made"))
+    with pytest.raises(ValueError, match="another size"):
+        script.main(run[0], tmp_path / "out", start=RELEASED_UNET)
+    (checkpoint,) = (run[0].parent / "cache" / "release-runs").rglob("ldm.safetensors")
+    for how in ("start", "judge"):
+        with pytest.raises(CheckpointError, match="not a released U-Net"):
+            script.main(run[0], tmp_path / "out", **{how: checkpoint})
+    with pytest.raises(ValueError, match="leave out --start"):
+        script.main(run[0], tmp_path / "out", start=RELEASED_UNET, judge=RELEASED_UNET)
+
+
+@pytest.mark.parametrize("spacing", [["0.7x0.7x2.5", "0.7x0.7x1.0", "x"], [2.5, 1.0, None]])
+def test_only_series_known_to_be_thick_are_left_out(spacing):
+    boxes = pd.DataFrame({"series_instance_uid": ["1.2", "1.3", ""], "spacing_mm": spacing})
+    cubes = pd.DataFrame({"nodule_id": list("abcd"), "series_instance_uid": ["1.2", "1.3", "", "1.4"]})
+    assert script.thin(cubes, [cubes, boxes]).nodule_id.tolist() == ["b", "c", "d"]
+    unknown = boxes.assign(series_instance_uid="")
+    assert script.thin(cubes, [unknown]).nodule_id.tolist() == list("abcd")
+    assert script.thin(cubes.drop(columns="series_instance_uid"), [boxes]).nodule_id.tolist() == list("abcd")
+
+
+def test_snapshots_are_kept_at_their_share_of_the_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "SAVE_EVERY", 5)
+    path = tmp_path / "ldm.safetensors"
+
+    def steps():
+        for step in range(1, 26):
+            path.write_text(str(step))
+            yield SimpleNamespace(step=step)
+
+    assert len(list(script.with_snapshots(steps(), path, 25))) == 25
+    kept = {f.stem: f.read_text() for f in tmp_path.glob("[0-9]*.safetensors")}
+    assert kept == {
+        "5": "5",
+        "10": "10",
+        "20": "20",
+    }  # a fifth, a half rounded to saved steps, four fifths; not the last
+
+
+def test_what_l_hist_adds_is_measured_on_the_same_nodules(run, tmp_path, monkeypatch):
+    for name, value in {
+        "SEEDS": 1,
+        "LEARNING_RATE": 0.01,
+        "RELEASED_UNET": run[1] / "unet.safetensors",
+        "SETTINGS": SETTINGS,
+    }.items():
+        monkeypatch.setattr(compare_lambda, name, value)
+    compare_lambda.main(run[0], tmp_path, steps=2)
+    levels = pd.read_csv(tmp_path / "lambda.csv")
+    assert len(levels) == 2 * 2 * 2 and (levels.n <= 4).all()
+    differences = pd.read_csv(tmp_path / "lambda_differences.csv").set_index(["where", "template", "metric"])
+    for keys, row in levels.set_index(["where", "template", "lambda"]).groupby(["where", "template"]):
+        level = row.droplevel(["where", "template"])
+        for metric in compare_lambda.METRICS:
+            found = differences.loc[(*keys, metric), "difference"]
+            assert found == pytest.approx(level.loc[10.0, metric] - level.loc[0.0, metric], abs=2e-5)
+    assert (levels.groupby(["where", "template"]).jsd.nunique() == 2).all()  # lambda reached the training
