@@ -27,6 +27,7 @@ from hrldm.nodules.patches import Patches, load_patches
 from hrldm.train import checkpoint as ckpt
 from hrldm.train.autoencoders import SHIPPED_AUTOENCODER, load_autoencoder
 from hrldm.train.latents import encode_patches, weights_digest
+from study.judging import LEAST_PATIENTS
 from study.measure.reconstruction import autoencoder_table, linear_code, linear_reconstruction, nodule_scores
 
 SIZE, MORE, N_BOOT, SEED = 48, 8, 1000, 0  # mm, mm on each side
@@ -51,6 +52,7 @@ def lesion_rows(name: str, metric: str, error: np.ndarray, nodules: Patches) -> 
     return nodules.frame[["nodule_id", "patient_id"]].assign(region=name, metric=metric, value=value)
 
 
+@torch.no_grad()
 def further(model: Autoencoder, made: np.ndarray, test: Patches, wide: Patches) -> pd.DataFrame:
     """Of the lesions: the mean error from the posterior's mean and from samples of it, and what `MORE` mm of scan around the
     crop change (the convolutions pad)."""
@@ -92,6 +94,7 @@ def main(root: tyro.conf.Positional[Path], ship: Path | None = None) -> None:
         found = autoencoder_table({"autoencoder": own}, N_BOOT, SEED)
         tables.append(found[found.region == "lesion"].assign(region=f"lesion, {subtype}"))
     table = pd.concat(tables, ignore_index=True)
+    table.loc[table.n < LEAST_PATIENTS, ["ci_low", "ci_high"]] = np.nan
     meta = ckpt.load_meta(SHIPPED_AUTOENCODER)
     card = {
         "what": "compact MAISI-style VAE on an overlapping linear code, 4x compression, CT at 1 mm, -1000..1000 HU",

@@ -253,7 +253,7 @@ def seen_and_unseen(boxes: Study, host: Host, file: Path, out: Path) -> None:
         made_by = generator(nodules, file, steps=SAMPLING["steps"])
         table = judging.lesions_of("", *made_for(nodules, made_by, split, f"{split} nodules"))
         e = mean_interval(table.jsd, table.patient_id, judging.N_BOOT, 0)
-        interval = {"patients": table.patient_id.nunique(), "jsd_low": e.ci_low, "jsd_high": e.ci_high}
+        interval = {"patients": table.patient_id.nunique(), "ci_low": e.ci_low, "ci_high": e.ci_high}
         rows.append({"split": split} | averages(table) | interval)
         print(rows[-1], flush=True)
     write_text(out / "seen.csv", pd.DataFrame(rows).round(5).to_csv(index=False))
@@ -263,15 +263,16 @@ def left_to_itself(nodules: Study, file: Path, out: Path) -> None:
     """`lesions.png`: all test nodules, real above and made with their own histograms below."""
     truth, crops = made_for(nodules, generator(nodules, file, steps=SAMPLING["steps"]), "test")
     panels, rows, columns = [], [], 14
+    blank = figures.Panel(np.full(truth.hu.shape[1:], 1000.0))  # white in the lung window
     for subtype in SUBTYPES:
         of_it = np.flatnonzero(truth.frame.subtype == subtype)
         for k in range(0, len(of_it), columns):
             line = of_it[k : k + columns]
             for hu in (truth.hu, crops):
                 shown = [figures.Panel(hu[i], truth.mask[i]) for i in line]
-                panels += shown + [figures.Panel(np.full_like(hu[0], -1000), truth.mask[0])] * (columns - len(line))
-            rows += [f"real, {subtype}", "made"]
-    title = f"{len(truth)} unselected nodules in healthy lung of another patient, real, and left to the network by their histogram"
+                panels += shown + [blank] * (columns - len(line))
+            rows += [subtype, "made"]
+    title = f"{len(truth)} unselected nodules in healthy lung of another patient; below each, what the network makes of its histogram"
     out.mkdir(exist_ok=True)
     figures.montage(panels, columns, title, rows).savefig(out / "lesions.png", dpi=130)
 

@@ -89,7 +89,7 @@ def test_its_weights_are_read_as_the_shipped_ones_and_are_what_was_judged(run):
 def test_seen_and_unseen_nodules_and_all_numbers_of_steps_stand_side_by_side(run):
     seen = pd.read_csv(run[1] / "seen.csv").set_index("split")
     assert list(seen.index) == ["train", "test"] and (seen.n <= 4).all() and (seen.n == seen.patients).all()
-    assert (seen.jsd_low < seen.jsd).all() and (seen.jsd < seen.jsd_high).all()
+    assert (seen.ci_low < seen.jsd).all() and (seen.jsd < seen.ci_high).all()
     steps = pd.read_csv(run[1] / "steps.csv")
     assert steps.groupby(["where", "histogram"], sort=False).steps.apply(list).to_dict() == {
         (where, histogram): [1, 2] for where in ("own place", "displaced") for histogram in script.SAMPLERS

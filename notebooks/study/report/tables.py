@@ -108,6 +108,7 @@ VIEWS: dict[str, View] = {
     "feature_awareness": View("feature", "measure"),
     "lambda_differences": View(values="where template n metric difference p p_holm"),
     "steps": View(values="where n histogram steps jsd wasserstein_hu roughness_ratio auroc jsd_minus_25"),
+    "seen": View(values="split n patients jsd jsd_median wasserstein_hu roughness_ratio"),
     "longer": View(values="network steps_of_32 histogram jsd wasserstein_hu roughness_ratio jsd_minus_before"),
     "summary": View(
         values="subtype n failures least_share_in_lung n_held largest_error_hu median_jsd vessel_kept n_on_vessels attached "
@@ -141,7 +142,7 @@ UNITS = {"hu": "HU", "hu2": "HU²", "mm": "mm", "db": "dB", "s": "s", "mb": "MB"
 SCALES = {"kid": 1e3, "mmd": 1e2}  # shown in the units of the paper's Table 1
 INTERVALS = {  # value: its bounds are <name>_low and <name>_high
     "value": "ci", "mean": "ci", "auroc": "ci", "ours": "ci", "difference": "ci", "minus_texture": "minus",
-    "jsd_minus_25": "jsd", "jsd_minus_before": "jsd", "tau": "ci",
+    "jsd_minus_25": "jsd", "jsd_minus_before": "jsd", "jsd": "ci", "tau": "ci",
 }  # fmt: skip
 
 
