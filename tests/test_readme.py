@@ -41,7 +41,7 @@ CASES = [  # file below results/, its row (of several seeds the mean), and the w
     ("released/lambda/lambda_differences", DISPLACED + "metric == 'jsd'", "the {n:.0f} nodules of claim 1, {seeds:.0f} seeds)"),
     ("released/lambda/lambda_differences", DISPLACED + "metric == 'wasserstein_hu'", "distance {difference:+.1f} HU ({ci_low:+.1f} to {ci_high:+.1f})"),
     ("released/lambda/lambda", DISPLACED + "`lambda` == 0", "of {jsd:.3f}, Wasserstein"),
-    ("released/lambda/lambda", DISPLACED + "`lambda` == 0", "of {wasserstein_hu:.0f}, of which"),
+    ("released/lambda/lambda", DISPLACED + "`lambda` == 0", "of {wasserstein_hu:.0f} (an exact"),
     (OUT + "lesion_histograms", "subtype == 'all' and metric == 'wasserstein_hu' and system == 'released'", "exact histogram leaves {value:.0f}, since"),
     ("released/lambda/lambda_differences", DISPLACED + "metric == 'sd_ratio'", "lesions {difference:+.3f} ({ci_low:+.3f} to {ci_high:+.3f}) of"),
     ("released/lambda/lambda", DISPLACED + "`lambda` == 0", "towards it from {sd_ratio:.2f} (the"),
