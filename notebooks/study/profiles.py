@@ -146,11 +146,16 @@ def get_profile(name: str, settings: str = "", **changes) -> Profile:
     changes:  ``part__field=value`` (`hrldm.config.changed`)
 
     Raises:
-        ValueError: unknown profile or setting (a misspelt parameter must not be ignored).
+        ValueError: unknown profile or setting (a misspelt parameter must not be ignored), or L_hist for a rectified flow.
     """
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}; choose one of {', '.join(PROFILES)}")
     profile = changed(PROFILES[name], **changes)
-    if not settings.strip():
-        return profile
-    return replace(with_settings(profile, settings), name=paths.run_name(name, settings), settings=settings)
+    if settings.strip():
+        profile = with_settings(profile, settings)
+        profile = replace(profile, name=paths.run_name(name, settings), settings=settings)
+    if profile.diffusion.objective != "ddpm" and profile.histogram.weight > 0:
+        raise ValueError(
+            "L_hist is defined by Eq. 6, which is of DDPM: with diffusion.objective=rflow set histogram.weight=0"
+        )
+    return profile

@@ -25,7 +25,7 @@ def generator(**changes) -> Generator:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"diffusion__objective": "rflow"}, {"diffusion__background": "paper"}, {"sampling__sampler": "ddpm", "diffusion__timesteps": 4, "sampling__steps": 4}]
+    "changes", [{}, {"diffusion__objective": "rflow", "histogram__weight": 0.0}, {"diffusion__background": "paper"}, {"sampling__sampler": "ddpm", "diffusion__timesteps": 4, "sampling__steps": 4}]
 )  # fmt: skip
 def test_voxels_beyond_the_feather_keep_their_values(changes):
     asked = request()

@@ -40,6 +40,13 @@ def test_unknown_names_are_refused():
         get_profile("quick", lamda_hist=0.0)
 
 
+def test_l_hist_is_not_silently_left_out_of_a_rectified_flow():
+    with pytest.raises(ValueError, match=r"L_hist is defined by Eq\. 6.*histogram\.weight=0"):
+        get_profile("quick", "diffusion.objective=rflow")
+    flow = get_profile("quick", "diffusion.objective=rflow histogram.weight=0")
+    assert flow.diffusion.objective == "rflow" and flow.histogram.weight == 0
+
+
 def test_changed_settings_have_a_name_and_a_folder_of_their_own():
     plain, one = get_profile("quick", "  "), get_profile("quick", "histogram.weight=0 ldm.steps=7")
     same, other = get_profile("quick", "ldm.steps=7  histogram.weight=0"), get_profile("quick", "ldm.steps=7")
