@@ -9,8 +9,8 @@ from collections.abc import Callable
 import tyro
 
 
-def run(commands: dict[str, Callable], prog: str) -> int:
-    """Run the requested command; an error that the user can fix prints one line and returns status 2."""
+def run(commands: Callable | dict[str, Callable], prog: str, description: str | None = None) -> int:
+    """Run the one command there is, or the requested one; an error that the user can fix prints one line and returns status 2."""
     with contextlib.suppress(AttributeError):  # file names may hold characters that stdout cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
@@ -18,7 +18,9 @@ def run(commands: dict[str, Callable], prog: str) -> int:
     for handler in logging.getLogger().handlers:
         handler.addFilter(_log_options)
     try:
-        return tyro.extras.subcommand_cli_from_dict(commands, prog=prog)
+        if isinstance(commands, dict):
+            return tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=description)
+        return tyro.cli(commands, prog=prog, description=description) or 0
     except (ValueError, OSError) as error:
         print(f"error: {as_options(str(error))}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ from the weights and the decoder that were shipped before):
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ import tyro
 
 import scripts._study  # noqa: F401
 from hrldm.atomic import write_text
+from hrldm.command_line import run
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.released import RELEASED_UNET
 from hrldm.train.ldm import load_unet
@@ -92,4 +94,4 @@ def main(root: tyro.conf.Positional[Path], out: Path, steps: int = 250) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__.splitlines()[0])
+    sys.exit(run(main, "python -m scripts.compare_lambda", __doc__.splitlines()[0]))

@@ -7,6 +7,7 @@ embedded CT, `three_subtypes.png`, the README's picture. CT may be `lidc-idri-00
 ``--thicken 2`` averages every two of its slices first.
 """
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 import scripts._study  # noqa: F401
 from hrldm import paths
+from hrldm.command_line import run
 from hrldm.config import SUBTYPES
 from hrldm.ct.lungs import lung_labels
 from hrldm.ct.nifti import scaled
@@ -167,4 +169,4 @@ def summarised(table: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__.splitlines()[0])
+    sys.exit(run(main, "python -m scripts.insert_many", __doc__.splitlines()[0]))

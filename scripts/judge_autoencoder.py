@@ -9,6 +9,7 @@ fitted on the training patients' cubes.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import tyro
 import scripts._study  # noqa: F401
 from hrldm import paths
 from hrldm.atomic import write_text
+from hrldm.command_line import run
 from hrldm.insertion.generator import decoded_hu, reconstruct
 from hrldm.insertion.released import RELEASED_UNET
 from hrldm.model.autoencoder import Autoencoder
@@ -110,4 +112,4 @@ def main(root: tyro.conf.Positional[Path], ship: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__.splitlines()[0])
+    sys.exit(run(main, "python -m scripts.judge_autoencoder", __doc__.splitlines()[0]))

@@ -24,6 +24,7 @@ results/released/. `--judge WEIGHTS` trains nothing; it judges these weights: se
 import dataclasses
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ import tyro
 import scripts._study  # noqa: F401
 from hrldm.atomic import atomic, write_text
 from hrldm.cache import digest, keyed
+from hrldm.command_line import run
 from hrldm.config import SUBTYPES, changed
 from hrldm.insertion.generator import Generator
 from hrldm.insertion.released import released
@@ -378,7 +380,7 @@ def main(
         device: must be the one there is.
     """
     if device != here():
-        raise SystemExit(f"--device {device}: this machine trains on {here()}")
+        raise ValueError(f"--device {device}: this machine trains on {here()}")
     if start is not None and judge is not None:
         raise ValueError("--judge trains nothing: leave out --start")
     inputs(root)
@@ -398,4 +400,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__.splitlines()[0])
+    sys.exit(run(main, "python -m scripts.train_released", __doc__.splitlines()[0]))

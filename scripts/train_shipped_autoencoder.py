@@ -8,6 +8,7 @@ linear code's.
 """
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import tyro
 from scipy.ndimage import zoom
 
 from hrldm import paths
+from hrldm.command_line import run
 from hrldm.model.autoencoder import Autoencoder, AutoencoderConfig, normalise_hu
 from hrldm.model.perceptual import PerceptualLoss
 from hrldm.nodules.split import patient_split
@@ -120,4 +122,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__.splitlines()[0])
+    sys.exit(run(main, "python -m scripts.train_shipped_autoencoder", __doc__.splitlines()[0]))

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -11,6 +13,7 @@ import pytest
 from hrldm.atomic import write_text
 from hrldm.config import changed
 from hrldm.insertion.released import RELEASED_UNET, released
+from hrldm.paths import ROOT
 from hrldm.train.checkpoint import CheckpointError
 from scripts import compare_lambda
 from scripts import train_released as script
@@ -198,3 +201,13 @@ def test_what_l_hist_adds_is_measured_on_the_same_nodules(run, tmp_path, monkeyp
             found = differences.loc[(*keys, metric), "difference"]
             assert found == pytest.approx(level.loc[10.0, metric] - level.loc[0.0, metric], abs=2e-5)
     assert (levels.groupby(["where", "template"]).jsd.nunique() == 2).all()  # lambda reached the training
+
+
+def test_what_is_wrong_is_said_in_one_line(tmp_path):
+    call = [sys.executable, "-m", "scripts.train_released", str(tmp_path), "--out", str(tmp_path / "out")]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith(f"error: {tmp_path}: needs two")
+        and done.stderr.count("\n") == 1
+    )
