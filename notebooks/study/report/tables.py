@@ -107,7 +107,9 @@ VIEWS: dict[str, View] = {
     "data_counts": View("split subtype", "size_mm", "n"),
     "feature_awareness": View("feature", "measure"),
     "lambda_differences": View(values="where template n metric difference p p_holm"),
-    "steps": View(values="where n histogram steps jsd wasserstein_hu roughness_ratio auroc jsd_minus_25"),
+    "steps": View(
+        values="where n histogram steps jsd wasserstein_hu roughness_ratio auroc jsd_minus_25 roughness_ratio_minus_25"
+    ),
     "seen": View(values="split n patients jsd jsd_median wasserstein_hu roughness_ratio"),
     "longer": View(values="network steps_of_32 histogram jsd wasserstein_hu roughness_ratio jsd_minus_before"),
     "summary": View(
@@ -142,7 +144,7 @@ UNITS = {"hu": "HU", "hu2": "HU²", "mm": "mm", "db": "dB", "s": "s", "mb": "MB"
 SCALES = {"kid": 1e3, "mmd": 1e2}  # shown in the units of the paper's Table 1
 INTERVALS = {  # value: its bounds are <name>_low and <name>_high
     "value": "ci", "mean": "ci", "auroc": "ci", "ours": "ci", "difference": "ci", "minus_texture": "minus",
-    "jsd_minus_25": "jsd", "jsd_minus_before": "jsd", "jsd": "ci", "tau": "ci",
+    "jsd_minus_25": "jsd", "roughness_ratio_minus_25": "roughness_ratio", "jsd_minus_before": "jsd", "jsd": "ci", "tau": "ci",
 }  # fmt: skip
 
 
