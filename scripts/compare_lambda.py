@@ -59,10 +59,9 @@ def main(root: tyro.conf.Positional[Path], out: Path, steps: int = 250) -> None:
         steps: of each of the runs.
     """
     changes = SETTINGS | {"sampling__steps": SAMPLING["steps"], "ldm__lr": LEARNING_RATE, "ldm__steps": steps}
-    study = open_study("quick", "release", str(release_data(root)), 0, **changes)
-    *folders, host = inputs(root)
-    cubes, boxes = [judging.open_nodules(folder) for folder in folders]
-    nodules = [cubes, judging.displaced(boxes, "test", host)[0]]
+    cubes, boxes, host = inputs(root)
+    study = open_study("quick", "release", str(release_data(cubes, boxes, host)), 0, **changes)
+    nodules = [judging.open_nodules(cubes), judging.displaced(judging.open_nodules(boxes), "test", host)[0]]
     study.latents("train")  # once and for all seeds
     released = load_unet(RELEASED_UNET)[0]
     used_to_it = seeded(study, SEEDS).unet(released, histogram__template=False)[0]

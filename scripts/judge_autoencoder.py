@@ -10,6 +10,7 @@ fitted on the training patients' cubes.
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,17 +62,14 @@ def further(model: Autoencoder, made: np.ndarray, test: Patches, wide: Patches) 
     mu, std = encode_patches(model, test.hu)
     noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(SEED))
     sampled = decoded_hu(model, mu + std * noise) - test.hu
+    around = replace(wide, hu=reconstruct(model, wide.hu)).centred(SIZE).hu
     rows = [
         lesion_rows("lesion", "mean_error_hu", made - test.hu, test),
         lesion_rows("lesion, sampled latents", "mean_error_hu", sampled, test),
         lesion_rows("lesion, sampled latents", "mae_hu", np.abs(sampled), test),
-        lesion_rows(f"lesion, against {MORE} mm more around", "mae_hu", np.abs(made - _middle(reconstruct(model, wide.hu))), test),
+        lesion_rows(f"lesion, against {MORE} mm more around", "mae_hu", np.abs(made - around), test),
     ]  # fmt: skip
     return pd.concat(rows, ignore_index=True)
-
-
-def _middle(hu: np.ndarray) -> np.ndarray:
-    return hu[:, *[slice(MORE, -MORE)] * 3]
 
 
 def main(root: tyro.conf.Positional[Path], ship: Path | None = None) -> None:
@@ -83,12 +81,13 @@ def main(root: tyro.conf.Positional[Path], ship: Path | None = None) -> None:
     frame = load_manifest(root)
     if ship is not None:
         shipped(ship)
-    train, test = (load_patches(frame[frame.split == split], SIZE) for split in ("train", "test"))
+    train = load_patches(frame[frame.split == "train"], SIZE)
+    wide = load_patches(frame[frame.split == "test"], SIZE + 2 * MORE)
+    test = wide.centred(SIZE)
     model = load_autoencoder(SHIPPED_AUTOENCODER).eval()
     code = linear_code(train.hu, model.latent_channels)
     made = {"autoencoder": reconstruct(model, test.hu), "linear code": linear_reconstruction(code, test.hu)}
     scores = {name: nodule_scores(hu, test) for name, hu in made.items()}
-    wide = load_patches(frame[frame.split == "test"], SIZE + 2 * MORE)
     more = further(model, made["autoencoder"], test, wide)
     tables = [autoencoder_table(scores, N_BOOT, SEED), autoencoder_table({"autoencoder": more}, N_BOOT, SEED)]
     for subtype, part in test.frame.groupby("subtype"):

@@ -114,20 +114,19 @@ def thin(frame: pd.DataFrame, frames: list[pd.DataFrame]) -> pd.DataFrame:
     return frame[~frame.get("series_instance_uid", pd.Series("", frame.index)).isin(thick)].reset_index(drop=True)
 
 
-def release_data(root: Path) -> Path:
-    """Manifest folder of cubes in their own place and of all transplants.
+def release_data(cubes: Path, boxes: Path, host: Host) -> Path:
+    """Manifest folder of cubes in their own place and of all transplants; of what `inputs` gives.
 
     Raises:
-        ValueError: see `inputs`; or a patient in two splits.
+        ValueError: a patient in two splits.
     """
-    *folders, host = inputs(root)
     hosts = [*embedded_hosts(), host]
-    known = [load_manifest(folder, check_images=False) for folder in folders]
+    known = [load_manifest(folder, check_images=False) for folder in (cubes, boxes)]
     known = [f[~f.patient_id.str.startswith("unknown")] for f in known]
     splits = pd.concat(known).groupby("patient_id").split.nunique()
     if (splits > 1).any():
         raise ValueError(
-            f"{root}: in one manifest for training and in the other not: {', '.join(splits.index[splits > 1])}"
+            f"{cubes} and {boxes}: in one manifest for training and in the other not: {', '.join(splits.index[splits > 1])}"
         )
     target = keyed("release", manifest_digest(pd.concat(known, ignore_index=True)), key_of(hosts), COPIES)
     giving, quick = [givers(thin(frame, known)) for frame in known], get_profile("quick")
@@ -136,12 +135,11 @@ def release_data(root: Path) -> Path:
     folders = [
         transplant(frame, hosts, target / f"transplants-{k}", COPIES, library=library) for k, frame in enumerate(giving)
     ]
-    cubes = known[0].assign(background=known[0].image)
+    native = known[0].assign(background=known[0].image, source_id="0_" + known[0].nodule_id)
     moved = [load_manifest(folder, check_images=False) for folder in folders]
     parts = [part.assign(source_id=f"{k}_" + part.source_id) for k, part in enumerate(moved)]  # manifests may share ids
-    cubes = cubes.assign(source_id="0_" + cubes.nodule_id)
-    parts += [cubes[cubes.split == "train"]] * NATIVE
-    parts.append(cubes[cubes.split == "val"])
+    parts += [native[native.split == "train"]] * NATIVE
+    parts.append(native[native.split == "val"])
     columns = f"nodule_id patient_id image mask background subtype diameter_mm split {HOST} source_id".split()
     parts = [part.assign(nodule_id=f"{k}_" + part.nodule_id) for k, part in enumerate(parts)]
     every = pd.concat(parts, ignore_index=True).reindex(columns=columns).fillna({HOST: ""})
@@ -247,13 +245,15 @@ def training_curve(study: Study, path: Path, start: Path | None, out: Path) -> N
     figures.facets(shown.replace(names), "variable", figures.lines, **how).savefig(out / "curve.png", dpi=130)
 
 
-def seen_and_unseen(boxes: Study, host: Host, file: Path, out: Path) -> None:
-    """How nodules of training come again beside those of the test: left to itself, all in the healthy lung of `host`."""
+def seen_and_unseen(displaced: dict[str, Study], file: Path, out: Path) -> None:
+    """`seen.csv`, how the nodules of each split come again, left to the network by their own histograms; and a picture of
+    those of the test."""
     rows = []
-    for split in ("train", "test"):
-        nodules, _ = judging.displaced(boxes, split, host)
-        made_by = generator(nodules, file, steps=SAMPLING["steps"])
-        table = judging.lesions_of("", *made_for(nodules, made_by, split, f"{split} nodules"))
+    for split, nodules in displaced.items():
+        truth, crops = made_for(nodules, generator(nodules, file, steps=SAMPLING["steps"]), split, f"{split} nodules")
+        if split == "test":
+            pictured(truth, crops, out / "displaced")
+        table = judging.lesions_of("", truth, crops)
         e = mean_interval(table.jsd, table.patient_id, judging.N_BOOT, 0)
         interval = {"patients": table.patient_id.nunique(), "ci_low": e.ci_low, "ci_high": e.ci_high}
         rows.append({"split": split} | averages(table) | interval)
@@ -261,9 +261,8 @@ def seen_and_unseen(boxes: Study, host: Host, file: Path, out: Path) -> None:
     write_text(out / "seen.csv", pd.DataFrame(rows).round(5).to_csv(index=False))
 
 
-def left_to_itself(nodules: Study, file: Path, out: Path) -> None:
-    """`lesions.png`: all test nodules, real above and made with their own histograms below."""
-    truth, crops = made_for(nodules, generator(nodules, file, steps=SAMPLING["steps"]), "test")
+def pictured(truth: Patches, crops: np.ndarray, out: Path) -> None:
+    """`lesions.png`: nodules above, what was made with their histograms below."""
     panels, rows, columns = [], [], 14
     blank = figures.Panel(np.full(truth.hu.shape[1:], 1000.0))  # white in the lung window
     for subtype in SUBTYPES:
@@ -347,16 +346,14 @@ def packed(study: Study, path: Path, start: Path | None, out: Path) -> Path:
     return file
 
 
-def judge_weights(file: Path, root: Path, out: Path, started: float) -> None:
-    """What weights are worth on the test nodules of DATA_ROOT."""
-    *folders, host = inputs(root)
-    cubes, boxes = [judging.open_nodules(folder) for folder in folders]
-    moved, real = judging.displaced(boxes, "test", host)
-    seen_and_unseen(boxes, host, file, out)
-    left_to_itself(moved, file, out / "displaced")
-    sampling_steps({"own place": cubes, "displaced": moved}, file, out)
-    for judged, native, folder in ((cubes, None, out), (moved, real, out / "displaced")):
-        save_tables(judging.judge_released(judged, "test", native=native, unet=file), folder)
+def judge_weights(file: Path, cubes: Path, boxes: Path, host: Host, out: Path, started: float) -> None:
+    """What weights are worth on the nodules that `inputs` gives."""
+    native, donors = judging.open_nodules(cubes), judging.open_nodules(boxes)
+    moved, real = judging.displaced(donors, "test", host)
+    seen_and_unseen({"train": judging.displaced(donors, "train", host)[0], "test": moved}, file, out)
+    sampling_steps({"own place": native, "displaced": moved}, file, out)
+    for judged, own, folder in ((native, None, out), (moved, real, out / "displaced")):
+        save_tables(judging.judge_released(judged, "test", native=own, unet=file), folder)
         wall = {"since the call": round(time.perf_counter() - started, 1)}
         how = judging.networks(judged, judging.generators(unet=file))
         write_provenance(folder, how, judged.dataset, judged.seed, judged.data_hash, wall)
@@ -383,7 +380,7 @@ def main(
         raise ValueError(f"--device {device}: this machine trains on {here()}")
     if start is not None and judge is not None:
         raise ValueError("--judge trains nothing: leave out --start")
-    inputs(root)
+    given = inputs(root)
     if judge is not None:
         released(unet=judge)  # or said now what is wrong with it
     if start is not None and released(unet=start).config.unet != get_profile("quick", **SETTINGS).unet:
@@ -391,12 +388,12 @@ def main(
     out.mkdir(parents=True, exist_ok=True)  # found now if it cannot be written
     started = time.perf_counter()
     if judge is not None:
-        return judge_weights(judge, root, out, started)
-    study = open_study("quick", "release", str(release_data(root)), 0, **SETTINGS)
+        return judge_weights(judge, *given, out, started)
+    study = open_study("quick", "release", str(release_data(*given)), 0, **SETTINGS)
     study, path = train(study, minutes, start)
     file = packed(study, path, start, out)
     training_curve(study, path, start, out)
-    judge_weights(file, root, out, started)
+    judge_weights(file, *given, out, started)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def save(tables: dict[str, dict], folder) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The command at its smallest: DATA_ROOT, FOLDER and how often an update was made."""
+    """The command at its smallest: DATA_ROOT and FOLDER."""
     root, patch = tmp_path_factory.mktemp("release"), pytest.MonkeyPatch()
     patch.setenv("HRLDM_CACHE", str(root / "cache"))
     data = root / "data"
@@ -140,7 +140,7 @@ def test_a_patient_who_trains_in_one_manifest_is_not_tested_in_the_other(run, tm
     cubes.loc[cubes.split == "test", "patient_id"] = boxes.patient_id[boxes.split == "train"].to_numpy()
     cubes.to_csv(of_cubes, index=False)
     with pytest.raises(ValueError, match="in one manifest for training and in the other not: b-boxes-p0, b-boxes-p1"):
-        script.release_data(tmp_path)
+        script.release_data(*script.inputs(tmp_path))
 
 
 def test_weights_that_cannot_be_gone_on_from_are_refused_before_training(run, tmp_path, monkeypatch):
@@ -176,11 +176,7 @@ def test_snapshots_are_kept_at_their_share_of_the_steps(tmp_path, monkeypatch):
 
     assert len(list(script.with_snapshots(steps(), path, 25))) == 25
     kept = {f.stem: f.read_text() for f in tmp_path.glob("[0-9]*.safetensors")}
-    assert kept == {
-        "5": "5",
-        "10": "10",
-        "20": "20",
-    }  # a fifth, a half rounded to saved steps, four fifths; not the last
+    assert kept == {"5": "5", "10": "10", "20": "20"}  # a fifth, a half by whole saves, four fifths; not the last
 
 
 def test_what_l_hist_adds_is_measured_on_the_same_nodules(run, tmp_path, monkeypatch):
